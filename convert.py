@@ -1,12 +1,18 @@
 """Checkpoints in and out.
 
-    python convert.py SOURCE [--out DIR] [--dtype float16] [--check]     SOURCE: hub id, or directory of a transformers checkpoint
-    python convert.py RUN-OR-DIR --to hf --out DIR [--check]             what AutoModel... and AutoTokenizer of transformers load
+    python convert.py SOURCE [--out DIR] [--dtype float16] [--check]     SOURCE: hub id; directory of a transformers checkpoint;
+                                                                         resnet50, -101 or -152 of torchvision, with -v1 its older
+                                                                         weights; FILE.pth or .safetensors in torchvision's names
+    python convert.py RUN-OR-DIR --to hf --out DIR [--check]             what AutoModel... and AutoTokenizer or AutoImageProcessor
+                                                                         of transformers load
+    python convert.py RUN-OR-DIR --to torchvision --out FILE [--check]   what load_state_dict of torchvision's ResNets takes
 
-The work is done in minift/formats; this file reads arguments, says what happened and compares with transformers (--check).
+The work is done in minift/formats; this file reads arguments, says what happened and compares with the library (--check).
 """
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from minift.errors import UserError, command
@@ -20,71 +26,163 @@ def main(argv: list[str]) -> int | None:
         prog="convert.py", description="Convert a checkpoint into minift's layout, or out of it with --to."
     )
     parser.add_argument(
-        "source", help="hub id, or directory of a transformers checkpoint; with --to a run or a converted directory"
+        "source",
+        help="hub id, directory of a transformers checkpoint, resnet50, resnet101 or resnet152 (torchvision's V2 weights; V1: "
+        "resnet50-v1, ...), or a .pth or .safetensors file in torchvision's names; with --to a run or a converted directory",
     )
-    parser.add_argument("--to", choices=["hf"], help="write the layout of another library: hf = transformers")
-    parser.add_argument("--out", help="directory to write (default: weights/NAME, or below $MINIFT_WEIGHTS)")
+    parser.add_argument("--to", choices=["hf", "torchvision"], help="write the layout of another library: hf = transformers")
+    parser.add_argument(
+        "--out", help="directory to write (default: weights/NAME, or below $MINIFT_WEIGHTS); with --to torchvision a file"
+    )
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights written (default: as they are)")
     parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
-    parser.add_argument("--check", action="store_true", help="compare every layer with transformers' model on the same weights")
+    parser.add_argument(
+        "--preprocessing",
+        choices=["v1", "v2"],
+        help="of a file in torchvision's names: shorter side to 256 (v1) or 232 (v2), then the middle 224 x 224 "
+        "(default: what the file's hash or the .json beside it tells, else v1)",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="compare every layer with the other library's model on the same weights"
+    )
     arguments = parser.parse_args(argv)
     return export(arguments) if arguments.to else bring_in(arguments)
 
 
-def bring_in(arguments: argparse.Namespace) -> int | None:
-    from minift.formats import hub, huggingface
-    from minift.pretrained import is_converted, sha256, weights_directory, write
+# ---- in ----
 
-    directory, revision = Path(arguments.source), None
-    if directory.is_file():
-        raise UserError(f"{directory}: a file; give the directory that holds it together with config.json and the tokenizer")
-    if any(is_converted(place) for place in (directory, directory / "model")):
-        raise UserError(
-            f"{directory}: is in minift's layout already; to bring it out: python convert.py {directory} --to hf --out DIR"
-        )
-    name = directory.resolve().name if directory.is_dir() else arguments.source.rstrip("/").split("/")[-1]
-    out = new_directory(arguments.out or weights_directory() / name)
-    if not directory.is_dir():
-        directory, revision = hub.fetch(arguments.source, arguments.revision)
-    elif arguments.revision:
-        raise UserError(f"--revision {arguments.revision}: {directory} is a directory here, not a hub repository")
-    checkpoint, report = huggingface.read(directory, arguments.source, revision)
+
+def bring_in(arguments: argparse.Namespace) -> int | None:
+    from minift.pretrained import sha256, weights_directory, write
+
+    name, read = source_of(arguments)
+    out = new_place(arguments.out or weights_directory() / name)
+    place, checkpoint, report = read()
     cast(checkpoint, arguments.dtype)
     write(out, checkpoint)
 
-    count = sum(t.numel() for t in checkpoint.tensors.values())
-    print(f"read     {directory / report.file}" + (f", {report.renamed} old LayerNorm names" if report.renamed else ""))
-    pooler = "yes" if checkpoint.has_pooler else "no"
-    print(f"body     {checkpoint.architecture}, {count:,} parameters, pooler {pooler}, recorded pooling {checkpoint.pool}")
+    print(f"read     {place if place.is_file() else place / report.file}")
+    for said in report.said:
+        print(f"note     {said}")
+    count = sum(parameter.numel() for parameter in checkpoint.empty_body(checkpoint.own_pool).parameters())
+    print(f"body     {checkpoint.architecture}, {count:,} parameters, {description_of_inputs(checkpoint)}")
     print(f"dropped  {', '.join(report.dropped) if report.dropped else 'nothing'}")
     print(f"written  {out}, sha256 of model.safetensors {sha256(out / 'model.safetensors')}")
-    return check(out, directory, arguments.dtype) if arguments.check else None
+    return check(out, place, arguments.dtype) if arguments.check else None
+
+
+def source_of(arguments: argparse.Namespace) -> tuple[str, Callable]:
+    """(name of what the source gives, what reads it: (file or directory, Checkpoint, Report)). Nothing is downloaded yet."""
+    from minift.formats import torchvision
+    from minift.pretrained import is_converted
+
+    source, place = arguments.source, Path(arguments.source)
+    if any(is_converted(directory) for directory in (place, place / "model")):
+        raise UserError(f"{place}: is in minift's layout already; to bring it out: python convert.py {place} --to hf --out DIR")
+    if arguments.revision and place.exists():
+        raise UserError(f"--revision {arguments.revision}: {place} is a {'directory' if place.is_dir() else 'file'} here, "
+                        "not a hub repository")  # fmt: skip
+    if arguments.preprocessing and not place.is_file():
+        raise UserError(f"--preprocessing {arguments.preprocessing} belongs to a file in torchvision's names; {source} is none")
+    if place.is_dir():
+        return place.resolve().name, partial(read_directory, place, source)
+    if place.is_file():
+        return place.stem, partial(read_file, place, arguments.preprocessing)
+    if source in torchvision.WEIGHTS:
+        if arguments.revision:
+            raise UserError(f"--revision {arguments.revision}: {source} is torchvision's, whose weights are chosen by -v1 or -v2")
+        return source, partial(read_published, source)
+    return source.rstrip("/").split("/")[-1], partial(read_from_hub, source, arguments.revision)
+
+
+def read_directory(place: Path, source: str, revision: str | None = None):
+    from minift.formats import huggingface
+
+    return place, *huggingface.read(place, source, revision)
+
+
+def read_file(place: Path, preprocessing: str | None):
+    from minift.formats import torchvision
+
+    return place, *torchvision.read(place, str(place), preprocessing=preprocessing)
+
+
+def read_published(name: str):
+    from minift.formats import torchvision
+
+    place = torchvision.fetch(name)
+    return place, *torchvision.read(place, name, revision=place.name)
+
+
+def read_from_hub(repository: str, revision: str | None):
+    from minift.formats import hub
+
+    place, commit = hub.fetch(repository, revision)
+    return read_directory(place, repository, commit)
+
+
+def description_of_inputs(checkpoint) -> str:
+    if checkpoint.preprocessing is None:
+        return f"pooler {'yes' if checkpoint.own_pool else 'no'}, recorded pooling {checkpoint.pool}"
+    p = checkpoint.preprocessing
+    colours = f"mean {', '.join(map(str, p['mean']))}, std {', '.join(map(str, p['std']))}"
+    return f"images resized to {p['resize']} ({p['interpolation']}), cropped to {p['crop']}, {colours}"
+
+
+# ---- out ----
 
 
 def export(arguments: argparse.Namespace) -> int | None:
-    from minift.formats import huggingface
     from minift.pretrained import find, read
 
     if arguments.out is None:
-        raise UserError("--to hf: say where with --out DIR")
-    if arguments.revision:
-        raise UserError("--revision belongs to a download; with --to there is none")
+        raise UserError(f"--to {arguments.to}: say where with --out {'DIR' if arguments.to == 'hf' else 'FILE.pth'}")
+    for flag in ("revision", "preprocessing"):
+        if getattr(arguments, flag):
+            raise UserError(f"--{flag} belongs to what is read; with --to there is none")
     place = find(arguments.source)
-    out = new_directory(arguments.out)
+    out = new_place(arguments.out)
     checkpoint = read(place)
     cast(checkpoint, arguments.dtype)
-    if checkpoint.task and checkpoint.task["pool"] != "cls":
-        raise UserError(
-            f"{arguments.source}: the head reads pool={checkpoint.task['pool']}, which transformers' classifier cannot; "
-            "train with --pool cls"
-        )
-    huggingface.write(out, checkpoint)
-    loader = "AutoModelForSequenceClassification" if checkpoint.task else "AutoModel"
-    print(f"written  {out}; load it with transformers.{loader}.from_pretrained({str(out)!r}) and AutoTokenizer")
+    {"hf": export_to_hf, "torchvision": export_to_torchvision}[arguments.to](checkpoint, out, arguments.source)
     return check(place, out, arguments.dtype) if arguments.check else None
 
 
-def new_directory(out: str | Path) -> Path:
+def export_to_hf(checkpoint, out: Path, source: str) -> None:
+    from minift.formats import huggingface
+
+    family = huggingface.FAMILIES[checkpoint.architecture]
+    if checkpoint.task and checkpoint.task["pool"] != family.pool:
+        raise UserError(
+            f"{source}: the head reads pool={checkpoint.task['pool']}, which transformers' classifier cannot; "
+            f"train with --pool {family.pool}"
+        )
+    huggingface.write(out, checkpoint)
+    inputs = "AutoTokenizer" if checkpoint.tokenizer else "AutoImageProcessor"
+    print(f"written  {out}; load it with transformers.{auto_class(checkpoint)}.from_pretrained({str(out)!r}) and {inputs}")
+
+
+def export_to_torchvision(checkpoint, out: Path, source: str) -> None:
+    from minift.formats import torchvision
+
+    if out.suffix not in torchvision.SUFFIXES:
+        raise UserError(f"{out}: --to torchvision writes one file, so --out ends in {', '.join(torchvision.SUFFIXES)}")
+    beside = new_place(out.with_suffix(".json"))
+    call = torchvision.write(out, checkpoint)
+    loaded = "safetensors.torch.load_file" if out.suffix == ".safetensors" else "torch.load"
+    print(f"written  {out}; load it with model = {call}; model.load_state_dict({loaded}({str(out)!r}))")
+    if not checkpoint.head:
+        print("note     there is no head in it: before load_state_dict, model.fc = torch.nn.Identity()")
+    print(f"written  {beside}: labels and preprocessing, which the file cannot hold")
+
+
+def auto_class(checkpoint) -> str:
+    """The class of transformers that loads it."""
+    classifiers = {"bert": "AutoModelForSequenceClassification", "resnet": "AutoModelForImageClassification"}
+    return classifiers[checkpoint.architecture] if checkpoint.task else "AutoModel"
+
+
+def new_place(out: str | Path) -> Path:
     out = Path(out).resolve()
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"{out}: exists and is not empty; give another one with --out")
@@ -94,63 +192,115 @@ def new_directory(out: str | Path) -> Path:
 def cast(checkpoint, dtype: str | None) -> None:
     import torch
 
-    if dtype is not None:
-        for tensors in (checkpoint.tensors, checkpoint.head):
-            tensors.update({name: t.to(getattr(torch, dtype)) for name, t in tensors.items()})
+    if dtype is None:
+        return
+    for tensors in (checkpoint.tensors, checkpoint.head):
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point():
+                tensors[name] = tensor.to(getattr(torch, dtype))
+                if tensor.isfinite().all() and not tensors[name].isfinite().all():
+                    raise UserError(f"--dtype {dtype}: {name} holds {tensor.abs().max().item():.3g}, which is beyond its range; "
+                                    "take bfloat16")  # fmt: skip
+
+
+# ---- check ----
+
+# Architecture and library -> module here: module there whose output is compared; numbers as in the name tables of the model's file.
+COMPARED = {
+    ("bert", "transformers"): {"embeddings": "embeddings", "layers.{}": "encoder.layer.{i}", "pooler": "pooler"},
+    ("resnet", "transformers"): {"stem": "embedder", "blocks.{}": "encoder.stages.{g}.layers.{b}", "pooler": "pooler"},
+    ("resnet", "torchvision"): {"stem": "maxpool", "blocks.{}": "layer{G}.{b}", "pooler": "avgpool"},
+}
 
 
 def check(ours: Path, theirs: Path, dtype: str | None) -> int:
-    """Print layer by layer the largest difference between minift's model and transformers' on the same weights, in float64.
+    """Print layer by layer the largest difference between minift's model and the library's on the same weights, in float64.
 
-    ours: a converted directory or a run's model/; theirs: a transformers directory; dtype: what the weights were rounded to on
-    the way. Returns 1 where a difference is above TOLERANCE, else 0.
+    ours: a converted directory or a run's model/; theirs: a transformers directory or a file in torchvision's names; dtype: what
+    the weights were rounded to on the way. Returns 1 where a difference is above TOLERANCE, else 0.
     """
     import torch
 
+    from minift.formats.huggingface import look_up_module
+    from minift.pretrained import read
+
+    checkpoint = read(ours)
+    cast(checkpoint, dtype)
+    pool = {"bert": checkpoint.own_pool, "resnet": "mean"}[checkpoint.architecture]
+    body = checkpoint.body(pool, dtype=torch.float64).eval()
+    library, version, whole, base = reference(checkpoint, theirs, body.config)
+    whole.to(getattr(torch, dtype or "float32")).double().eval()
+    described, inputs, state, kept = {"bert": random_texts, "resnet": random_images}[checkpoint.architecture](body.config)
+
+    names = [name for names in body.stages.values() for name in names]
+    table = COMPARED[checkpoint.architecture, library]
+    expected, found = {}, {}
+
+    def keep(name: str):
+        def hook(module, arguments, output):
+            expected[name] = (output if isinstance(output, torch.Tensor) else output[0]).clone()
+
+        return hook
+
+    for name in names:
+        base.get_submodule(look_up_module(name, table, body.numbering())).register_forward_hook(keep(name))
+    with torch.inference_mode():
+        output = whole(*inputs)
+        for name, stage in zip(names, body.walk(), strict=True):
+            state = stage(state)
+            found[name] = state.pooled if name == "pooler" else state.hidden[kept]
+            expected[name] = expected[name].flatten(1) if name == "pooler" else expected[name][kept]
+        if checkpoint.task is not None:
+            expected["head"] = output if isinstance(output, torch.Tensor) else output.logits
+            head = {name: tensor.double() for name, tensor in checkpoint.head.items()}
+            found["head"] = torch.nn.functional.linear(state.pooled, head["weight"], head["bias"])
+    worst = {name: (found[name] - expected[name]).abs().max().item() for name in found}
+    print(f"\nlargest difference from {library} {version}, float64, {described}")
+    for name, value in worst.items():
+        print(f"  {name:14s} {value:.1e}{'' if value <= TOLERANCE else f'  above {TOLERANCE}'}")
+    return int(not all(value <= TOLERANCE for value in worst.values()))
+
+
+def reference(checkpoint, theirs: Path, config) -> tuple:
+    """(library, its version, its model with the head if there is one to compare, its body)."""
+    if theirs.is_file():
+        import torchvision
+
+        from minift.formats.torchvision import load
+
+        network = load(theirs, config)
+        return "torchvision", torchvision.__version__, network, network
     try:
         import transformers
     except ImportError:
         raise UserError('--check compares with transformers, which is not installed: pip install -e ".[test]"') from None
-    from minift.models.bert import State
-    from minift.pretrained import read
-
     transformers.logging.set_verbosity_error()
-    checkpoint = read(ours)
-    cast(checkpoint, dtype)
-    body = checkpoint.body(pooler=checkpoint.has_pooler, dtype=torch.float64).eval()
-    if checkpoint.task is None:
-        whole = transformers.AutoModel.from_pretrained(theirs)
-        reference = whole
-    else:
-        whole = transformers.AutoModelForSequenceClassification.from_pretrained(theirs)
-        reference = whole.base_model
-    whole = whole.to(getattr(torch, dtype or "float32")).double().eval()
+    whole = getattr(transformers, auto_class(checkpoint)).from_pretrained(theirs)
+    return "transformers", transformers.__version__, whole, whole.base_model
+
+
+def random_texts(config) -> tuple:
+    """(what they are, inputs of transformers' model, State to begin with, which positions are compared)."""
+    import torch
+
+    from minift.models.bert import State
 
     generator = torch.Generator().manual_seed(0)
-    length = min(64, body.config.max_position_embeddings)
-    tokens = torch.randint(body.config.vocab_size, (4, length), generator=generator)
+    length = min(64, config.max_position_embeddings)
+    tokens = torch.randint(config.vocab_size, (4, length), generator=generator)
     mask = torch.arange(length) < torch.tensor([length, length // 2, length // 4, 3])[:, None]
-    types = (torch.arange(length) >= length // 3).long().expand_as(tokens) % body.config.type_vocab_size
-    differences = {}
-    with torch.inference_mode():
-        expected = reference(tokens, mask.long(), types, output_hidden_states=True)
-        state = State(tokens, types, mask)
-        names = [name for names in body.stages.values() for name in names]
-        for i, (name, stage) in enumerate(zip(names, body.walk(), strict=True)):
-            state = stage(state)
-            if name == "pooler":
-                differences[name] = state.pooled - expected.pooler_output
-            else:
-                differences[name] = (state.hidden - expected.hidden_states[i])[mask]
-        if checkpoint.task is not None:
-            head = {name: tensor.double() for name, tensor in checkpoint.head.items()}
-            logits = torch.nn.functional.linear(state.pooled, head["weight"], head["bias"])
-            differences["head"] = logits - whole(tokens, mask.long(), types).logits
-    worst = {name: d.abs().max().item() for name, d in differences.items()}
-    print(f"\nlargest difference from transformers {transformers.__version__}, float64, 4 rows of up to {length} tokens")
-    for name, value in worst.items():
-        print(f"  {name:14s} {value:.1e}{'' if value <= TOLERANCE else f'  above {TOLERANCE}'}")
-    return int(not all(value <= TOLERANCE for value in worst.values()))
+    types = (torch.arange(length) >= length // 3).long().expand_as(tokens) % config.type_vocab_size
+    return f"4 rows of up to {length} tokens", (tokens, mask.long(), types), State(tokens, types, mask), mask
+
+
+def random_images(config) -> tuple:
+    """The same of images; not square, so that height and width cannot change places unseen."""
+    import torch
+
+    from minift.models.resnet import State
+
+    images = torch.randn(2, config.num_channels, 96, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return "2 images of 96 x 64", (images,), State(images), ...
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from minift.data.reading import LAYOUT_FLAGS, Layout
@@ -19,29 +20,44 @@ from minift.flags import add_flags
 
 @dataclass(frozen=True)
 class Options(Layout):
-    train: str | None = None  # training file; unset: the embedded sample of reviews
-    valid: str | None = None  # validation file; unset: 10 % of the training file, stratified; none: keep the last epoch
-    test: str | None = None  # test file, scored once at the end
+    train: str | None = None  # training file, or directory of images by class; unset: the embedded sample of reviews
+    valid: str | None = None  # the like for validation; unset: 10 % of the training rows, stratified; none: keep the last epoch
+    test: str | None = None  # the like for a test, scored once at the end
     split_seed: int = 0  # of the split where --valid is unset; --seed has no part in it
-    task: str = "text-classification"  # what is learnt
-    model: str = "minilm-l6"  # converted directory, its name under weights/, or a finished run to go on from
+    task: str = "text-classification"  # what is learnt: text-classification or image-classification
+    model: str | None = None  # converted directory, its name under weights/, or a finished run; unset: minilm-l6 or resnet50
     init: str = "pretrained"  # pretrained, or random: the same architecture from scratch
     pool: str | None = None  # what the head reads, cls or mean; unset: cls, for probe what the checkpoint recommends
-    method: str = "full"  # full: everything trains; probe: the head alone
+    method: str = "full"  # full: everything trains; partial:stages=2: the top two stages and the head; probe: the head alone
     epochs: int | None = None  # passes over the rows; unset: the method's own, more for few rows; 0 scores the untrained model
     batch_size: int = 32  # rows a step
     accumulate: int = 1  # batches whose gradients make one step, that of the one large batch
+    solver: str = "gradient"  # gradient: steps of the optimiser; lbfgs: a probe solved exactly, its L2 penalty chosen by validation
+    l2: float | None = None  # penalty of lbfgs; unset: the best of 45
+    optimizer: str | None = None  # adamw, sgd, with options as in sgd:momentum=0.9,nesterov=True; unset: adamw, sgd for images
     lr: float | None = None  # peak learning rate; unset: the method's own
     head_lr: float | None = None  # peak learning rate of the head; unset: as --lr
     layer_decay: float = 1.0  # factor on the rate from each stage to the one below: 0.385 is ULMFiT's 2.6
-    weight_decay: float = 0.01  # of weights; biases and normalisation layers have none
+    weight_decay: float | None = None  # of weights; biases and normalisation layers have none; unset: 0.01, for images 1e-4
+    decay_rule: str = "type"  # what decays: type: weights by the type of their module; hf: what transformers' Trainer decays
     schedule: str = "linear"  # of the rate: constant, linear, cosine, polynomial:power=2,end=0, inverse-sqrt, slanted-triangular
     warmup: float = 0.1  # steps in which the rate rises from 0: below 1 a share of all, else a number
     clip: float = 1.0  # largest norm of all gradients together
+    label_smoothing: float = 0.0  # share of every label that is spread evenly over all classes in training
+    augment: str | None = None  # training images: none, standard (crop, flip), strong; unset: standard, for probe none
+    mixup: float = 0.0  # alpha of Beta(alpha, alpha), by which pairs of training images are blended; 0: never
+    cutmix: float = 0.0  # the like, by which a rectangle of one is put into the other
+    cache: str = "auto"  # output of the stages below all that train, kept in memory, on disk, or off; auto: where it fits
+    views: int | None = None  # augmented views of every training image that are kept for the cache; unset: new ones each epoch
+    unfreeze: str | None = None  # stages that train: gradual (one more each epoch), chain, all-at:n=1; gradual:every=9: steps
     monitor: str | None = None  # metric that chooses the epoch to keep; unset: the task's first
     patience: int | None = None  # epochs without a better one after which training stops; unset: never
     max_length: int | None = None  # tokens a row, special ones counted, longer rows are cut; unset: 128, or what the model can take
+    checkpoint_activations: bool = False  # compute them again in the backward pass: less memory, more time
+    precision: str = "auto"  # float32, bfloat16, float16; auto: bfloat16 where the device is faster with it
     seed: int = 42  # of the head's start, the order of the rows and dropout
+    seeds: int = 1  # runs with this seed and the following ones, in OUT/seed-S; then mean, deviation, median, best and worst
+    plan: bool = False  # show stages, rates, steps, and estimates of time and memory from a few timed steps; then stop
     device: str | None = None  # cpu, cuda, ...; unset: cuda where there is one
     out: str | None = None  # directory of the run; unset: runs/DATA-MODEL-METHOD
 
@@ -49,6 +65,12 @@ class Options(Layout):
 # Few rows need more passes: three over 500 rows leave BERT half trained (Mosbach et al. 2021, arXiv:2006.04884;
 # Zhang et al. 2021, arXiv:2006.05987). --epochs unset makes at least this many steps.
 LEAST_STEPS = 150
+
+# Flags of gradient steps, with which an exact solver has nothing to do
+GRADIENT = (
+    *("epochs", "accumulate", "optimizer", "lr", "head_lr", "layer_decay", "weight_decay", "decay_rule", "schedule", "warmup"),
+    *("clip", "label_smoothing", "mixup", "cutmix", "patience"),
+)
 
 
 @dataclass
@@ -65,50 +87,81 @@ class Progress:
 
 
 def fit(
-    model, task, train, valid, optimizer, schedule, run, *, epochs, batch_size, accumulate, clip, seed, monitor, patience
+    model,
+    task,
+    train,
+    valid,
+    optimizer,
+    schedule,
+    run,
+    progress=None,
+    *,
+    epochs,
+    batch_size,
+    accumulate,
+    clip,
+    seed,
+    monitor,
+    patience,
+    label_smoothing=0.0,
+    unfreezing=None,
+    precision,
 ) -> Progress:
     """Train, score after every epoch, keep the best: what lies in the run's model/ at the end is the epoch that `monitor` chose.
 
-    model: has body and head. train, valid: Encoded rows with labels; valid None: the last epoch is kept. optimizer: of the
-    groups that train. schedule: step -> factor on their rates. run: takes events and weights. A tie keeps the earlier epoch.
-    The gradient of a step is that of its `accumulate` batches taken as one: a sum over all their rows, divided by their number.
+    model: has body and head. train, valid: data with labels; valid None: the last epoch is kept. optimizer: of the groups that
+    train. schedule: step -> factor on their rates. run: takes events and weights. progress: where the run stands. unfreezing:
+    (stages, step, epoch) -> those of them that train now; None: all. precision: around every forward, as
+    `optim.precision.around` makes it. A tie keeps the earlier epoch. The gradient of a step is that of its `accumulate` batches
+    taken as one: a sum over all their rows, divided by their number.
     """
     import torch
     from tqdm import tqdm
 
-    from minift.data.batching import in_order, shuffled
+    from minift.data.batching import shuffled
     from minift.finetuned import score
     from minift.metrics import HIGHER_IS_BETTER
-    from minift.optim.groups import clip_gradients
+    from minift.optim.groups import clip_gradients, switch
+    from minift.optim.precision import LossScaler
 
     every = 10  # steps from one look at the loss to the next: a look makes a GPU wait
     device = next(model.parameters()).device
     parameters = [p for group in optimizer.groups for p in group.parameters]
-    progress = Progress()
+    scaler = LossScaler() if getattr(precision, "dtype", None) == torch.float16 else None
+    progress = progress or Progress()
+    stages = list(dict.fromkeys(group.stage for group in optimizer.groups))
     if epochs == 0:
         run.save(model)
     for epoch in range(epochs):
         start = time.perf_counter()
         model.train()
-        windows = in_order(shuffled(train.lengths, batch_size, seed, epoch), accumulate)
+        order = shuffled(train.lengths, batch_size, seed, epoch)
+        stream, windows = train.batches(order, device, epoch), math.ceil(len(order) / accumulate)
         bar = tqdm(total=len(train), desc=f"epoch {epoch + 1}/{epochs}", unit="row", leave=False, disable=not sys.stderr.isatty())
         pending, marked, total_loss = [], start, 0.0
-        for number, window in enumerate(windows, 1):
-            batches = [task.collate(train, rows) for rows in window]
+        for number in range(1, windows + 1):
+            batches = list(islice(stream, accumulate))
+            if unfreezing is not None and switch(model, optimizer.groups, unfreezing(stages, progress.step, epoch)):
+                on = dict.fromkeys(group.stage for group in optimizer.groups if group.parameters[0].requires_grad)
+                tqdm.write(f"step {progress.step + 1}: {', '.join(on)} train{'s' * (len(on) == 1)}")
             count, loss = sum(map(task.count, batches)), 0.0
             for batch in batches:
-                batch = batch.to(device)
-                part = task.loss(model(batch), batch.labels)[0] / count
-                part.backward()
+                with precision:
+                    part = task.loss(model(batch), batch.labels, label_smoothing)[0] / count
+                (part if scaler is None else scaler.scale(part)).backward()
                 loss = loss + part.detach()
-            clip_gradients(parameters, clip)
             factor = schedule(progress.step)
-            optimizer.step(factor)
+            finite = scaler is None or scaler.unscale(parameters)
+            if finite:
+                clip_gradients(parameters, clip)
+                optimizer.step(factor)
+                progress.step += 1
+            if scaler is not None:
+                scaler.update(finite)
             optimizer.zero_grad()
-            progress.step += 1
-            pending.append((progress.step, loss, factor * optimizer.groups[-1].lr, sum(map(len, window))))
+            pending.append((progress.step, loss, factor * optimizer.groups[-1].lr, sum(len(batch.labels) for batch in batches)))
 
-            if number % every == 0 or number == len(windows):
+            if number % every == 0 or number == windows:
                 steps, losses, rates, counts = zip(*pending, strict=True)
                 losses, now = torch.stack(losses).tolist(), time.perf_counter()
                 common = {"epoch": epoch + 1, "split": "train", "examples_per_second": sum(counts) / (now - marked)}
@@ -128,7 +181,7 @@ def fit(
         line = f"epoch {epoch + 1}/{epochs}  {len(train) / seconds:,.0f} rows/s  train loss {total_loss / len(train):.4f}"
         better = True
         if valid is not None:
-            scores = score(model, task, valid, batch_size)
+            scores = score(model, task, valid, batch_size, precision)
             progress.seconds_evaluating += scores.seconds
             run.log([{"step": progress.step, "epoch": epoch + 1, "split": "valid", **scores.metrics}])
             line += "  valid " + "  ".join(f"{name} {value:.4f}" for name, value in scores.metrics.items())
@@ -151,84 +204,110 @@ def main(argv: list[str]) -> None:
     add_flags(parser, Options)
     given = Options(**vars(parser.parse_args(argv)))
     if given.method == "help":
-        return list_methods()
+        list_methods()
+        return
     check(given)
+    if given.seeds == 1:
+        run(given)
+    else:
+        run_seeds(given)
+
+
+def run(given: Options) -> dict | None:
+    """One run from data to results: what it writes to result.json; None where --plan stops before training."""
     started = time.perf_counter()
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large tensors in huge pages: 4 % of a step on a CPU
 
     import torch
 
-    from minift.data.reading import label_ids
-    from minift.data.tokenising import encode
+    from minift import cache
+    from minift.checkpointing import checkpoint_activations
     from minift.errors import look_up
     from minift.finetuned import choose_device, score
     from minift.methods import METHODS
     from minift.methods.surgery import freeze, trains
-    from minift.optim.adamw import AdamW
+    from minift.optim import OPTIMIZERS
+    from minift.optim import precision as precisions
     from minift.optim.groups import make_groups
     from minift.optim.schedules import SCHEDULES, warmup_steps
-    from minift.pretrained import find, read, sha256
+    from minift.optim.unfreezing import UNFREEZING
+    from minift.plan import print_plan
+    from minift.pretrained import find, read, sha256, untrained
     from minift.report import print_data, print_model, print_results, print_settings, shown
     from minift.runs import Run, choose_directory, describe_device, peak_memory_mb, versions
+    from minift.solve import solve
     from minift.specs import parse
     from minift.tasks import TASKS
 
     # What the flags leave open
-    method, task_class = look_up(METHODS, given.method, "--method"), look_up(TASKS, given.task, "--task")
-    method_file = sys.modules[method.__module__]
+    task_class = look_up(TASKS, given.task, "--task")
+    foreign = flags_of_other_tasks(given, task_class)
+    method, method_name = parse(given.method, METHODS, "--method"), given.method.partition(":")[0]
+    method_file = sys.modules[method.func.__module__]
+    optimizer_name = given.optimizer or task_class.OPTIMIZER
+    make_optimizer = parse(optimizer_name, OPTIMIZERS, "--optimizer")
     schedule = parse(given.schedule, SCHEDULES, "--schedule")
+    unfreezing = given.unfreeze and parse(given.unfreeze, UNFREEZING, "--unfreeze")
     device = choose_device(given.device)
-    place = find(given.model)
-    checkpoint = read(place)
-    recorded = checkpoint.pool if given.method == "probe" else None
-    open_ones = {
-        "lr": (method_file.lr(checkpoint.config["hidden_size"]), f"{given.method}'s own"),
-        "max_length": (min(128, checkpoint.config["max_position_embeddings"]), "default"),
-        "pool": (recorded or "cls", "the checkpoint's" if recorded else "default"),
+    model_name = given.model or task_class.MODEL
+    checkpoint = untrained(model_name) if given.init == "random" else None
+    place = None if checkpoint else find(model_name)
+    checkpoint = checkpoint or read(place)
+    dtype = precisions.choose(given.precision, device)
+    precision = precisions.around(dtype)
+    if dtype == torch.float16 and device.type == "cpu":
+        print("note: float16 on a CPU is slow; bfloat16 or float32 is faster", file=sys.stderr)
+    open_ones = task_class.open_flags(method_name, checkpoint) | {
+        "model": (model_name, f"{given.task}'s own"),
+        "optimizer": (optimizer_name, f"{given.task}'s own"),
+        "lr": (method_file.lr(optimizer_name.partition(":")[0], checkpoint.width), f"{method_name}'s own"),
+        "weight_decay": (task_class.WEIGHT_DECAY, f"{given.task}'s own"),
         "monitor": (task_class.METRICS[0], f"first of {given.task}"),
         "device": (str(device), "found"),
-        "out": (str(choose_directory(given.out, Path(given.train or "reviews"), given.model, given.method)), "free"),
+        "out": (str(choose_directory(given.out, Path(given.train or "reviews"), model_name, given.method)), "free"),
     }
     open_ones = {name: pair for name, pair in open_ones.items() if getattr(given, name) is None}
+    if given.precision == "auto":
+        open_ones["precision"] = (str(dtype).removeprefix("torch."), "found")
     options = replace(given, **{name: value for name, (value, _) in open_ones.items()})
     known = ("loss", *task_class.METRICS)
     if options.monitor not in known:
         raise UserError(f"--monitor {options.monitor}: known are {', '.join(known)}")
-    if options.max_length > checkpoint.config["max_position_embeddings"]:
-        raise UserError(
-            f"--max-length {options.max_length}: the model has {checkpoint.config['max_position_embeddings']} positions"
-        )
 
     # Data
-    parts, labels = read_parts(options)
-    if parts["train"].pairs is not None and checkpoint.config["type_vocab_size"] < 2:
-        raise UserError(f"{options.train}: pairs of texts, and the model knows one kind of text (type_vocab_size 1)")
-    pad = checkpoint.config["pad_token_id"]
-    ids = {split: label_ids(rows, labels) for split, rows in parts.items()}
-    data = {split: encode(checkpoint.tokenizer, rows, ids[split], options.max_length, pad) for split, rows in parts.items()}
-    print_data(parts, data, labels, options.max_length)
+    parts, labels = read_parts(options, task_class)
+    ids = {split: task_class.ids(rows, labels, split) for split, rows in parts.items()}
+    settings = task_class.settings(options, parts["train"])
+    data = {split: task_class.prepare(rows, ids[split], checkpoint, settings) for split, rows in parts.items()}
+    print_data(parts, data, labels)
+    data["train"] = task_class.for_training(data["train"], options, len(labels))
     steps_per_epoch = math.ceil(math.ceil(len(data["train"]) / options.batch_size) / options.accumulate)
-    if given.epochs is None:
+    if given.solver == "lbfgs":
+        open_ones["epochs"], options = (0, "none for lbfgs"), replace(options, epochs=0)
+    elif given.epochs is None:
         epochs = max(method_file.EPOCHS, math.ceil(LEAST_STEPS / steps_per_epoch))
-        why = f"{given.method}'s own" if epochs == method_file.EPOCHS else f"few rows: at least {LEAST_STEPS} steps"
+        why = f"{method_name}'s own" if epochs == method_file.EPOCHS else f"few rows: at least {LEAST_STEPS} steps"
         open_ones["epochs"] = (epochs, why)
         options = replace(options, epochs=epochs)
 
     # Model: freeze everything, then the method thaws or grafts
     torch.manual_seed(options.seed)
-    with_pooler = options.pool == "cls"
-    body = checkpoint.body(with_pooler) if options.init == "pretrained" else checkpoint.random_body(with_pooler)
+    body = checkpoint.body(options.pool) if options.init == "pretrained" else checkpoint.random_body(options.pool)
     freeze(body)
-    method(body)
-    if with_pooler and not checkpoint.has_pooler and not trains(body.pooler):
+    try:
+        method(body)
+    except ValueError as error:
+        raise UserError(f"--method {options.method}: {error}") from None
+    new_pooler = options.pool == "cls" and checkpoint.own_pool is None
+    if new_pooler and not trains(body.pooler):
         raise UserError(f"{options.model} has no pooler, and {options.method} would not train a new one; add --pool mean")
     task = task_class(labels, options.pool)
-    model = task.model(body).to(device)
-    new = ["everything" if options.init == "random" else "head"] + ["pooler"] * (with_pooler and not checkpoint.has_pooler)
+    model = task.model(body).to(device, memory_format=torch.channels_last)  # the order in which convolutions are fast
+    new = ["everything" if options.init == "random" else "head"] + ["pooler"] * new_pooler
 
     # Optimiser and schedule
-    groups = make_groups(model, options.lr, options.weight_decay, options.head_lr, options.layer_decay)
-    optimizer = AdamW(groups)
+    groups = make_groups(model, options.lr, options.weight_decay, options.head_lr, options.layer_decay, options.decay_rule)
+    optimizer = make_optimizer(groups)
     steps = options.epochs * steps_per_epoch
     warmup = warmup_steps(options.warmup, steps)
     if warmup > steps > 0:
@@ -242,37 +321,70 @@ def main(argv: list[str]) -> None:
         raise UserError(
             f"--layer-decay {options.layer_decay}: {options.method} trains the head alone, so there are no stages to step through"
         )
-    print_model(model, groups, f"{shown(place)}, from {checkpoint.source}; newly initialised: {', '.join(new)}")
-    print_settings(given, options, open_ones)
+    origin = f"{shown(place)}, from {checkpoint.source}" if place else checkpoint.source
+    print_model(model, groups, f"{origin}; newly initialised: {', '.join(new)}")
+    if unfreezing and all(group.stage == "head" for group in groups):
+        raise UserError(f"--unfreeze {options.unfreeze}: {options.method} trains the head alone, so there is nothing to switch")
+    print_settings(given, options, open_ones, foreign)
+    frozen = cache.depth(body)
+    if options.checkpoint_activations:
+        checkpoint_activations(body, precision)
+    if options.plan:
+        print_plan(model, task, data, optimizer, schedule, steps, options, precision)
+        return None
 
     # Train
-    settings = {
-        "max_length": options.max_length,
+    settings |= {
         "batch_size": options.batch_size,
-        "pairs": parts["train"].pairs is not None,
+        "precision": options.precision,
+        "frozen": frozen,
         "layout": {name: getattr(options, name) for name in LAYOUT_FLAGS},
     }
     described = {"name": options.task, "labels": labels, "pool": options.pool}
-    saved_with = {"base": sha256(place / "model.safetensors"), "task": described, "settings": settings}
-    checkpoint = replace(checkpoint, tensors={}, **saved_with)  # the body has its own copy of the tensors
+    base = sha256(place / "model.safetensors") if place else None
+    checkpoint = replace(checkpoint, tensors={}, base=base, task=described, settings=settings)  # the body has its own tensors
     run = Run(Path(options.out), checkpoint)
     run.write_json("config.json", {"flags": asdict(options), "versions": versions()})
     seconds = {"setup": time.perf_counter() - started}
     rows = options.batch_size * options.accumulate
-    print(f"{steps:,} steps of {rows} rows, {options.epochs} epochs, on {describe_device(device)}", flush=True)
+    where = f"{describe_device(device)}, {options.precision}"
+    work = f"{steps:,} steps of {rows} rows, {options.epochs} epochs" if options.solver == "gradient" else "L-BFGS"
+    print(f"{work}, on {where}", flush=True)
     torch.manual_seed(options.seed)  # dropout's stream does not depend on what was initialised before it
     limits = {
-        name: getattr(options, name) for name in ("epochs", "batch_size", "accumulate", "clip", "seed", "monitor", "patience")
+        name: getattr(options, name)
+        for name in ("epochs", "batch_size", "accumulate", "clip", "seed", "monitor", "patience", "label_smoothing")
     }
     try:
-        progress = fit(model, task, data["train"], data.get("valid"), optimizer, schedule, run, **limits)
+        start = time.perf_counter()
+        seen = cache.keep(data, body, precision, device, options.batch_size, options.cache, run.directory)
+        progress = Progress(seconds_training=time.perf_counter() - start)
+        if options.solver == "lbfgs":
+            start = time.perf_counter()
+            wanted = {name: getattr(options, name) for name in ("batch_size", "monitor", "l2")}
+            solve(model, task, seen["train"], seen.get("valid"), run, precision=precision, **wanted)
+            progress.seconds_training += time.perf_counter() - start
+        else:
+            progress = fit(
+                model,
+                task,
+                seen["train"],
+                seen.get("valid"),
+                optimizer,
+                schedule,
+                run,
+                progress,
+                unfreezing=unfreezing,
+                precision=precision,
+                **limits,
+            )
     except KeyboardInterrupt:
         kept = f"the best epoch so far is in {run.directory}" if (run.directory / "model").is_dir() else "before an epoch was over"
         raise KeyboardInterrupt(kept) from None
 
     # Results of what was saved
     run.restore(model)
-    scores = {split: score(model, task, data[split], options.batch_size) for split in ("valid", "test") if split in data}
+    scores = {split: score(model, task, seen[split], options.batch_size, precision) for split in ("valid", "test") if split in data}
     seconds["train"] = progress.seconds_training
     seconds["evaluate"] = progress.seconds_evaluating + sum(s.seconds for s in scores.values())
     result = {split: s.metrics for split, s in scores.items()} | {
@@ -290,6 +402,49 @@ def main(argv: list[str]) -> None:
     if progress.best is not None and not math.isclose(scores["valid"].metrics[options.monitor], progress.best, rel_tol=1e-6):
         raise AssertionError(f"what was saved scores {scores['valid'].metrics}, recorded was {options.monitor} {progress.best}")
     print_results(run.directory, parts, data, task, scores, progress, options)
+    return result
+
+
+def run_seeds(given: Options) -> None:
+    """The same run with several seeds, and what they have in common."""
+    import statistics
+
+    from minift.errors import look_up
+    from minift.metrics import HIGHER_IS_BETTER
+    from minift.report import table
+    from minift.runs import choose_directory, write_json
+    from minift.tasks import TASKS
+
+    model = given.model or look_up(TASKS, given.task, "--task").MODEL
+    directory = choose_directory(given.out, Path(given.train or "reviews"), model, given.method)
+    seeds = range(given.seed, given.seed + given.seeds)
+    results = []
+    for seed in seeds:
+        print(f"\n======== seed {seed}\n", flush=True)
+        results.append(run(replace(given, seed=seed, out=str(directory / f"seed-{seed}"))))
+    summary = {}
+    for split in ("valid", "test"):
+        for name in results[0].get(split, ()):
+            values = [result[split][name] for result in results]
+            best, worst = (max(values), min(values)) if HIGHER_IS_BETTER[name] else (min(values), max(values))
+            figures = {"mean": statistics.mean(values), "deviation": statistics.stdev(values), "median": statistics.median(values)}
+            summary.setdefault(split, {})[name] = figures | {"best": best, "worst": worst, "values": values}
+    write_json(directory / "result.json", {"seeds": list(seeds), **summary})
+    rows = [[split, name, *list(f.values())[:-1]] for split, metrics in summary.items() for name, f in metrics.items()]
+    print(f"\n======== {given.seeds} seeds, in {directory}\n")
+    print(table(["split", "metric", "mean", "deviation", "median", "best", "worst"], rows))
+
+
+def flags_of_other_tasks(options: Options, task_class) -> set[str]:
+    """Names of the flags that the task has no use for; one that was given all the same is a mistake."""
+    from minift.errors import look_up
+    from minift.tasks import TASKS
+
+    strange = {f: name for name in TASKS for f in look_up(TASKS, name, "--task").FLAGS if f not in task_class.FLAGS}
+    for f, name in strange.items():
+        if getattr(options, f) != getattr(Options, f):
+            raise UserError(f"--{f.replace('_', '-')} belongs to {name}, and the task is {options.task}")
+    return set(strange)
 
 
 def check(options: Options) -> None:
@@ -300,7 +455,16 @@ def check(options: Options) -> None:
         "epochs": (options.epochs is None or options.epochs >= 0, "0 or more"),
         "batch_size": (options.batch_size >= 1, "1 or more"),
         "lr": (options.lr is None or options.lr > 0, "above 0"),
-        "weight_decay": (options.weight_decay >= 0, "0 or more"),
+        "weight_decay": (options.weight_decay is None or options.weight_decay >= 0, "0 or more"),
+        "decay_rule": (options.decay_rule in ("type", "hf"), "type or hf"),
+        "label_smoothing": (0 <= options.label_smoothing < 1, "0 or more, below 1"),
+        "augment": (options.augment in (None, "none", "standard", "strong"), "none, standard or strong"),
+        "mixup": (options.mixup >= 0, "0 or more"),
+        "cutmix": (options.cutmix >= 0, "0 or more"),
+        "cache": (options.cache in ("auto", "memory", "disk", "off"), "auto, memory, disk or off"),
+        "views": (options.views is None or options.views >= 1, "1 or more"),
+        "workers": (options.workers is None or options.workers >= 0, "0 or more"),
+        "precision": (options.precision in ("auto", "float32", "bfloat16", "float16"), "auto, float32, bfloat16 or float16"),
         "accumulate": (options.accumulate >= 1, "1 or more"),
         "head_lr": (options.head_lr is None or options.head_lr > 0, "above 0"),
         "layer_decay": (0 < options.layer_decay <= 1, "above 0, at most 1"),
@@ -324,6 +488,20 @@ def check(options: Options) -> None:
         raise UserError(
             f"--warmup {options.warmup:g}: slanted-triangular has a rise of its own; say slanted-triangular:cut_frac=0.2"
         )
+    if options.solver not in ("gradient", "lbfgs"):
+        raise UserError(f"--solver {options.solver}: known are gradient, lbfgs")
+    if options.solver == "lbfgs":
+        if options.method != "probe":
+            raise UserError(f"--solver lbfgs with --method {options.method}: it solves a linear head alone; add --method probe")
+        if options.valid == "none" and options.l2 is None:
+            raise UserError("--solver lbfgs with --valid none: nothing to choose the penalty by; give it with --l2")
+        if options.augment not in (None, "none") and options.views is None:
+            raise UserError(f"--solver lbfgs with --augment {options.augment}: it sees the rows once; say how often with --views")
+        idle = [name for name in GRADIENT if getattr(options, name) != getattr(Options, name)]
+        if idle:
+            raise UserError(f"--{idle[0].replace('_', '-')} with --solver lbfgs: it takes no gradient steps")
+    if options.l2 is not None and (options.solver != "lbfgs" or options.l2 <= 0):
+        raise UserError(f"--l2 {options.l2}: a number above 0 is wanted, and --solver lbfgs")
     if options.patience is not None and options.valid == "none":
         raise UserError("--patience with --valid none: without validation rows no epoch is better than another")
     idle = {name for name in (*LAYOUT_FLAGS, "valid", "test", "split_seed") if getattr(options, name) != getattr(Options, name)}
@@ -336,47 +514,46 @@ def check(options: Options) -> None:
         raise UserError("--monitor with --valid none: without validation rows there is nothing to choose by")
 
 
-def read_parts(options: Options) -> tuple[dict, list[str]]:
+def read_parts(options: Options, task_class) -> tuple[dict, list[str]]:
     """(rows of the splits that there are: train, valid, test; labels by name)"""
     import numpy as np
 
-    from minift.data.reading import label_names, read_rows, split_stratified
+    from minift.data.reading import split_stratified
     from minift.data.samples import REVIEWS, reviews_split
 
     if options.train is None:
-        rows = read_rows(REVIEWS, Layout())
+        if options.task != "text-classification":
+            raise UserError(f"--task {options.task}: the embedded sample is one of texts; give --train")
+        rows = task_class.read(REVIEWS, Layout())
         splits = np.array([reviews_split(f"{text}\t{label}") for text, label in zip(rows.texts, rows.labels, strict=True)])
-        return {split: rows.take(np.flatnonzero(splits == split)) for split in ("train", "valid", "test")}, label_names(rows)
-    parts = {"train": read_rows(options.train, options)}
+        return {split: rows.take(np.flatnonzero(splits == split)) for split in ("train", "valid", "test")}, task_class.names(rows)
+    parts = {"train": task_class.read(options.train, options)}
     if options.label_part and not parts["train"].shortened:
         raise UserError(f"{options.train}: --label-part {options.label_part!r}: no label in the file contains it")
-    labels = label_names(parts["train"])
+    labels = task_class.names(parts["train"])
     if options.valid is None:
         kept, held = split_stratified(parts["train"].labels, 0.1, options.split_seed)
         if not len(held):
             raise UserError(
-                f"{options.train}: {len(kept)} rows are too few to hold 10 % back for validation; give --valid FILE or --valid none"
+                f"{options.train}: {len(kept)} rows are too few to hold 10 % back for validation; give --valid or --valid none"
             )
         parts = {"train": parts["train"].take(kept), "valid": parts["train"].take(held)}
     elif options.valid != "none":
-        parts["valid"] = read_rows(options.valid, options)
+        parts["valid"] = task_class.read(options.valid, options)
     if options.test is not None:
-        parts["test"] = read_rows(options.test, options)
-    for rows in parts.values():
-        if (rows.pairs is None) != (parts["train"].pairs is None):
-            raise UserError(
-                f"{rows.path}: has pairs of texts where train has not, or not where it has; name the text columns by flag"
-            )
+        parts["test"] = task_class.read(options.test, options)
     return parts, labels
 
 
 def list_methods() -> None:
-    import importlib
-
+    from minift.errors import look_up
     from minift.methods import METHODS
+    from minift.specs import options_of
 
-    for name, target in METHODS.items():
-        print(f"{name:8s} {importlib.import_module(target.partition(':')[0]).__doc__.splitlines()[0]}")
+    for name in METHODS:
+        function = look_up(METHODS, name, "--method")
+        spec = ":".join(filter(None, (name, ",".join(f"{key}={value}" for key, value in options_of(function).items()))))
+        print(f"{spec:18s} {function.__doc__.splitlines()[0]}")
 
 
 if __name__ == "__main__":

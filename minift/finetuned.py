@@ -1,18 +1,18 @@
-"""A trained model in use: load it from a run, label texts with it, score it."""
+"""A trained model in use: load it from a run, label texts or images with it, score it."""
 
 import time
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from minift.cache import Recomputed, Trunk
 from minift.data.batching import by_length
-from minift.data.reading import Rows
-from minift.data.tokenising import Encoded, encode
 from minift.errors import UserError, look_up
-from minift.pretrained import read
+from minift.optim.precision import around
+from minift.pretrained import Checkpoint, read
 from minift.tasks import TASKS
 
 
@@ -22,30 +22,36 @@ class FineTuned:
 
     model: nn.Module
     task: object
-    tokenizer: Tokenizer
-    settings: dict  # max_length, batch_size, pairs, layout: of the run
+    checkpoint: Checkpoint  # without its tensors
+    precision: AbstractContextManager  # as `optim.precision.around` makes it
 
-    def encode(self, rows: Rows, labels=None) -> Encoded:
-        return encode(self.tokenizer, rows, labels, self.settings["max_length"], self.model.body.config.pad_token_id)
+    @property
+    def settings(self) -> dict:
+        """How the run read and batched its data."""
+        return self.checkpoint.settings
 
-    def predict(self, texts: list[str], pairs: list[str] | None = None) -> list[dict]:
-        """One object a text, in order: label, score (its probability), probabilities by label.
+    def prepare(self, rows, labels=None):
+        """Rows as the task reads them -> data for `score`, through the run's frozen trunk as in training."""
+        data = self.task.prepare(rows, labels, self.checkpoint, self.settings)
+        frozen = self.settings["frozen"]
+        return Recomputed(data, Trunk(self.model.body, frozen, self.precision)) if frozen else data
+
+    def score(self, rows, labels) -> tuple["Scores", dict]:
+        """(scores of labelled rows, figures of the data). labels: (N) ids."""
+        data = self.prepare(rows, labels)
+        return score(self.model, self.task, data, self.settings["batch_size"], self.precision), data.describe()
+
+    def predict(self, inputs: list[str], pairs: list[str] | None = None) -> list[dict]:
+        """One object a text or image file, in order: label, score (its probability), probabilities by label.
 
         pairs: the second texts, for a run that was trained on pairs.
         """
-        for given in (texts, [] if pairs is None else pairs):
-            if isinstance(given, str) or not all(isinstance(text, str) for text in given):
-                raise UserError("predict: a list of texts is wanted, as predict(['one text', 'another'])")
-        if pairs is not None and len(pairs) != len(texts):
-            raise UserError(f"predict: {len(texts)} texts and {len(pairs)} second texts")
-        rows = Rows(Path(), list(texts), None if pairs is None else list(pairs), None, [])
-        self.check_pairs(rows, "predict")
-        return self.task.decode(logits_of(self.model, self.task, self.encode(rows), self.settings["batch_size"])) if texts else []
+        return self.predict_rows(self.task.rows(inputs, pairs))
 
-    def check_pairs(self, rows: Rows, where: str) -> None:
-        if (rows.pairs is not None) != self.settings["pairs"]:
-            wanted = "pairs of texts, and here is one text a row" if rows.pairs is None else "single texts, and here are pairs"
-            raise UserError(f"{where}: the run was trained on {wanted}")
+    def predict_rows(self, rows) -> list[dict]:
+        if not len(rows):
+            return []
+        return self.task.decode(logits_of(self.model, self.prepare(rows), self.settings["batch_size"], self.precision))
 
 
 def load(directory: str | Path, device: str | None = None) -> FineTuned:
@@ -58,9 +64,11 @@ def load(directory: str | Path, device: str | None = None) -> FineTuned:
         raise UserError(f"{directory}: a body without a head; train one first: python train.py --model {directory} --train FILE")
     described = dict(checkpoint.task)
     task = look_up(TASKS, described.pop("name"), "task")(**described)
-    model = task.model(checkpoint.body(pooler=checkpoint.has_pooler))
+    model = task.model(checkpoint.body(checkpoint.task["pool"]))
     model.head.load_state_dict({name: tensor.float() for name, tensor in checkpoint.head.items()})
-    return FineTuned(model.to(choose_device(device)).eval(), task, checkpoint.tokenizer, checkpoint.settings)
+    model = model.to(choose_device(device), memory_format=torch.channels_last).eval()
+    precision = around(getattr(torch, checkpoint.settings["precision"]))
+    return FineTuned(model, task, replace(checkpoint, tensors={}, head={}), precision)
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -74,14 +82,16 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def logits_of(model: nn.Module, task, data: Encoded, batch_size: int) -> Tensor:
+def logits_of(model: nn.Module, data, batch_size: int, precision: AbstractContextManager) -> Tensor:
     """The logits of every row in the order of the rows, (N, C), on the CPU. The model is left in evaluation mode."""
     device = next(model.parameters()).device
     model.eval()
-    logits = None
+    order, logits = by_length(data.lengths, batch_size), None
     with torch.inference_mode():
-        for rows in by_length(data.lengths, batch_size):
-            output = model(task.collate(data, rows).to(device)).cpu()
+        for rows, batch in zip(order, data.batches(order, device), strict=True):
+            with precision:
+                output = model(batch).cpu()
+            output = output.float() if output.dtype.itemsize < 4 else output
             logits = output.new_empty(len(data), *output.shape[1:]) if logits is None else logits
             logits[rows] = output
     return logits
@@ -94,10 +104,10 @@ class Scores:
     seconds: float
 
 
-def score(model: nn.Module, task, data: Encoded, batch_size: int) -> Scores:
+def score(model: nn.Module, task, data, batch_size: int, precision: AbstractContextManager) -> Scores:
     """Mean loss and metrics over all rows at once, never averaged over batches. data must have labels."""
     start = time.perf_counter()
-    logits = logits_of(model, task, data, batch_size)
+    logits = logits_of(model, data, batch_size, precision)
     labels = torch.from_numpy(data.labels)
     total, count = task.loss(logits, labels)
     return Scores({"loss": total.item() / count} | task.metrics(logits, data.labels), logits, time.perf_counter() - start)

@@ -19,10 +19,10 @@ def add_flags(parser: argparse.ArgumentParser, options: type, inherited: str | N
     for f in fields(options):
         kind = next(t for t in (*typing.get_args(types[f.name]), types[f.name]) if t is not type(None))
         shown = f" (default: {inherited})" if inherited else "" if f.default is None else f" (default: {f.default})"
+        form = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind, "metavar": kind.__name__.upper()}
         parser.add_argument(
             "--" + f.name.replace("_", "-"),
-            type=kind,
             default=None if inherited else f.default,
-            metavar=kind.__name__.upper(),
             help=(comments[f.name] + shown).replace("%", "%%"),
+            **form,
         )

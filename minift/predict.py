@@ -1,31 +1,31 @@
-"""Label texts with a finished run: `python -m minift.predict RUN "some text"` or `--data FILE`."""
+"""Label texts or images with a finished run: `python -m minift.predict RUN "some text"`, `RUN a.jpg b.jpg`, or `--data FILE`."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
 
-from minift.data.reading import LAYOUT_FLAGS, Layout, Rows, read_rows
+from minift.data.reading import LAYOUT_FLAGS, Layout
 from minift.errors import UserError, command
 from minift.evaluate import layout_of
 from minift.flags import add_flags
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m minift.predict", description="Label texts with a finished run.")
+    parser = argparse.ArgumentParser(prog="python -m minift.predict", description="Label texts or images with a finished run.")
     parser.add_argument("run", help="directory of a finished run")
-    parser.add_argument("text", nargs="*", help="texts to label")
+    parser.add_argument("input", nargs="*", help="texts to label, or image files")
     parser.add_argument("--pair", help="the second text, where the run was trained on pairs")
-    parser.add_argument("--data", help="file of texts instead")
+    parser.add_argument("--data", help="file of texts, or directory of images, instead")
     parser.add_argument("--out", help="file for the predictions, one JSON object a row (default: print them)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
     add_flags(parser, Layout, inherited="as in training")
     arguments = parser.parse_args(argv)
-    if bool(arguments.text) == bool(arguments.data):
-        raise UserError("give either texts or --data FILE")
+    if bool(arguments.input) == bool(arguments.data):
+        raise UserError("give either texts (or image files) or --data FILE")
     if arguments.data and arguments.pair is not None:
         raise UserError("--pair goes with a text on the command line; in a file name the column with --pair-column")
-    if arguments.text and any(getattr(arguments, name) is not None for name in LAYOUT_FLAGS):
+    if arguments.input and any(getattr(arguments, name) is not None for name in LAYOUT_FLAGS):
         raise UserError("texts on the command line have no layout; the flags that describe a file go with --data FILE")
     if arguments.out and Path(arguments.out).exists():
         raise UserError(f"--out {arguments.out}: exists already; give another name or delete it")
@@ -35,9 +35,9 @@ def main(argv: list[str]) -> None:
     from minift.finetuned import load
 
     tuned = load(arguments.run, arguments.device)
-    if arguments.text:
-        pairs = None if arguments.pair is None else [arguments.pair] * len(arguments.text)
-        rows = Rows(Path(), arguments.text, pairs, None, [])
+    if arguments.input:
+        pairs = None if arguments.pair is None else [arguments.pair] * len(arguments.input)
+        rows = tuned.task.rows(arguments.input, pairs)
     else:
         layout = layout_of(arguments, tuned.settings)
         if layout.format == "label-first" and arguments.format is None:
@@ -45,18 +45,14 @@ def main(argv: list[str]) -> None:
                 f"{arguments.data}: the run was trained on lines of `label text`; say --format label-first if these are such lines "
                 "too, or --format lines if each is a text and nothing else"
             )
-        rows = read_rows(arguments.data, layout, labelled=False)
+        rows = tuned.task.read(arguments.data, layout, labelled=False)
         print(f"{arguments.data}: {len(rows):,} rows; {'; '.join(rows.decided)}", file=sys.stderr)
-        tuned.check_pairs(rows, arguments.data)
-    predictions = tuned.predict(rows.texts, rows.pairs)
-    if arguments.text and not arguments.out:
-        for text, p in zip(arguments.text, predictions, strict=True):
+    predictions = tuned.predict_rows(rows)
+    if arguments.input and not arguments.out:
+        for text, p in zip(arguments.input, predictions, strict=True):
             print(f"{p['label']}  {p['score']:.3f}  {text}")
         return
-    inputs = [{"text": text} for text in rows.texts]
-    if rows.pairs is not None:
-        inputs = [{"text": text, "pair": pair} for text, pair in zip(rows.texts, rows.pairs, strict=True)]
-    lines = [json.dumps(i | p, ensure_ascii=False) + "\n" for i, p in zip(inputs, predictions, strict=True)]
+    lines = [json.dumps(i | p, ensure_ascii=False) + "\n" for i, p in zip(rows.inputs(), predictions, strict=True)]
     if arguments.out:
         Path(arguments.out).write_text("".join(lines), encoding="utf-8")
         print(f"{len(lines):,} predictions in {arguments.out}", file=sys.stderr)

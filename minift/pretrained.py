@@ -2,13 +2,13 @@
 
 model.safetensors   the body under minift's names; a run's head beside it as head.weight, head.bias
 config.json         minift (version of this layout) and the fields of Checkpoint that are not tensors
-tokenizer.json      as the tokenizers library reads it
+tokenizer.json      as the tokenizers library reads it; none beside a model of images
 """
 
 import hashlib
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from minift.errors import UserError, look_up
 from minift.models import MODELS
+from minift.models.resnet import DEPTHS
 
 LAYOUT = 1
 HEAD = "head."
@@ -30,42 +31,66 @@ class Checkpoint:
     architecture: str
     config: dict  # of the architecture, as its Config takes it
     tensors: dict[str, Tensor]  # minift's names
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None  # of a model of texts
     source: str  # where it was converted from
     revision: str | None = None  # of the source
+    preprocessing: dict | None = None  # of a model of images: the fields of data.images.Preprocessing that belong to the weights
     pool: str | None = None  # what it recommends for a frozen body, cls or mean; None where it says nothing
     base: str | None = None  # of a run: sha256 of the model.safetensors that it started from
     task: dict | None = None  # of a run: name of the task and what it is made with
-    settings: dict | None = None  # of a run: max_length, batch_size, pairs, layout of the training file
+    settings: dict | None = None  # of a run: how its data was read and batched
     head: dict[str, Tensor] = field(default_factory=dict)  # of a run
 
     @property
-    def has_pooler(self) -> bool:
-        return any(name.startswith("pooler.") for name in self.tensors)
+    def width(self) -> int:
+        """Of what the head reads."""
+        return look_up(MODELS, self.architecture, "architecture").Config(**self.config).width
 
-    def empty_body(self, pooler: bool = True) -> nn.Module:
+    @property
+    def own_pool(self) -> str | None:
+        """cls where the tensors hold a pooler's weights."""
+        return "cls" if any(name.startswith("pooler.") for name in self.tensors) else None
+
+    def empty_body(self, pool: str | None = "cls") -> nn.Module:
         """The body without memory for its weights: names, shapes and stages alone."""
         with torch.device("meta"):
-            return self.random_body(pooler)
+            return self.random_body(pool)
 
-    def body(self, pooler: bool = True, dtype: torch.dtype = torch.float32) -> nn.Module:
+    def body(self, pool: str | None = "cls", dtype: torch.dtype = torch.float32) -> nn.Module:
         """The body with these weights in `dtype`. A pooler that is asked for and not in the checkpoint is newly initialised."""
-        body = self.empty_body(pooler)
-        wanted = {name: self.tensors[name].to(dtype, copy=True) for name in body.state_dict() if name in self.tensors}
+        body = self.empty_body(pool)
+        stored = {name: self.tensors[name] for name in body.state_dict() if name in self.tensors}
+        wanted = {name: t.to(dtype if t.is_floating_point() else t.dtype, copy=True) for name, t in stored.items()}
         if body.load_state_dict(wanted, strict=False, assign=True).missing_keys:  # the pooler's alone: `read` has checked the rest
             body.pooler.to_empty(device="cpu").to(dtype).apply(body.initialise)
         return body
 
-    def random_body(self, pooler: bool = True) -> nn.Module:
+    def random_body(self, pool: str | None = "cls") -> nn.Module:
         """The same architecture with newly initialised weights (--init random)."""
         model = look_up(MODELS, self.architecture, "architecture")
-        return model(model.Config(**self.config), pooler=pooler)
+        return model(model.Config(**self.config), pool=pool)
+
+
+def untrained(name: str) -> Checkpoint | None:
+    """The architecture of a ResNet by name, without weights; None for another name, and where a converted one is to be found."""
+    if name not in DEPTHS or any((place / "config.json").is_file() for place in places(name)):
+        return None
+    from minift.data.loading import IMAGENET_V2
+
+    preprocessing = asdict(IMAGENET_V2)
+    return Checkpoint("resnet", {"depths": DEPTHS[name]}, {}, None, f"{name} without weights", preprocessing=preprocessing)
+
+
+def places(name: str) -> list[Path]:
+    """Where a converted checkpoint of this name may lie."""
+    short = name.rstrip("/").split("/")[-1]
+    return [Path(name), weights_directory() / short, CHECKOUT / "weights" / short, Path(__file__).parent / "weights" / short]
 
 
 def find(name: str) -> Path:
     """Where --model NAME lies: a directory; else $MINIFT_WEIGHTS/NAME; else weights/NAME of the checkout, or of the package."""
     short = name.rstrip("/").split("/")[-1]
-    for place in (Path(name), weights_directory() / short, CHECKOUT / "weights" / short, Path(__file__).parent / "weights" / short):
+    for place in places(name):
         if is_converted(place / "model"):  # a run
             return place / "model"
         if place.is_dir():
@@ -150,22 +175,23 @@ def read(directory: Path) -> Checkpoint:
     tensors = read_tensors(directory / "model.safetensors")
     head = {name.removeprefix(HEAD): tensors.pop(name) for name in list(tensors) if name.startswith(HEAD)}
     described = {key: value for key, value in config.items() if key != "minift"}
-    checkpoint = Checkpoint(tensors=tensors, head=head, tokenizer=read_tokenizer(directory), **described)
-    check_shapes(directory / "model.safetensors", tensors, checkpoint.empty_body(checkpoint.has_pooler).state_dict())
+    tokenizer = None if config.get("preprocessing") else read_tokenizer(directory)
+    checkpoint = Checkpoint(tensors=tensors, head=head, tokenizer=tokenizer, **described)
+    check_shapes(directory / "model.safetensors", tensors, checkpoint.empty_body(checkpoint.own_pool).state_dict())
     return checkpoint
 
 
-def check_shapes(where: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def check_shapes(where: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor], wanted_by: str = "config.json") -> None:
     """Every expected tensor is there with its shape, and nothing else is."""
     missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or unexpected:
         parts = [
             f"{len(names)} {kind} (first {names[0]})" for kind, names in (("missing", missing), ("unexpected", unexpected)) if names
         ]
-        raise UserError(f"{where}: the tensors do not fit the architecture in config.json: {', '.join(parts)}")
+        raise UserError(f"{where}: the tensors do not fit {wanted_by}: {', '.join(parts)}")
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
-            raise UserError(f"{where}: {name} is {tuple(tensor.shape)}, config.json asks for {tuple(expected[name].shape)}")
+            raise UserError(f"{where}: {name} is {tuple(tensor.shape)}, {wanted_by} asks for {tuple(expected[name].shape)}")
 
 
 def write(directory: Path, checkpoint: Checkpoint) -> None:
@@ -176,7 +202,8 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
     beside.mkdir(parents=True, exist_ok=True)
     write_tensors(beside / "model.safetensors", tensors)
     write_json(beside / "config.json", {"minift": LAYOUT} | config)
-    checkpoint.tokenizer.save(str(beside / "tokenizer.json"))
+    if checkpoint.tokenizer is not None:
+        checkpoint.tokenizer.save(str(beside / "tokenizer.json"))
     directory.mkdir(exist_ok=True)
     for file in sorted(beside.iterdir()):
         file.replace(directory / file.name)

@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+from torch.nn import BatchNorm2d
 
 from minift.metrics import per_class
 
@@ -38,6 +39,13 @@ def class_table(labels: list[str], confusion: np.ndarray) -> str:
     return table(header, rows)
 
 
+def bars(values: list[float], width: int = 60) -> str:
+    """A curve in one line of text; values: 0 or more."""
+    blocks = " ▁▂▃▄▅▆▇█"
+    picked = [values[round(i * (len(values) - 1) / max(1, width - 1))] for i in range(min(width, len(values)))]
+    return "".join(blocks[round(value / (max(values) or 1) * 8)] for value in picked)
+
+
 def short(text: str, spare: int = 0) -> str:
     """A text in one line of the terminal, less `spare` columns."""
     width = max(40, min(shutil.get_terminal_size((120, 24)).columns, 160) - spare)
@@ -45,30 +53,23 @@ def short(text: str, spare: int = 0) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def print_data(parts: dict, data: dict, labels: list[str], max_length: int) -> None:
+def print_data(parts: dict, data: dict, labels: list[str]) -> None:
     for line in dict.fromkeys(f"data   {shown(part.path)}: {'; '.join(part.decided)}" for part in parts.values()):
         print(line)
     counted = labels if len(labels) <= 6 else []
     rows = []
     for split, part in parts.items():
-        counts, lengths = Counter(part.labels), data[split].lengths
-        figures = [
-            len(part),
-            *(counts[label] for label in counted),
-            int(np.median(lengths)),
-            int(lengths.max()),
-            data[split].cut,
-        ]
-        rows.append([split, *figures])
-    print(table(["split", "rows", *counted, "median tokens", "longest", f"cut by {max_length}"], rows))
+        counts = Counter(part.labels)
+        rows.append([split, len(part), *(counts[label] for label in counted), *data[split].describe().values()])
+    print(table(["split", "rows", *counted, *data["train"].describe()], rows))
     if not counted:
         counts = Counter(parts["train"].labels).most_common()
         print(f"{len(labels)} labels: {', '.join(f'{label} {n}' for label, n in counts[:6])}, ... {counts[-1][0]} {counts[-1][1]}")
-    seen = set(zip(parts["train"].texts, parts["train"].pairs or parts["train"].texts, strict=True))
+    seen = {tuple(row.values()) for row in parts["train"].inputs()}
     for split in [split for split in parts if split != "train"]:
-        shared = sum(pair in seen for pair in zip(parts[split].texts, parts[split].pairs or parts[split].texts, strict=True))
+        shared = sum(tuple(row.values()) in seen for row in parts[split].inputs())
         if shared:
-            print(f"note: {shared:,} of the {len(parts[split]):,} {split} texts are in the training rows too")
+            print(f"note: {shared:,} of the {len(parts[split]):,} {split} rows are in the training rows too")
     print()
 
 
@@ -83,7 +84,8 @@ def print_model(model, groups: list, described: str) -> None:
         parameters = [p for module in modules for p in module.parameters()]
         mine = [group for group in groups if group.stage == stage]
         decays = " / ".join(f"{d:g}" for d in sorted({g.weight_decay for g in mine}, reverse=True))
-        mode = "train" if modules[0].training else "frozen, no dropout"
+        norms = any(isinstance(m, BatchNorm2d) for module in modules for m in module.modules())
+        mode = "train" if modules[0].training else "frozen, statistics too" if norms else "frozen, no dropout"
         rows.append([stage, sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad),
                      f"{mine[0].lr:g}" if mine else "", decays, mode])  # fmt: skip
     rows.append(["total", sum(row[1] for row in rows), sum(row[2] for row in rows), "", "", ""])
@@ -91,13 +93,13 @@ def print_model(model, groups: list, described: str) -> None:
     print(table(["stage", "parameters", "trainable", "lr", "weight decay", "mode"], rows), end="\n\n")
 
 
-def print_settings(given, options, open_ones: dict) -> None:
-    """Every flag with its value, beside where the value came from."""
+def print_settings(given, options, open_ones: dict, foreign: set[str]) -> None:
+    """Every flag but the foreign ones with its value, beside where the value came from."""
     by_origin: dict[str, list[str]] = {}
     for f in fields(options):
         value = getattr(options, f.name)
         origin = open_ones[f.name][1] if f.name in open_ones else "default" if getattr(given, f.name) == f.default else "given"
-        if value is not None:
+        if value is not None and f.name not in foreign:
             by_origin.setdefault(origin, []).append(f"--{f.name.replace('_', '-')} {value}")
     width = max(map(len, by_origin))
     for origin, flags in by_origin.items():
@@ -120,7 +122,7 @@ def print_results(directory: Path, parts: dict, data: dict, task, scores: dict, 
         header = next(iter(scores.values())).metrics
         print(
             table(
-                [f"epoch {progress.best_epoch}", "rows", *header],
+                [f"epoch {progress.best_epoch}" if progress.best_epoch else "", "rows", *header],
                 [[split, len(data[split]), *s.metrics.values()] for split, s in scores.items()],
             )
         )
@@ -130,15 +132,14 @@ def print_results(directory: Path, parts: dict, data: dict, task, scores: dict, 
         probabilities = scores["valid"].logits.double().softmax(-1).numpy()
         right = probabilities[np.arange(len(probabilities)), data["valid"].labels]
         print("worst of the validation rows")
-        rows = parts["valid"]
+        rows, inputs = parts["valid"], parts["valid"].inputs()
         for i in np.argsort(right, kind="stable")[:5]:
-            text = rows.texts[i] if rows.pairs is None else f"{rows.texts[i]} | {rows.pairs[i]}"
             guess = task.labels[int(probabilities[i].argmax())]
-            head = f"  line {rows.lines[i]}: {rows.labels[i]}, predicted {guess} {probabilities[i].max():.3f}  "
-            print(head + short(text, len(head)))
+            head = f"  {rows.place(i)}{rows.labels[i]}, predicted {guess} {probabilities[i].max():.3f}  "
+            print(head + short(" | ".join(inputs[i].values()), len(head)))
         print()
     run, scored = shlex.quote(str(directory)), options.test or options.valid
-    print(f'predict   python -m minift.predict {run} "some text"')
+    print(f"predict   python -m minift.predict {run} {parts['train'].EXAMPLE}")
     print(f"evaluate  python -m minift.evaluate {run} --data {'FILE' if scored in (None, 'none') else shlex.quote(scored)}")
     if options.pool == "cls":
         print(f"export    python convert.py {run} --to hf --out {shlex.quote(f'{directory}-hf')}")

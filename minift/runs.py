@@ -39,7 +39,8 @@ class Run:
             file.writelines(json.dumps(event) + "\n" for event in events)
 
     def save(self, model: nn.Module) -> None:
-        tensors, head = ({n: t.detach().cpu() for n, t in part.state_dict().items()} for part in (model.body, model.head))
+        parts = (part.state_dict().items() for part in (model.body, model.head))
+        tensors, head = ({name: tensor.detach().cpu().contiguous() for name, tensor in part} for part in parts)
         write(self.directory / "model", replace(self.template, tensors=tensors, head=head))
 
     def restore(self, model: nn.Module) -> None:

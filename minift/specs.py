@@ -15,15 +15,34 @@ def parse(spec: str, table: dict[str, str], flag: str) -> Callable:
     """
     name, _, rest = spec.partition(":")
     function = look_up(table, name, flag)
-    known = {p.name: p.default for p in inspect.signature(function).parameters.values() if p.default is not p.empty}
+    known = options_of(function)
     options = {}
     for part in filter(None, rest.split(",")):
         option, equals, value = part.partition("=")
         if option not in known or not equals:
-            listed = ", ".join(f"{key}={default}" for key, default in known.items()) or "none"
+            listed = ", ".join(f"{key}={as_option(default)}" for key, default in known.items()) or "none"
             raise UserError(f"{flag} {spec}: {part!r} is no option of {name}; options, with their defaults: {listed}")
         try:
-            options[option] = type(known[option])(value)
+            options[option] = convert(value, type(known[option]))
         except ValueError:
             raise UserError(f"{flag} {spec}: {option} is a {type(known[option]).__name__}, not {value!r}") from None
     return partial(function, **options)
+
+
+def convert(value: str, kind: type):
+    if kind is tuple:  # of numbers, as betas=0.9/0.98
+        return tuple(map(float, value.split("/")))
+    if kind is bool:
+        if value.lower() not in ("true", "false"):
+            raise ValueError(value)
+        return value.lower() == "true"
+    return kind(value)
+
+
+def as_option(value) -> str:
+    return "/".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def options_of(function: Callable) -> dict[str, object]:
+    """The options of a function, with their defaults."""
+    return {p.name: p.default for p in inspect.signature(function).parameters.values() if p.default is not p.empty}

@@ -1,5 +1,7 @@
 """--accumulate k: the gradient of a step is that of the k times larger batch, in float64, with unequal and ragged batches."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -40,17 +42,18 @@ def test_gradient_of_the_larger_batch(k):
     random = np.random.default_rng(0)
     lengths = random.integers(2, 10, 23)
     tokens = [random.integers(5, CONFIG.vocab_size, n) for n in lengths]
-    data = Encoded(tokens, None, lengths, random.integers(0, 2, 23), CONFIG.pad_token_id, 0)
+    data = Encoded(tokens, None, lengths, random.integers(0, 2, 23), CONFIG.pad_token_id, 40, 0)
     task = TextClassification(["a", "b"], "cls")
     model = task.model(tiny_body(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)).double()
     recorder = Recorder(make_groups(model, 1.0, 0.0))
     limits = {"epochs": 1, "batch_size": 4, "accumulate": k, "clip": 1e9, "seed": 0, "monitor": "loss", "patience": None}
+    limits |= {"label_smoothing": 0.0, "precision": nullcontext()}
     train.fit(model, task, data, None, recorder, lambda step: 1.0, Nowhere(), **limits)
 
     windows = in_order(shuffled(lengths, 4, 0, 0), k)
     assert len(recorder.steps) == len(windows) == -(-6 // k)
     for window, gradients in zip(windows, recorder.steps, strict=True):
-        batch = task.collate(data, np.concatenate(window))
+        batch = data.collate(np.concatenate(window))
         torch.nn.functional.cross_entropy(model(batch), batch.labels).backward()
         expected = [p.grad for group in recorder.groups for p in group.parameters]
         for ours, theirs in zip(gradients, expected, strict=True):

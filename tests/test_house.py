@@ -16,8 +16,8 @@ ALLOWED = {
     "models": {"torch", "minift.models"},
     "methods": {"torch", "minift.methods.surgery"},
     "optim": {"torch", "minift.optim"},
-    "tasks": {"torch", "numpy", "minift.tasks", "minift.data", "minift.metrics"},
-    "data": {"torch", "numpy", "tokenizers", "minift.data", "minift.errors"},
+    "tasks": {"torch", "numpy", "minift.tasks", "minift.data", "minift.metrics", "minift.errors"},
+    "data": {"torch", "torchvision", "PIL", "numpy", "tokenizers", "tqdm", "minift.data", "minift.errors"},
 }
 
 
@@ -61,7 +61,10 @@ def test_tables_name_what_exists():
     from minift.errors import look_up
     from minift.methods import METHODS
     from minift.models import MODELS
+    from minift.optim import OPTIMIZERS
+    from minift.optim.schedules import SCHEDULES
+    from minift.optim.unfreezing import UNFREEZING
     from minift.tasks import TASKS
 
-    for table in (METHODS, MODELS, TASKS):
+    for table in (METHODS, MODELS, OPTIMIZERS, SCHEDULES, TASKS, UNFREEZING):
         assert all(callable(look_up(table, name, "")) for name in table)

@@ -39,17 +39,23 @@ def run(tmp_path, base, name="run", **flags):
         "2",
         "--lr",
         "1e-2",
+        "--precision",
+        "float32",
         "--batch-size",
         "8",
     ]
     for flag, value in flags.items():
-        arguments += ["--" + flag.replace("_", "-"), str(value)]
+        arguments += ["--" + flag.replace("_", "-"), *([] if value is None else [str(value)])]
     train.main(arguments)
     return tmp_path / name
 
 
 def result(directory):
     return json.loads((directory / "result.json").read_text())
+
+
+def config_of(directory):
+    return json.loads((directory / "model" / "config.json").read_text())
 
 
 def events(directory):
@@ -122,7 +128,7 @@ def test_probe_leaves_the_body_alone_and_pools_as_the_checkpoint_says(tmp_path, 
     directory = run(tmp_path, base, method="probe")
     before, after = read(base), read(directory / "model")
     assert all(torch.equal(after.tensors[name], tensor) for name, tensor in before.tensors.items() if name in after.tensors)
-    assert after.task["pool"] == "mean" and not after.has_pooler
+    assert after.task["pool"] == "mean" and after.own_pool is None
     assert result(directory)["parameters"]["trainable"] == 34
 
 
@@ -217,7 +223,7 @@ def test_rows_cut_and_texts_seen_in_training_are_counted(tmp_path, base, capsys)
 WRONG = {
     "no such file": ({"train": "gone.csv"}, "gone.csv: no such file"),
     "no such model": ({"model": "bert-base-uncased"}, "python convert.py bert-base-uncased"),
-    "no such method": ({"method": "lorra"}, "known are full, probe"),
+    "no such method": ({"method": "lorra"}, "known are full, partial, probe"),
     "no such task": ({"task": "regression"}, "known are text-classification"),
     "no such metric": ({"monitor": "accurracy"}, "known are loss, accuracy"),
     "no such init": ({"init": "zero"}, "pretrained or random"),
@@ -247,7 +253,7 @@ WRONG = {
     "a rate that blows up": ({"lr": 1e30, "epochs": 5}, "try a lower --lr"),
     "validation without a label column": ({"valid": "texts.csv"}, "no column bears a usual name for the label"),
     "validation with an unknown label": ({"valid": "neutral.csv"}, "neutral.csv:2: the label 'neutral'"),
-    "validation in pairs": ({"valid": "pairs.csv"}, "has pairs of texts where"),
+    "validation in pairs": ({"valid": "pairs.csv"}, "trained on single texts, and here are pairs"),
     "one class only": ({"train": "neutral.csv", "valid": "none"}, "every row has the label"),
     "nothing to hold back": ({"train": "two.csv"}, "too few to hold 10 % back"),
 }
@@ -275,7 +281,7 @@ def test_flags_that_would_do_nothing_without_a_file():
 
 
 def test_a_new_pooler_is_not_left_untrained(tmp_path):
-    base = converted_directory(tmp_path / "plain", tiny_body(pooler=False))
+    base = converted_directory(tmp_path / "plain", tiny_body(pool=None))
     with pytest.raises(UserError, match="has no pooler, and probe would not train a new one; add --pool mean"):
         run(tmp_path, base, method="probe")
     run(tmp_path, base, epochs=0)
@@ -366,3 +372,37 @@ def test_ctrl_c_keeps_what_was_saved(tmp_path, base):
     assert process.returncode == 130 and "Traceback" not in stderr
     assert f"the best epoch so far is in {out}" in stderr
     assert len(minift.load(out).predict(TEXTS)) == len(TEXTS)
+
+
+def test_several_seeds_and_what_they_have_in_common(tmp_path, base, capsys):
+    directory = run(tmp_path, base, seeds=3)
+    accuracies = [result(directory / f"seed-{seed}")["valid"]["accuracy"] for seed in (42, 43, 44)]
+    summary = result(directory)["valid"]["accuracy"]
+    assert summary["values"] == accuracies and summary["mean"] == pytest.approx(sum(accuracies) / 3)
+    assert (summary["best"], summary["worst"]) == (max(accuracies), min(accuracies))
+    assert result(directory)["valid"]["loss"]["best"] == min(result(directory)["valid"]["loss"]["values"])
+    assert "3 seeds, in" in capsys.readouterr().out
+
+
+def test_a_plan_trains_nothing_and_leaves_nothing(tmp_path, base, capsys):
+    for method in ("full", "probe"):
+        directory = run(tmp_path, base, plan=None, method=method)
+        printed = capsys.readouterr().out
+        assert not directory.exists() and "in all    about" in printed and "█" in printed and "highest 0.0" in printed
+
+
+def test_precision_and_checkpointing_reach_the_run(tmp_path, base, capsys):
+    for precision in ("float32", "bfloat16", "float16"):
+        directory = run(tmp_path, base, name=precision, precision=precision, checkpoint_activations=None)
+        assert config_of(directory)["settings"]["precision"] == precision
+        assert 0 < result(directory)["valid"]["loss"] < 2
+    assert ("float16 on a CPU" in capsys.readouterr().err) == (not torch.cuda.is_available())
+
+
+@pytest.mark.parametrize("unfreeze", ["gradual", "chain:every=3", "all-at:n=1"])
+def test_unfreezing_reaches_the_run(tmp_path, base, capsys, unfreeze):
+    run(tmp_path, base, unfreeze=unfreeze, epochs=3)
+    printed = capsys.readouterr().out
+    assert "step 1: head trains\n" in printed and printed.count("step ") >= 2
+    with pytest.raises(UserError, match="nothing to switch"):
+        run(tmp_path, base, name="other", unfreeze=unfreeze, method="probe")

@@ -1,16 +1,19 @@
-"""A tiny random BERT as a transformers checkpoint directory, written without transformers."""
+"""Tiny random bodies, a BERT as a transformers checkpoint directory, rows and photographs; written without transformers."""
 
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
 from minift.formats.huggingface import read, to_huggingface
 from minift.models.bert import Bert, BertConfig
-from minift.pretrained import write
+from minift.models.resnet import ResNet, ResNetConfig
+from minift.pretrained import Checkpoint, write
 
 WORDS = [
     *("the", "a", "was", "is", "not", "very", "good", "bad", "film", "food", "hotel", "app", "book", "never", "again", "always"),
@@ -37,12 +40,23 @@ TEXTS = [
 ]
 
 
-def tiny_body(seed: int = 0, pooler: bool = True, **changes) -> Bert:
+def tiny_body(seed: int = 0, pool: str | None = "cls", **changes) -> Bert:
     """Every parameter random, biases and norms too: a swapped or forgotten one shows."""
     generator = torch.Generator().manual_seed(seed)
-    body = Bert(replace(CONFIG, **changes), pooler)
+    body = Bert(replace(CONFIG, **changes), pool)
     for parameter in body.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3 + (parameter.data == 1)
+    return body
+
+
+def tiny_resnet(seed: int = 0, pool: str | None = "mean", **changes) -> ResNet:
+    """Two resolutions of 2 and 1 blocks; every parameter and statistic random."""
+    generator = torch.Generator().manual_seed(seed)
+    body = ResNet(replace(ResNetConfig((2, 1), 8, (16, 24)), **changes), pool)
+    for name, tensor in body.state_dict().items():
+        if tensor.is_floating_point():
+            noise = torch.randn(tensor.shape, generator=generator) * 0.2
+            tensor.copy_(1 + noise.abs() if name.endswith(("norm.weight", "running_var")) or tensor.min() == 1 else noise)
     return body
 
 
@@ -84,3 +98,25 @@ def rows_file(path: Path, rows: int = 48) -> Path:
         lines.append(f"the {WORDS[8 + i % 5]} was {'very ' * (i % 4)}{word},{('positive', 'negative')[i % 2]}")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def converted_resnet(directory: Path, body: ResNet | None = None) -> Path:
+    """A tiny ResNet in minift's layout, for images of 32 x 32."""
+    body = body or tiny_resnet()
+    preprocessing = {"resize": 36, "crop": 32, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.2]}
+    tensors = {name: tensor.detach().clone() for name, tensor in body.state_dict().items()}
+    write(directory, Checkpoint("resnet", asdict(body.config), tensors, None, directory.name, preprocessing=preprocessing))
+    return directory
+
+
+def photographs(directory: Path, each: int = 10, seed: int = 0, classes: tuple[str, ...] = ("ants", "bees")) -> Path:
+    """directory/CLASS/NUMBER.jpg: the first class is reddish, the second bluish, the third greenish, all noisy."""
+    random = np.random.default_rng(seed)
+    for c, name in enumerate(classes):
+        (directory / name).mkdir(parents=True)
+        for i in range(each):
+            size = (40 + 7 * (i % 3), 48 - 5 * (i % 2), 3)
+            pixels = random.integers(0, 120, size)
+            pixels[..., (0, 2, 1)[c]] += 120
+            Image.fromarray(pixels.astype(np.uint8)).save(directory / name / f"{i}.jpg", quality=95)
+    return directory

@@ -39,7 +39,7 @@ USUAL = {*TEXTS, *LABELS, *(name for pair in PAIRS for name in pair)}
 
 @dataclass(frozen=True)
 class Layout:
-    """How a file of texts is to be read; the flags that train, evaluate and predict share."""
+    """How data is to be read; the flags that train, evaluate and predict share. All but the last two are for files of texts."""
 
     format: str = "auto"  # auto (by extension), csv, tsv, jsonl, label-first (lines of `label text`), lines
     header: str = "auto"  # yes, no, or auto: yes where the first row holds a usual or a given column name
@@ -48,6 +48,8 @@ class Layout:
     pair_column: str | None = None  # second text of a pair, likewise
     label_column: str | None = None  # likewise
     label_part: str | None = None  # keep what stands before this in a label: ':' makes NUM of NUM:dist
+    skip_bad_images: bool = False  # leave out images that cannot be read, counted; else they are listed and nothing starts
+    workers: int | None = None  # processes that read images; unset: one for each core, at most 8
 
 
 LAYOUT_FLAGS = [f.name for f in fields(Layout)]
@@ -63,8 +65,20 @@ class Rows:
     shortened: int = 0  # labels of which --label-part has kept a part
     decided: list[str] = field(default_factory=list)  # what to tell the user
 
+    EXAMPLE = '"some text"'  # of an input on the command line
+
     def __len__(self) -> int:
         return len(self.texts)
+
+    def inputs(self) -> list[dict[str, str]]:
+        """What each row says, as predictions repeat it."""
+        if self.pairs is None:
+            return [{"text": text} for text in self.texts]
+        return [{"text": text, "pair": pair} for text, pair in zip(self.texts, self.pairs, strict=True)]
+
+    def place(self, row: int) -> str:
+        """Where to look for a row, before what it says."""
+        return f"line {self.lines[row]}: "
 
     def take(self, chosen: np.ndarray) -> "Rows":
         def pick(values):
@@ -82,6 +96,8 @@ def read_rows(path: str | Path, layout: Layout, labelled: bool = True) -> Rows:
     another width than the header, a row without a label.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: is a directory, and a file of texts is wanted; for images add --task image-classification")
     kind = file_format(path, layout)
     text = read_text(path, layout.encoding)
     decided = [kind]
@@ -154,8 +170,6 @@ def file_format(path: Path, layout: Layout) -> str:
 
 def read_text(path: Path, encoding: str) -> str:
     """The decoded file, lines ended by \\n alone, without a byte order mark."""
-    if path.is_dir():
-        raise UserError(f"{path}: is a directory; a file of texts is wanted")
     try:
         raw = path.read_bytes()
     except FileNotFoundError:

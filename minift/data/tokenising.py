@@ -1,10 +1,16 @@
-"""Texts to token ids, in one batched call."""
+"""Texts to token ids, in one batched call; token ids to padded batches.
 
+Axes: B rows of a batch, S its longest row.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from tokenizers import Tokenizer
 
+from minift.data.batching import Batch
 from minift.data.reading import Rows
 
 
@@ -15,10 +21,40 @@ class Encoded:
     lengths: np.ndarray  # (N)
     labels: np.ndarray | None  # (N) ids
     pad: int  # id of the padding token
+    max_length: int
     cut: int  # rows that max_length has shortened
+
+    draws = 1  # a row is the same in every epoch
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def describe(self) -> dict[str, int]:
+        """Figures for the table of the data."""
+        return {
+            "median tokens": int(np.median(self.lengths)),
+            "longest": int(self.lengths.max()),
+            f"cut by {self.max_length}": self.cut,
+        }
+
+    def batches(self, order: list[np.ndarray], device: torch.device, epoch: int | None = None) -> Iterator[Batch]:
+        """The rows of every array of row numbers in `order` as one batch."""
+        return (self.collate(rows).to(device) for rows in order)
+
+    def collate(self, rows: np.ndarray) -> Batch:
+        """The rows as one batch, padded to the longest of them: tokens (B, S), mask (B, S) or None where no row is padded,
+        token types (B, S) or None where there are no pairs."""
+        lengths = self.lengths[rows]
+        real = np.arange(lengths.max()) < lengths[:, None]  # (B, S)
+        tokens = np.full(real.shape, self.pad, dtype=np.int64)
+        tokens[real] = np.concatenate([self.tokens[row] for row in rows])
+        types = None
+        if self.token_types is not None:
+            types = np.zeros(real.shape, dtype=np.int64)
+            types[real] = np.concatenate([self.token_types[row] for row in rows])
+        inputs = (tokens, None if real.all() else real, types)
+        labels = None if self.labels is None else torch.from_numpy(self.labels[rows])
+        return Batch(tuple(None if array is None else torch.from_numpy(array) for array in inputs), labels)
 
 
 def encode(tokenizer: Tokenizer, rows: Rows, labels: np.ndarray | None, max_length: int, pad: int) -> Encoded:
@@ -30,4 +66,4 @@ def encode(tokenizer: Tokenizer, rows: Rows, labels: np.ndarray | None, max_leng
     tokens = [np.array(e.ids, dtype=np.int64) for e in encodings]
     types = None if rows.pairs is None else [np.array(e.type_ids, dtype=np.int64) for e in encodings]
     lengths = np.array([len(ids) for ids in tokens], dtype=np.int64)
-    return Encoded(tokens, types, lengths, labels, pad, sum(bool(e.overflowing) for e in encodings))
+    return Encoded(tokens, types, lengths, labels, pad, max_length, sum(bool(e.overflowing) for e in encodings))

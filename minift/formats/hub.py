@@ -9,10 +9,10 @@ import re
 from pathlib import Path
 
 from minift.errors import UserError
+from minift.formats.huggingface import FAMILIES, read_config
 from minift.pretrained import hash_file
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-OPTIONAL = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "1_Pooling/config.json")
 
 
 def fetch(repository: str, revision: str | None = None) -> tuple[Path, str]:
@@ -21,6 +21,7 @@ def fetch(repository: str, revision: str | None = None) -> tuple[Path, str]:
     if config is None:
         raise UserError(f"{repository}: the hub's repository has no config.json, so it is no transformers checkpoint")
     commit = config.parent.name
+    family = FAMILIES[read_config(config.parent)["model_type"]]  # before the weights: another architecture is refused here
     for name in WEIGHTS:
         weights = download(repository, name, commit)
         if weights is not None:
@@ -31,7 +32,7 @@ def fetch(repository: str, revision: str | None = None) -> tuple[Path, str]:
         for shard in sorted(set(re.findall(r'"([^"/]+\.(?:safetensors|bin))"', weights.read_text(encoding="utf-8")))):
             if download(repository, shard, commit) is None:
                 raise UserError(f"{repository}: {weights.name} names {shard}, which the hub's repository does not have")
-    for name in OPTIONAL:
+    for name in family.files:
         download(repository, name, commit)
     return config.parent, commit
 

@@ -2,5 +2,6 @@
 
 METHODS = {
     "full": "minift.methods.full:full",
+    "partial": "minift.methods.full:partial",
     "probe": "minift.methods.probe:probe",
 }

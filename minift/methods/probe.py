@@ -5,10 +5,13 @@ from torch import nn
 EPOCHS = 10
 
 
-def lr(width: int) -> float:
-    """1e-2. The embedded model on 2,000 rows of SST-2, mean of 3 seeds: 78.4 % at 3e-3, 78.2 % at 1e-2, 77.3 % at 3e-2."""
-    return 1e-2
+def lr(optimizer: str, width: int) -> float:
+    """SGD: 1e-1. AdamW: 1e-2.
+
+    The embedded model on 2,000 rows of SST-2, AdamW, mean of 3 seeds: 78.4 % at 3e-3, 78.2 % at 1e-2, 77.3 % at 3e-2.
+    """
+    return 1e-1 if optimizer == "sgd" else 1e-2
 
 
 def probe(body: nn.Module) -> None:
-    """`freeze` has already done it."""
+    """The head alone trains."""  # `freeze` has already done it

@@ -4,7 +4,7 @@
     a      = softmax(Q K^T / sqrt(d)) V,  Q, K, V = x W_q, x W_k, x W_v     in each of H heads, dropout on the softmax
     x      = LN(x + dropout(a W_o))                                         attention, first half of a layer
     x      = LN(x + dropout(gelu(x W_1) W_2))                               feed-forward, second half
-    pooled = tanh(x[first token] W_p)                                       pooler
+    pooled = tanh(x[first token] W_p), or the mean of x over the tokens     pooler `cls`, `mean`
 
 Differs from Google's code in one thing: gelu is the exact one (erf), not the tanh approximation, as in transformers.
 What methods rely on: every residual branch is a module whose output is what is added; every LayerNorm is called on the
@@ -17,6 +17,7 @@ Proved by tests/reference/test_bert.py: every hidden state, the pooled output an
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -45,6 +46,15 @@ class BertConfig:
     attention_probs_dropout_prob: float = 0.1
     classifier_dropout: float | None = None  # of a task's head; None means hidden_dropout_prob
 
+    @property
+    def width(self) -> int:
+        """D"""
+        return self.hidden_size
+
+    @property
+    def head_dropout(self) -> float:
+        return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
+
     def __post_init__(self):
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(f"hidden_act is {self.hidden_act!r}; known are {', '.join(ACTIVATIONS)}")
@@ -53,10 +63,10 @@ class BertConfig:
 
 
 class State(NamedTuple):
-    """What flows from stage to stage; a stage returns it with some fields replaced."""
+    """What flows from stage to stage; a stage returns it with some fields replaced. Above the embeddings none reads the ids."""
 
-    tokens: Tensor  # (B, S) ids
-    token_types: Tensor  # (B, S) which of a pair's two texts a token is from
+    tokens: Tensor | None  # (B, S) ids
+    token_types: Tensor | None  # (B, S) which of a pair's two texts a token is from
     mask: Tensor | None  # (B, S) True where there is a token, False where there is padding; None: no padding
     hidden: Tensor | None = None  # (B, S, D) once the embeddings have run
     pooled: Tensor | None = None  # (B, D) once the pooler has run
@@ -143,7 +153,9 @@ class Layer(nn.Module):
         return state._replace(hidden=x)
 
 
-class Pooler(nn.Module):
+class ClsPooler(nn.Module):
+    """The first token, transformed: pretrained with BERT's next-sentence task."""
+
     def __init__(self, c: BertConfig):
         super().__init__()
         self.dense = nn.Linear(c.hidden_size, c.hidden_size)
@@ -152,8 +164,18 @@ class Pooler(nn.Module):
         return state._replace(pooled=torch.tanh(self.dense(state.hidden[:, 0])))  # (B, S, D) -> (B, D)
 
 
+class MeanPooler(nn.Module):
+    """The mean over the tokens (Reimers & Gurevych 2019, arXiv:1908.10084, section 3)."""
+
+    def forward(self, state: State) -> State:
+        if state.mask is None:
+            return state._replace(pooled=state.hidden.mean(1))  # (B, S, D) -> (B, D)
+        weight = state.mask.to(state.hidden.dtype).unsqueeze(-1)  # (B, S, 1)
+        return state._replace(pooled=(state.hidden * weight).sum(1) / weight.sum(1))
+
+
 class Bert(nn.Module):
-    """The encoder. `pooler=False` leaves the pooler out, for tasks that read the hidden states alone.
+    """The encoder. pool: `cls`, `mean`, or None for tasks that read the hidden states alone.
 
     Weights start as N(0, initializer_range), biases and the padding row as 0, LayerNorms as 1 and 0, as in transformers.
     """
@@ -178,30 +200,34 @@ class Bert(nn.Module):
         "feed_forward_norm": r"layers\.\d+\.feed_forward_norm",
     }
 
-    # Module here -> module in transformers' BertModel, {} = number of the layer; weight and bias keep their names.
+    # Module here -> module in transformers' BertModel; {} and {i} = number of the layer; weight and bias keep their names.
     HUGGINGFACE: ClassVar = {
         "embeddings.word": "embeddings.word_embeddings",
         "embeddings.token_type": "embeddings.token_type_embeddings",
         "embeddings.position": "embeddings.position_embeddings",
         "embeddings.norm": "embeddings.LayerNorm",
-        "layers.{}.attention.query": "encoder.layer.{}.attention.self.query",
-        "layers.{}.attention.key": "encoder.layer.{}.attention.self.key",
-        "layers.{}.attention.value": "encoder.layer.{}.attention.self.value",
-        "layers.{}.attention.output": "encoder.layer.{}.attention.output.dense",
-        "layers.{}.attention_norm": "encoder.layer.{}.attention.output.LayerNorm",
-        "layers.{}.feed_forward.hidden": "encoder.layer.{}.intermediate.dense",
-        "layers.{}.feed_forward.output": "encoder.layer.{}.output.dense",
-        "layers.{}.feed_forward_norm": "encoder.layer.{}.output.LayerNorm",
+        "layers.{}.attention.query": "encoder.layer.{i}.attention.self.query",
+        "layers.{}.attention.key": "encoder.layer.{i}.attention.self.key",
+        "layers.{}.attention.value": "encoder.layer.{i}.attention.self.value",
+        "layers.{}.attention.output": "encoder.layer.{i}.attention.output.dense",
+        "layers.{}.attention_norm": "encoder.layer.{i}.attention.output.LayerNorm",
+        "layers.{}.feed_forward.hidden": "encoder.layer.{i}.intermediate.dense",
+        "layers.{}.feed_forward.output": "encoder.layer.{i}.output.dense",
+        "layers.{}.feed_forward_norm": "encoder.layer.{i}.output.LayerNorm",
         "pooler.dense": "pooler.dense",
     }
 
-    def __init__(self, config: BertConfig, pooler: bool = True):
+    def __init__(self, config: BertConfig, pool: str | None = "cls"):
         super().__init__()
         self.config = config
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
-        self.pooler = Pooler(config) if pooler else None
+        self.pooler = ClsPooler(config) if pool == "cls" else MeanPooler() if pool == "mean" else None
         self.apply(self.initialise)
+
+    def numbering(self) -> list[dict[str, int]]:
+        """For every layer the number that the name table uses."""
+        return [{"i": i} for i in range(len(self.layers))]
 
     @property
     def stages(self) -> dict[str, tuple[str, ...]]:
@@ -221,8 +247,14 @@ class Bert(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None, token_types: Tensor | None = None) -> State:
         """tokens, token_types: (B, S) integers, S <= max_position_embeddings; mask: (B, S) bool, True where there is a token."""
-        state = State(tokens, torch.zeros_like(tokens) if token_types is None else token_types, mask)
-        for stage in self.walk():
+        return self.resume(self.begin(tokens, mask, token_types))
+
+    def begin(self, tokens: Tensor, mask: Tensor | None = None, token_types: Tensor | None = None) -> State:
+        return State(tokens, torch.zeros_like(tokens) if token_types is None else token_types, mask)
+
+    def resume(self, state: State, done: int = 0) -> State:
+        """Go on from what the first `done` modules of `walk` have left."""
+        for stage in islice(self.walk(), done, None):
             state = stage(state)
         return state
 

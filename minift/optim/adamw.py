@@ -1,17 +1,15 @@
 """AdamW: Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2)."""
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from minift.optim.groups import Group
+from minift.optim.optimizer import Optimizer
 
-BLOCK = 1 << 17  # elements: four blocks of float32 (theta, g, m, v) and one in between about fill a second-level cache
 
-
-class AdamW:
+class AdamW(Optimizer):
     """For every parameter theta with gradient g, at its own step t = 1, 2, ...
 
         theta <- theta - eta lr lambda theta
@@ -19,48 +17,45 @@ class AdamW:
         v     <- beta2 v + (1 - beta2) g^2
         theta <- theta - eta lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
 
-    eta is the schedule's factor, lr and lambda are the group's rate and weight decay. A parameter without a gradient is left
-    alone: no decay, no state. On a CPU a parameter is updated block by block, so that the four passes over it run in the cache.
+    eta is the schedule's factor, lr and lambda are the group's rate and weight decay.
 
     groups: from `make_groups`. betas: 0 <= beta < 1. eps > 0.
-    Equal to torch.optim.AdamW (tests/reference/test_optim.py).
+    amsgrad: in the last line stands, for v, the largest v so far, element by element (Reddi et al. 2018, arXiv:1904.09237,
+    algorithm 2). The paper has no bias correction; as in torch, the largest is taken before it.
+    bias_correction: False leaves out both divisions by 1 - beta^t, as BERT's own optimiser does (Devlin et al. 2019,
+    arXiv:1810.04805; AdamWeightDecayOptimizer in google-research/bert). The first steps are then longer, the very first by
+    (1 - beta1) / sqrt(1 - beta2) = 3.2. That one adds lambda theta to m / (sqrt(v) + eps) before it multiplies by lr: as neither
+    m nor v depends on theta, this is the same update up to rounding. What still differs are defaults outside this file: eps
+    1e-6, lambda 0.01, a global clip of 1.0, and a linear decay counted from step 0 (see `schedules`).
+
+    Equal to torch.optim.AdamW and to BERT's formula (tests/reference/test_optim.py).
     """
 
-    def __init__(self, groups: list[Group], betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
-        self.groups = groups
+    def __init__(
+        self,
+        groups: list[Group],
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        amsgrad: bool = False,
+        bias_correction: bool = True,
+    ):
+        super().__init__(groups)
         self.betas = betas
         self.eps = eps
-        self.state: dict[Tensor, tuple[int, Tensor, Tensor]] = {}  # parameter -> t, m, v
+        self.moments = 3 if amsgrad else 2
+        self.bias_correction = bias_correction
 
-    @torch.no_grad()
-    def step(self, factor: float = 1.0) -> None:
-        """One update of every parameter that has a gradient; factor: eta, the schedule's."""
-        for group in self.groups:
-            for theta in group.parameters:
-                if theta.grad is not None:
-                    self._update(theta, theta.grad, factor * group.lr, group.weight_decay)
-
-    def _update(self, theta: Tensor, g: Tensor, lr: float, weight_decay: float) -> None:
-        t, m, v = self.state.get(theta) or (0, torch.zeros_like(theta), torch.zeros_like(theta))
-        t += 1
-        self.state[theta] = t, m, v
+    def update(
+        self, t: int, lr: float, weight_decay: float, theta: Tensor, g: Tensor, m: Tensor, v: Tensor, largest: Tensor | None = None
+    ) -> None:
         beta1, beta2 = self.betas
-        alpha = lr / (1 - beta1**t)
-        root = math.sqrt(1 - beta2**t)
-        for theta_, g_, m_, v_ in blocks(theta, g, m, v):
-            theta_.mul_(1 - lr * weight_decay)
-            m_.lerp_(g_, 1 - beta1)
-            v_.mul_(beta2).addcmul_(g_, g_, value=1 - beta2)
-            theta_.addcdiv_(m_, v_.sqrt().div_(root).add_(self.eps), value=-alpha)
-
-    def zero_grad(self) -> None:
-        for group in self.groups:
-            for theta in group.parameters:
-                theta.grad = None
-
-
-def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Tensors of one shape, together: in views of BLOCK elements where all lie in one piece on a CPU, else as they are."""
-    if all(x.device.type == "cpu" and x.is_contiguous() for x in tensors):
-        return zip(*(x.view(-1).split(BLOCK) for x in tensors), strict=True)
-    return iter([tensors])
+        alpha, eps = lr, self.eps
+        if self.bias_correction:  # the whole fraction times root / root, which saves a pass over v
+            root = math.sqrt(1 - beta2**t)
+            alpha, eps = lr / (1 - beta1**t) * root, self.eps * root
+        theta.mul_(1 - lr * weight_decay)
+        m.lerp_(g, 1 - beta1)
+        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        if largest is not None:
+            v = torch.maximum(largest, v, out=largest)
+        theta.addcdiv_(m, v.sqrt().add_(eps), value=-alpha)

@@ -1,103 +1,78 @@
-"""One label for a text, or for a pair of texts.
-
-    logits = W dropout(pooled) + b,    loss = -log softmax(logits)[label]
-
-pooled is the body's pooled [CLS] (`cls`, as in transformers' BertForSequenceClassification and in Devlin et al. 2019, section
-4.1) or the mean of the last hidden states over the tokens (`mean`, as in Reimers & Gurevych 2019, section 3).
-
-Axes: B batch, S sequence, D width, C classes. Proved by tests/reference/test_trajectory.py.
-"""
+"""One label for a text, or for a pair of texts. Model, loss and metrics are in minift/tasks/classification.py."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
-from minift.data.tokenising import Encoded
-from minift.metrics import classification_metrics, confusion_matrix
-
-
-class Batch(NamedTuple):
-    tokens: Tensor  # (B, S)
-    mask: Tensor | None  # (B, S), None where no row is padded
-    token_types: Tensor | None  # (B, S), None where there are no pairs
-    labels: Tensor | None  # (B)
-
-    def to(self, device: torch.device) -> "Batch":
-        return Batch(*(None if x is None else x.to(device, non_blocking=True) for x in self))
-
-
-class Classifier(nn.Module):
-    """A body and the linear head on what it pools."""
-
-    def __init__(self, body: nn.Module, classes: int, pool: str):
-        super().__init__()
-        c = body.config
-        self.pool = pool
-        self.body = body
-        self.dropout = nn.Dropout(c.hidden_dropout_prob if c.classifier_dropout is None else c.classifier_dropout)
-        self.head = nn.Linear(c.hidden_size, classes)
-        body.initialise(self.head)
-
-    def forward(self, batch: Batch) -> Tensor:
-        state = self.body(batch.tokens, batch.mask, batch.token_types)
-        pooled = state.pooled if self.pool == "cls" else mean_over_tokens(state.hidden, state.mask)
-        return self.head(self.dropout(pooled))  # (B, D) -> (B, C)
-
-
-def mean_over_tokens(hidden: Tensor, mask: Tensor | None) -> Tensor:
-    if mask is None:
-        return hidden.mean(1)  # (B, S, D) -> (B, D)
-    weight = mask.to(hidden.dtype).unsqueeze(-1)  # (B, S, 1)
-    return (hidden * weight).sum(1) / weight.sum(1)
+from minift.data.reading import LAYOUT_FLAGS, Layout, Rows, label_ids, label_names, read_rows
+from minift.data.tokenising import Encoded, encode
+from minift.errors import UserError
+from minift.tasks.classification import Classification
 
 
 @dataclass(frozen=True)
-class TextClassification:
-    """What a run must know to train and to predict: the labels by name, in the order of their ids, and the pooling."""
+class TextClassification(Classification):
+    OPTIMIZER: ClassVar = "adamw"
+    WEIGHT_DECAY: ClassVar = 0.01
+    MODEL: ClassVar = "minilm-l6"
+    # Flags that another kind of input has no use for
+    FLAGS: ClassVar = (*LAYOUT_FLAGS[:-2], "max_length", "pool")
 
-    labels: list[str]
-    pool: str  # cls or mean
+    @staticmethod
+    def open_flags(method: str, checkpoint) -> dict[str, tuple]:
+        """Flag -> (value where it is unset, where that comes from)."""
+        if checkpoint.tokenizer is None:
+            raise UserError(f"{checkpoint.source} is a model of images; for texts a BERT is wanted, as --model minilm-l6")
+        recorded = checkpoint.pool if method == "probe" else None
+        return {
+            "max_length": (min(128, checkpoint.config["max_position_embeddings"]), "default"),
+            "pool": (recorded or "cls", "the checkpoint's" if recorded else "default"),
+        }
 
-    METRICS = ("accuracy", "f1_macro", "matthews")  # the first one chooses the best epoch
+    @staticmethod
+    def settings(options, rows: Rows) -> dict:
+        """What predictions must know of a run besides its labels. rows: the training rows."""
+        return {"max_length": options.max_length, "pairs": rows.pairs is not None}
 
-    def model(self, body: nn.Module) -> Classifier:
-        return Classifier(body, len(self.labels), self.pool)
+    @staticmethod
+    def read(path: str, layout: Layout, labelled: bool = True) -> Rows:
+        return read_rows(path, layout, labelled)
 
-    def collate(self, data: Encoded, rows: np.ndarray) -> Batch:
-        """The rows as one batch, padded to the longest of them."""
-        lengths = data.lengths[rows]
-        real = np.arange(lengths.max()) < lengths[:, None]  # (B, S)
-        tokens = np.full(real.shape, data.pad, dtype=np.int64)
-        tokens[real] = np.concatenate([data.tokens[row] for row in rows])
-        types = None
-        if data.token_types is not None:
-            types = np.zeros(real.shape, dtype=np.int64)
-            types[real] = np.concatenate([data.token_types[row] for row in rows])
-        arrays = (tokens, None if real.all() else real, types, None if data.labels is None else data.labels[rows])
-        return Batch(*(None if array is None else torch.from_numpy(array) for array in arrays))
+    @staticmethod
+    def for_training(data: Encoded, options, classes: int) -> Encoded:
+        """The training rows as training sees them."""
+        return data
 
-    def count(self, batch: Batch) -> int:
-        """What the loss of a batch is a sum over: its rows."""
-        return len(batch.labels)
+    @staticmethod
+    def rows(texts: list[str], pairs: list[str] | None = None) -> Rows:
+        """Texts that come from no file."""
+        for given in (texts, [] if pairs is None else pairs):
+            if isinstance(given, str) or not all(isinstance(text, str) for text in given):
+                raise UserError("predict: a list of texts is wanted, as predict(['one text', 'another'])")
+        if pairs is not None and len(pairs) != len(texts):
+            raise UserError(f"predict: {len(texts)} texts and {len(pairs)} second texts")
+        return Rows(Path(), list(texts), None if pairs is None else list(pairs), None, [])
 
-    def loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        """(sum over the rows, number of rows); logits: (B, C), labels: (B) ids."""
-        return F.cross_entropy(logits, labels, reduction="sum"), len(labels)
+    @staticmethod
+    def names(rows: Rows) -> list[str]:
+        return label_names(rows)
 
-    def metrics(self, logits: Tensor, labels: np.ndarray) -> dict[str, float]:
-        return classification_metrics(self.confusion(logits, labels))
+    @staticmethod
+    def ids(rows: Rows, names: list[str], split: str) -> np.ndarray:
+        return label_ids(rows, names)
 
-    def confusion(self, logits: Tensor, labels: np.ndarray) -> np.ndarray:
-        return confusion_matrix(labels, logits.argmax(-1).numpy(), len(self.labels))
-
-    def decode(self, logits: Tensor) -> list[dict]:
-        """One object a row: label, score (its probability), probabilities by label."""
-        decoded = []
-        for p in logits.double().softmax(-1).tolist():
-            best = max(range(len(p)), key=p.__getitem__)
-            decoded.append({"label": self.labels[best], "score": p[best], "probabilities": dict(zip(self.labels, p, strict=True))})
-        return decoded
+    @staticmethod
+    def prepare(rows: Rows, labels: np.ndarray | None, checkpoint, settings: dict) -> Encoded:
+        """checkpoint: has the tokenizer. settings: of the run; pairs (whether it knows pairs of texts), max_length."""
+        positions = checkpoint.config["max_position_embeddings"]
+        if settings["max_length"] > positions:
+            raise UserError(f"--max-length {settings['max_length']}: the model has {positions} positions")
+        if settings["pairs"] and checkpoint.config["type_vocab_size"] < 2:
+            raise UserError(f"{rows.path}: pairs of texts, and the model knows one kind of text (type_vocab_size 1)")
+        if (rows.pairs is not None) != settings["pairs"]:
+            wanted = "pairs of texts, and here is one text a row" if rows.pairs is None else "single texts, and here are pairs"
+            where = rows.path if rows.path.name else "predict"
+            raise UserError(f"{where}: the run was trained on {wanted}")
+        return encode(checkpoint.tokenizer, rows, labels, settings["max_length"], checkpoint.config["pad_token_id"])

@@ -3,45 +3,30 @@
 Every run is appended to runs/table_reviews.jsonl; a rerun goes on where it stopped.
 """
 
-import json
 import statistics
-import subprocess
-import sys
-import tempfile
-import time
-from pathlib import Path
+
+from restartable import collect, train
 
 ROWS = {
     "python train.py": [],
     "python train.py --epochs 0 (untrained)": ["--epochs", "0"],
     "python train.py --init random": ["--init", "random"],
+    "python train.py --precision float32": ["--precision", "float32"],
 }
 SEEDS = range(5)
-DONE = Path("runs") / "table_reviews.jsonl"
 
 
-def measure(flags: list[str], seed: int) -> dict:
-    with tempfile.TemporaryDirectory() as directory:
-        start = time.perf_counter()
-        arguments = [sys.executable, "train.py", *flags, "--seed", str(seed), "--out", f"{directory}/run"]
-        subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
-        seconds = time.perf_counter() - start
-        result = json.loads(Path(directory, "run", "result.json").read_text())
-    return {"flags": flags, "seed": seed, "accuracy": result["test"]["accuracy"], "seconds": seconds}
+def measure(run: dict) -> dict:
+    result = train([*run["flags"], "--seed", str(run["seed"])])
+    return {"accuracy": 100 * result["test"]["accuracy"], "seconds": result["command_seconds"]}
 
 
 def main() -> None:
-    DONE.parent.mkdir(exist_ok=True)
-    done = [json.loads(line) for line in DONE.read_text().splitlines()] if DONE.exists() else []
+    done = collect("table_reviews.jsonl", [{"flags": flags, "seed": seed} for flags in ROWS.values() for seed in SEEDS], measure)
     print("| command | test accuracy, mean ± standard deviation (lowest to highest) | seconds, whole command |\n|---|---|---|")
     for name, flags in ROWS.items():
-        for seed in SEEDS:
-            if not any(d["flags"] == flags and d["seed"] == seed for d in done):
-                done.append(measure(flags, seed))
-                with DONE.open("a") as file:
-                    file.write(json.dumps(done[-1]) + "\n")
-        mine = [d for d in done if d["flags"] == flags]
-        accuracy, seconds = ([100 * d["accuracy"] for d in mine], [d["seconds"] for d in mine])
+        mine = [d for d in done if d["run"]["flags"] == flags]
+        accuracy, seconds = ([d[key] for d in mine] for key in ("accuracy", "seconds"))
         spread = f"{statistics.mean(accuracy):.1f} ± {statistics.stdev(accuracy):.1f} ({min(accuracy):.1f} to {max(accuracy):.1f})"
         print(f"| `{name}` | {spread} | {statistics.mean(seconds):.0f} |", flush=True)
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import huggingface_directory, tiny_body, write_json
 
+from minift.formats.huggingface import to_huggingface
+from minift.models.resnet import ResNet, ResNetConfig
 from minift.pretrained import read
 
 CHECKOUT = Path(__file__).parents[2]
@@ -200,3 +203,28 @@ def test_what_is_not_there(hub, tmp_path):
     assert_one_line(
         convert(hub, tmp_path / "out", HF_HOME=str(tmp_path / "empty")), "could not be reached", "run the same command again"
     )
+
+
+def test_a_repository_of_images_needs_no_tokenizer(hub, tmp_path):
+    body = ResNet(ResNetConfig(depths=(1,), embedding_size=8, hidden_sizes=(16,)))
+    for file in hub.directory.iterdir():
+        file.unlink()
+    save_file(to_huggingface(body.state_dict(), body, "resnet."), hub.directory / "model.safetensors")
+    write_json(hub.directory / "config.json", {"model_type": "resnet", **asdict(body.config)})
+    processor = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 77}, "crop_size": 66, "resample": 3}
+    colours = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    write_json(hub.directory / "preprocessor_config.json", processor | colours | {"do_center_crop": True})
+    result = convert(hub, tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    checkpoint = read(tmp_path / "out")
+    assert torch.equal(checkpoint.tensors["stem.conv.weight"], body.stem.conv.weight)
+    assert (checkpoint.preprocessing["resize"], checkpoint.preprocessing["crop"]) == (77, 66)
+    assert not {"tokenizer.json", "vocab.txt"} & {name for _, name, _, _ in hub.requests}
+    asked = len(hub.requests)
+    assert convert(hub, tmp_path / "offline", HF_HUB_OFFLINE="1").returncode == 0 and len(hub.requests) == asked
+
+
+def test_another_architecture_is_refused_before_its_weights_are_fetched(hub, tmp_path):
+    write_json(hub.directory / "config.json", {"model_type": "gpt2"})
+    assert_one_line(convert(hub, tmp_path / "out"), "model_type is 'gpt2'")
+    assert not any(name == "model.safetensors" for _, name, _, _ in hub.requests)

@@ -9,6 +9,7 @@ from torch import nn
 
 from minift.methods import METHODS
 from minift.methods.surgery import freeze, thaw
+from minift.optim import OPTIMIZERS
 
 
 class TinyNet(nn.Module):
@@ -89,4 +90,5 @@ def test_a_copy_freezes_itself_and_not_the_original():
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_says_its_rate_and_epochs(name):
     module = __import__(METHODS[name].partition(":")[0], fromlist=["lr"])
-    assert all(0 < module.lr(width) < 1 for width in (128, 768, 1024)) and module.EPOCHS >= 1 and module.__doc__
+    rates = [module.lr(optimizer, width) for optimizer in OPTIMIZERS for width in (128, 768, 1024)]
+    assert all(0 < rate < 1 for rate in rates) and module.EPOCHS >= 1 and module.__doc__

@@ -90,7 +90,7 @@ def test_initial_weights_follow_the_same_rule():
 
 
 def test_without_pooler():
-    body = tiny_body(pooler=False).double().eval()
+    body = tiny_body(pool=None).double().eval()
     reference = twin(body).eval()
     tokens, mask, types = inputs(CONFIG, padded=True, pairs=True)
     state = body(tokens, mask, types)

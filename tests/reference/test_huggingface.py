@@ -59,8 +59,8 @@ def test_every_form_that_transformers_saves(tmp_path, form, heads):
     checkpoint, report = read(add_tokenizer(directory), "tiny", None)
     assert bool(report.dropped) == (heads is not transformers.BertModel)
     assert all(name.startswith(("cls.", "classifier.")) for name in report.dropped)
-    assert checkpoint.has_pooler == (model.base_model.pooler is not None)
-    body = checkpoint.body(pooler=checkpoint.has_pooler).eval()
+    assert bool(checkpoint.own_pool) == (model.base_model.pooler is not None)
+    body = checkpoint.body(checkpoint.own_pool).eval()
     tokens, mask, types = random_inputs()
     with torch.inference_mode():
         ours = body(tokens, mask.bool(), types).hidden
@@ -80,7 +80,7 @@ def test_old_names_stale_buffer_and_dropped_heads(tmp_path):
     torch.save(tensors, old / "pytorch_model.bin")
     expected, _ = read(plain, "plain", None)
     checkpoint, report = read(old, "old", None)
-    assert report.dropped == ["cls.predictions.bias"] and report.renamed == 14
+    assert report.dropped == ["cls.predictions.bias"] and report.said == ["14 old LayerNorm names (gamma, beta)"]
     assert checkpoint.tensors.keys() == expected.tensors.keys()
     assert all(torch.equal(checkpoint.tensors[name], tensor) for name, tensor in expected.tensors.items())
     theirs = transformers.BertModel.from_pretrained(old)
@@ -139,7 +139,8 @@ def test_a_run_loads_as_a_sequence_classifier(tmp_path, labels):
     convert.main([str(huggingface_directory(tmp_path / "source")), "--out", str(base)])
     data = rows_file(tmp_path / "rows.csv")
     data.write_text(data.read_text().replace("positive", labels[1]).replace("negative", labels[0]))
-    train.main(["--train", str(data), "--model", str(base), "--epochs", "2", "--out", str(tmp_path / "run")])
+    flags = ["--epochs", "2", "--precision", "float32", "--out", str(tmp_path / "run")]
+    train.main(["--train", str(data), "--model", str(base), *flags])
     assert convert.main([str(tmp_path / "run"), "--to", "hf", "--out", str(tmp_path / "hf"), "--check"]) == 0
 
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
@@ -189,8 +190,8 @@ def test_pooling_is_recorded_and_written_back(tmp_path):
 
 
 def test_a_body_without_pooler(tmp_path):
-    source = huggingface_directory(tmp_path / "source", tiny_body(pooler=False))
+    source = huggingface_directory(tmp_path / "source", tiny_body(pool=None))
     assert convert.main([str(source), "--out", str(tmp_path / "ours"), "--check"]) == 0
     checkpoint = read_converted(tmp_path / "ours")
-    assert not checkpoint.has_pooler
-    assert checkpoint.body(pooler=True).pooler.dense.weight.std() > 0
+    assert checkpoint.own_pool is None
+    assert checkpoint.body("cls").pooler.dense.weight.std() > 0

@@ -1,6 +1,7 @@
 """train.py's own fit against transformers' model, torch's AdamW and transformers' schedule: losses and weights of 20 steps."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 
@@ -32,7 +33,7 @@ def rows() -> Encoded:
     lengths = random.integers(2, 10, 37)
     tokens = [random.integers(5, CONFIG.vocab_size, n) for n in lengths]
     types = [(np.arange(n) >= n // 2).astype(np.int64) for n in lengths]
-    return Encoded(tokens, types, lengths, random.integers(0, 3, 37), CONFIG.pad_token_id, 0)
+    return Encoded(tokens, types, lengths, random.integers(0, 3, 37), CONFIG.pad_token_id, 40, 0)
 
 
 @pytest.mark.parametrize("method", [full.full, probe.probe])
@@ -62,6 +63,8 @@ def test_twenty_steps(tmp_path, method):
         "seed": SEED,
         "monitor": "accuracy",
         "patience": None,
+        "label_smoothing": 0.0,
+        "precision": nullcontext(),
     }
     progress = train.fit(model, task, data, None, optimizer, partial(linear, T=20, W=4), run, **limits)
     assert progress.step == 20

@@ -1,0 +1,263 @@
+"""Pictures to batches: resize, crop, augment and mix through torchvision.transforms.v2, decoded in worker processes.
+
+Training draws at random, yet every draw is a function of (seed, epoch, row): a run is the same with any number of workers, can go
+on in the middle of an epoch without a stored random state, and takes nothing from torch's global stream.
+"""
+
+import importlib.metadata
+import math
+import multiprocessing
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from minift.data.batching import Batch
+from minift.data.decoding import START, ctrl_c_later, ignore_ctrl_c, open_image
+from minift.errors import UserError
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a checkpoint's pictures went through; a photo must go through the same. Sizes in pixels, colours as shares of white."""
+
+    resize: int  # of the shorter side
+    crop: int  # side of the square that is cut from the centre
+    mean: tuple[float, float, float]  # red, green, blue
+    std: tuple[float, float, float]
+    interpolation: str = "bilinear"
+    antialias: bool = True
+
+    def __post_init__(self):
+        for name in ("mean", "std"):  # of a JSON file they are lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.interpolation not in INTERPOLATIONS:
+            raise UserError(f"preprocessing: interpolation {self.interpolation!r}: known are {', '.join(INTERPOLATIONS)}")
+        if not self.antialias:
+            raise UserError("preprocessing: antialias false: PIL, which resizes, always smooths what it shrinks; set it to true")
+
+
+IMAGENET_V1 = Preprocessing(256, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # torchvision's IMAGENET1K_V1
+IMAGENET_V2 = replace(IMAGENET_V1, resize=232)  # IMAGENET1K_V2
+
+
+def transforms() -> ModuleType:
+    """torchvision.transforms.v2, imported on first use: the one place that tells of a torchvision made for another torch."""
+    try:
+        from torchvision.transforms import v2
+    except (ImportError, RuntimeError, AttributeError, OSError) as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # Python 3.11 wraps one that comes in the midst of a class
+            raise error.__cause__ from None
+        raise UserError(mismatch(" ".join(str(error).split()))) from None
+    return v2
+
+
+def mismatch(why: str) -> str:
+    """What to do where torchvision cannot be imported. Its own metadata names the torch it was built for."""
+    try:
+        version = importlib.metadata.version("torchvision")
+        needs = [need for need in importlib.metadata.requires("torchvision") or () if re.match(r"torch\b", need)]
+    except importlib.metadata.PackageNotFoundError:
+        return f"torchvision is needed for images ({why}); install it together with torch: pip install --upgrade torch torchvision"
+    wants = f", which asks for {needs[0]}," if needs else ""
+    return (
+        f"torchvision {version}{wants} cannot be loaded beside torch {torch.__version__} ({why}); every torchvision is built for "
+        "one torch (0.19 for 2.4, 0.21 for 2.6, and so on); install a pair: pip install --upgrade torch torchvision"
+    )
+
+
+# ---- transforms: a picture to (3, H, W) uint8 ----
+
+
+def evaluation(p: Preprocessing):
+    """Resize and centre crop: equal, after `normalise`, to torchvision's preset. Test: test_equals_torchvisions_preset."""
+    v2 = transforms()
+    how = v2.InterpolationMode(p.interpolation)
+    return v2.Compose([v2.Resize(p.resize, how, antialias=p.antialias), v2.CenterCrop(p.crop), v2.PILToTensor()])
+
+
+def standard(p: Preprocessing):
+    """A crop of 8 to 100 % of the area and of ratio 3/4 to 4/3, resized, mirrored every second time (Szegedy et al. 2015)."""
+    v2 = transforms()
+    crop = v2.RandomResizedCrop(p.crop, interpolation=v2.InterpolationMode(p.interpolation), antialias=p.antialias)
+    return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
+
+
+def strong(p: Preprocessing):
+    """`standard`, then RandAugment (Cubuk et al. 2020: 2 operations, magnitude 9) and, every tenth time, RandomErasing.
+
+    The rectangle is erased before normalisation, in the rounded mean colour: the zero of torchvision's recipe but for half a level.
+    """
+    v2 = transforms()
+    crop, flip, to_tensor = standard(p).transforms
+    augment = v2.RandAugment(interpolation=v2.InterpolationMode(p.interpolation))
+    erase = v2.RandomErasing(p=0.1, value=[round(255 * share) for share in p.mean])
+    return v2.Compose([crop, flip, augment, to_tensor, erase])
+
+
+AUGMENT = {"none": evaluation, "standard": standard, "strong": strong}
+
+
+def normalise(pixels: Tensor, p: Preprocessing) -> Tensor:
+    """(B, 3, H, W) uint8 -> float32: (x / 255 - mean) / std for every colour, on the device where the pixels are."""
+    mean, std = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (p.mean, p.std))
+    return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+
+# ---- random draws ----
+
+PER_ROW, PER_BATCH = 0, 1  # streams of one seed and epoch
+
+
+@contextmanager
+def drawing(*key: int) -> Iterator[None]:
+    """Within, torch's CPU stream is a function of `key`; afterwards it is what it was. Streams of CUDA devices are left alone."""
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
+
+
+# ---- batches ----
+
+
+@dataclass
+class Pictures:
+    """Labelled or unlabelled files on their way into a model.
+
+    views: epoch e takes the draws of epoch e % views, so that what a frozen trunk makes of a row recurs; mixing, which joins rows
+    of a batch, goes on by the epoch itself.
+    Raises UserError for a value of augment, mixup or cutmix that is not known.
+    """
+
+    files: list[Path]
+    labels: np.ndarray | None  # (N) ids
+    preprocessing: Preprocessing
+    classes: int = 0  # needed where rows are mixed
+    augment: str = "none"
+    mixup: float = 0.0  # alpha of the Beta distribution from which the share of each row is drawn (Zhang et al. 2018); 0: none
+    cutmix: float = 0.0  # likewise of the area of the pasted rectangle (Yun et al. 2019); with mixup, one of the two a batch
+    seed: int = 0
+    views: int | None = None
+    workers: int = 0  # processes that decode; 0: this one
+
+    def __post_init__(self):
+        if self.augment not in AUGMENT:
+            raise UserError(f"--augment {self.augment}: known are {', '.join(AUGMENT)}")
+        for name in ("mixup", "cutmix"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"--{name} {getattr(self, name)}: a number above 0 is wanted, as 0.2 or 1, or 0 for none")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def describe(self) -> dict[str, str]:
+        """Figures for the table of the data."""
+        return {"seen as": f"{self.preprocessing.crop} x {self.preprocessing.crop}"}
+
+    @property
+    def draws(self) -> int | None:
+        """How many different pictures training makes of a row: one without augmentation, `views`, or None: a new one each epoch."""
+        if self.mixup or self.cutmix:
+            return None
+        return 1 if self.augment == "none" else self.views
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N) ones: for the orders of batching.py all pictures are of one length."""
+        return np.ones(len(self), dtype=np.int64)
+
+    def take(self, chosen: np.ndarray) -> "Pictures":
+        labels = None if self.labels is None else self.labels[chosen]
+        return replace(self, files=[self.files[i] for i in chosen], labels=labels)
+
+    def batches(self, order: list[np.ndarray], device: torch.device, epoch: int | None = None) -> Iterator[Batch]:
+        """A Batch for every array of rows in `order`: inputs ((B, 3, H, W) float32, channels last,), labels on the device.
+
+        epoch: of training, from 0, with augmentation and mixing, which makes labels (B, C) shares; None: evaluation, where nothing
+        is random and labels are (B) ids. Raises UserError for a file that can no longer be decoded.
+        Tests: tests/data/test_loading.py, test_workers_change_nothing, test_draws_are_a_function_of_seed_epoch_and_row.
+        """
+        transform = (evaluation if epoch is None else AUGMENT[self.augment])(self.preprocessing)
+        view = None if epoch is None else epoch % self.views if self.views else epoch
+        mix = None if epoch is None else self.mixing()
+        workers = min(self.workers, len(order))
+        loader = DataLoader(
+            Decoding(self.files, order, transform, self.seed, view),
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=as_it_is,
+            worker_init_fn=ignore_ctrl_c,
+            multiprocessing_context=multiprocessing.get_context(START) if workers else None,
+            generator=torch.Generator(),  # else the loader draws its workers' seeds from the global stream
+        )
+        with ctrl_c_later():
+            items = iter(loader)  # which starts the workers
+        try:
+            for number, rows in enumerate(order):
+                pixels = next(items)
+                if isinstance(pixels, UserError):
+                    raise pixels
+                # (B, H, W, 3) in memory seen as (B, 3, H, W) is channels last: nothing is moved
+                images = normalise(torch.from_numpy(pixels).to(device, non_blocking=True).permute(0, 3, 1, 2), self.preprocessing)
+                labels = None if self.labels is None else torch.from_numpy(self.labels[rows]).to(device, non_blocking=True)
+                if mix is not None:
+                    with drawing(self.seed, epoch, number, PER_BATCH):
+                        images, labels = mix(images, labels)
+                yield Batch((images.contiguous(memory_format=torch.channels_last),), labels)
+        finally:
+            with ctrl_c_later():
+                del items  # which ends the workers
+
+    def mixing(self):
+        """(images, labels) -> both mixed within the batch, or None."""
+        v2 = transforms()
+        pairs = ((v2.MixUp, self.mixup), (v2.CutMix, self.cutmix))
+        mixes = [kind(alpha=alpha, num_classes=self.classes) for kind, alpha in pairs if alpha]
+        return v2.RandomChoice(mixes) if mixes else None
+
+
+class Decoding(Dataset):
+    """Item i is batch i: (B, H, W, 3) uint8, or the UserError that stopped it.
+
+    An array is pickled through a pipe, where a tensor would go through /dev/shm: 64 MB in a container, and a bus error when full.
+    An exception is an item, for torch wraps one that is raised in a worker into a traceback of many lines.
+    """
+
+    def __init__(self, files: list[Path], order: list[np.ndarray], transform, seed: int, view: int | None):
+        self.files, self.order, self.transform, self.seed, self.view = files, order, transform, seed, view
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, number: int) -> np.ndarray | UserError:
+        try:
+            return np.stack([self.pixels(int(row)) for row in self.order[number]])
+        except UserError as error:
+            return error
+
+    def pixels(self, row: int) -> np.ndarray:  # (H, W, 3)
+        image = open_image(self.files[row])
+        if self.view is None:
+            return as_array(self.transform(image))
+        with drawing(self.seed, self.view, row, PER_ROW):
+            return as_array(self.transform(image))
+
+
+def as_array(pixels: Tensor) -> np.ndarray:
+    return pixels.permute(1, 2, 0).numpy()
+
+
+def as_it_is(item):
+    return item

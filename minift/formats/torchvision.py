@@ -1,0 +1,272 @@
+"""torchvision's ResNets: published weights downloaded, files read and written. timm's resnet50, -101 and -152 have the same names.
+
+The map of names stands in the model's file; here it is applied, both ways and strictly: nothing is skipped silently. A file says
+nothing of depths or widths, so they are read off the names and shapes, nor of preprocessing, so that comes from its hash.
+Proved by tests/reference/test_resnet.py and tests/formats/test_torchvision.py against torchvision itself.
+"""
+
+import http.client
+import re
+import sys
+import urllib.error
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from minift.data.loading import IMAGENET_V1, IMAGENET_V2, Preprocessing, mismatch
+from minift.errors import UserError
+from minift.formats.hub import reason
+from minift.formats.huggingface import Report, count_from_zero, translate, unpickle, untied
+from minift.models.resnet import DEPTHS, REDUCTION, ResNet, ResNetConfig
+from minift.pretrained import Checkpoint, check_shapes, read_json, read_tensors, sha256, write_json, write_tensors
+
+# Name on the command line -> torchvision's name of the weights
+VERSIONS = {"": "V2", "-v1": "V1", "-v2": "V2"}
+WEIGHTS = {name + end: f"ResNet{name[6:]}_Weights.IMAGENET1K_{version}" for name in DEPTHS for end, version in VERSIONS.items()}
+PREPROCESSING = {"v1": IMAGENET_V1, "v2": IMAGENET_V2}
+NESTED = ("state_dict", "model", "model_state_dict")  # where training scripts put the weights among other things
+PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
+HEAD = "fc."
+SUFFIXES = (".pth", ".pt", ".safetensors")
+
+
+def library():
+    """torchvision.models, imported on first use."""
+    try:
+        from torchvision import models
+    except (ImportError, RuntimeError, AttributeError, OSError) as error:
+        raise UserError(mismatch(" ".join(str(error).split()))) from None
+    return models
+
+
+# ---- published weights ----
+
+
+def published() -> dict:
+    """File name -> the weights that torchvision publishes under it."""
+    weights = [library().get_weight(name) for name in WEIGHTS.values()]
+    return {file_name(entry.url): entry for entry in weights}
+
+
+def file_name(url: str) -> str:
+    return url.rpartition("/")[2]
+
+
+def promised(file: str) -> str:
+    """The beginning of the sha256 of a published file, which is the end of its name."""
+    return re.search(r"-([0-9a-f]{8,})\.", file)[1]
+
+
+def fetch(name: str) -> Path:
+    """The file of published weights from torch.hub's cache, downloaded where it is not there; its hash is compared each time."""
+    url = library().get_weight(WEIGHTS[name]).url
+    path = Path(torch.hub.get_dir(), "checkpoints", file_name(url))
+    if not path.is_file():
+        download(name, url, path)
+    elif not (found := sha256(path)).startswith(promised(path.name)):
+        path.unlink()
+        raise UserError(
+            f"{path}: wrong hash: the name promises {promised(path.name)}..., the file has {found}; "
+            "deleted from the cache, run the same command again"
+        )
+    return path
+
+
+def download(name: str, url: str, path: Path) -> None:
+    """Fetch `url` whole or not at all: torch.hub writes beside `path` and renames once the hash is right."""
+    print(f"download {url} to {path.parent}", flush=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(path), promised(path.name), progress=sys.stderr.isatty())
+    except urllib.error.HTTPError as error:
+        raise UserError(f"{name}: {url}: the server answers {error.code} {error.reason}") from None
+    except urllib.error.URLError as error:
+        raise UserError(
+            f"{name}: {url} could not be reached ({reason(error)}); run the same command again, or fetch the file elsewhere: "
+            f"python convert.py {path.name} --out DIR"
+        ) from None
+    except RuntimeError as error:  # of the hash; a connection that is closed too early shows only there
+        raise UserError(
+            f"{name}: {url} broke off or came changed: {' '.join(str(error).split())}; nothing was kept, run the same command again"
+        ) from None
+    except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise  # a directory that may not be written: `command` says so
+        raise UserError(
+            f"{name}: {url} broke off ({reason(error)}); nothing was kept in {path.parent}, run the same command again"
+        ) from None
+
+
+def preprocessing_of(weights) -> Preprocessing:
+    preset = weights.transforms()
+    return Preprocessing(
+        resize=preset.resize_size[0],
+        crop=preset.crop_size[0],
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        interpolation=preset.interpolation.value,
+        antialias=bool(preset.antialias),
+    )
+
+
+# ---- reading ----
+
+
+def read(path: Path, source: str, revision: str | None = None, preprocessing: str | None = None) -> tuple[Checkpoint, Report]:
+    """A file of tensors in torchvision's names as minift's Checkpoint. preprocessing: v1 or v2 where the user has said it."""
+    report = Report(path.name, [])
+    theirs = state_dict(path, report)
+    config = architecture(path, theirs)
+    with torch.device("meta"):
+        body = ResNet(config)
+    table = translate(body, body.TORCHVISION)
+    expected = {table[ours]: tensor for ours, tensor in body.state_dict().items()}
+    report.dropped += sorted(name for name in theirs if name.startswith(HEAD))
+    inside = {name: tensor for name, tensor in theirs.items() if not name.startswith(HEAD)}
+    count_from_zero(inside, expected, report)
+    check_shapes(path, inside, expected, f"a ResNet with {config.depths} blocks of {config.hidden_sizes} channels")
+    tensors = {ours: inside[name] for ours, name in table.items()}
+    inputs = asdict(choose_preprocessing(path, preprocessing, report))
+    return Checkpoint("resnet", asdict(config), tensors, None, source, revision, preprocessing=inputs), report
+
+
+def state_dict(path: Path, report: Report) -> dict[str, Tensor]:
+    """The tensors of a file, taken out of what training scripts and wrappers put around them."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        tensors = read_tensors(path)
+    else:
+        content = unpickle(path)
+        key = next((key for key in NESTED if isinstance(content, dict) and isinstance(content.get(key), dict)), None)
+        tensors = untied(path, content if key is None else content[key])
+        if key is not None:
+            others = ", ".join(str(other) for other in content if other != key)
+            report.said.append(f"{key} of a training checkpoint taken, left out: {others or 'nothing'}")
+    while prefix := next((prefix for prefix in PREFIXES if tensors and all(name.startswith(prefix) for name in tensors)), None):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        report.said.append(f"{prefix} before every name taken off")
+    return tensors
+
+
+def architecture(path: Path, tensors: dict[str, Tensor]) -> ResNetConfig:
+    """Depths and widths by the names and shapes; what is no ResNet of bottlenecks is refused by what it is."""
+    blocks = {match[0]: int(match[1]) for name in tensors if (match := re.match(r"layer(\d+)\.\d+\.", name))}
+    if "conv1.weight" not in tensors or not blocks:
+        raise UserError(
+            f"{path}: no ResNet in torchvision's names (it begins with {', '.join(list(tensors)[:3]) or 'nothing'}); of a "
+            "transformers checkpoint give the directory that holds it together with config.json"
+        )
+    if not any(name.endswith(".conv3.weight") for name in tensors):
+        raise UserError(
+            f"{path}: its blocks have two convolutions, as in ResNet-18 and -34; minift has the ResNets of bottlenecks, as resnet50"
+        )
+    depths = Counter(blocks.values())
+    groups = range(1, max(depths) + 1)
+    first = {name: tensors.get(name) for g in groups for name in (f"layer{g}.0.conv2.weight", f"layer{g}.0.conv3.weight")}
+    for name, tensor in (first | {"conv1.weight": tensors["conv1.weight"]}).items():
+        if tensor is None or tensor.dim() != 4:
+            raise UserError(f"{path}: {name} is {'missing' if tensor is None else f'{tuple(tensor.shape)}, no convolution'}")
+    widths = {g: first[f"layer{g}.0.conv3.weight"].shape[0] for g in groups}
+    for g, width in widths.items():
+        name, inner = f"layer{g}.0.conv2.weight", width // REDUCTION
+        if first[name].shape[:2] != (inner, inner):
+            raise UserError(
+                f"{path}: {name} is {tuple(first[name].shape)}, a ResNet's is {(inner, inner, 3, 3)}; "
+                "wide ResNets and ResNeXts are not supported"
+            )
+    return ResNetConfig(tuple(depths[g] for g in groups), tensors["conv1.weight"].shape[0], tuple(widths.values()))
+
+
+def choose_preprocessing(path: Path, given: str | None, report: Report) -> Preprocessing:
+    """What the user has said; else what minift wrote beside the file; else that of the published file with this hash; else V1's."""
+    known, digest = published(), sha256(path)
+    if path.name in known and not digest.startswith(promised(path.name)):
+        raise UserError(f"{path}: wrong hash: torchvision's file has {promised(path.name)}..., this one {digest}; fetch it again")
+    if given is not None:
+        return PREPROCESSING[given]
+    beside = path.with_suffix(".json")
+    described = read_json(beside) if beside.is_file() else None
+    if isinstance(described, dict) and "preprocessing" in described:
+        report.said.append(f"preprocessing from {beside.name}")
+        try:
+            return Preprocessing(**described["preprocessing"])
+        except TypeError as error:
+            raise UserError(f"{beside}: preprocessing: {error}; mend it, or say --preprocessing v1 or v2") from None
+    weights = next((weights for file, weights in known.items() if digest.startswith(promised(file))), None)
+    if weights is not None:
+        report.said.append(f"the hash is that of torchvision's {weights}")
+        return preprocessing_of(weights)
+    report.said.append(
+        "preprocessing assumed, as a file says nothing of it; if these are weights of torchvision's V2 recipe: --preprocessing v2"
+    )
+    return IMAGENET_V1
+
+
+# ---- writing ----
+
+
+def write(path: Path, checkpoint: Checkpoint) -> str:
+    """A file that torchvision's network loads strictly, and beside it what it cannot hold. The call that builds the network.
+
+    A checkpoint without a head gives a file without fc, for which the network's fc has to be replaced by nn.Identity().
+    """
+    body = checkpoint.empty_body()
+    if not isinstance(body, ResNet):
+        raise UserError(f"{checkpoint.source} is a {checkpoint.architecture}, which torchvision does not have; --to hf writes it")
+    labels = checkpoint.task["labels"] if checkpoint.task else None
+    call = built_by(body.config, len(labels) if labels else None)
+    if call is None:
+        sizes = f"a stem of {body.config.embedding_size} and blocks of {tuple(body.config.hidden_sizes)} channels"
+        raise UserError(f"{checkpoint.source}: neither torchvision nor timm builds {sizes}; --to hf writes it")
+    table = translate(body, body.TORCHVISION)
+    tensors = {table[name]: tensor for name, tensor in checkpoint.tensors.items()}
+    tensors |= {HEAD + name: tensor for name, tensor in checkpoint.head.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    if path.suffix == ".safetensors":
+        write_tensors(part, tensors)
+    else:
+        torch.save(tensors, part)
+    write_json(path.with_suffix(".json"), {"labels": labels, "preprocessing": checkpoint.preprocessing})
+    part.replace(path)
+    return call
+
+
+def built_by(config: ResNetConfig, classes: int | None) -> str | None:
+    """The Python expression that builds the network which loads such a file; None where there is none."""
+    name = next((name for name, depths in DEPTHS.items() if depths == tuple(config.depths)), None)
+    head = [] if classes is None else [f"num_classes={classes}"]
+    if has_usual_widths(config) and name is not None:
+        return f"torchvision.models.{name}({', '.join(head)})"
+    if has_usual_widths(config):
+        package, sizes = "torchvision.models.resnet", [str(list(config.depths))]
+    elif config.embedding_size == ResNetConfig().embedding_size and len(config.depths) == 4:
+        channels = tuple(width // REDUCTION for width in config.hidden_sizes)
+        package, sizes = "timm.models.resnet", [f"layers={tuple(config.depths)}, channels={channels}"]
+    else:
+        return None
+    return f"{package}.ResNet({package}.Bottleneck, {', '.join(sizes + head)})"
+
+
+def has_usual_widths(config: ResNetConfig) -> bool:
+    """torchvision's class builds these alone."""
+    usual = ResNetConfig()
+    return (config.embedding_size, tuple(config.hidden_sizes)) == (usual.embedding_size, usual.hidden_sizes)
+
+
+def load(path: Path, config: ResNetConfig) -> nn.Module:
+    """torchvision's own network with the weights of a file, loaded strictly; without a head where the file has none."""
+    if not has_usual_widths(config):
+        raise UserError(f"{path}: torchvision builds no ResNet of {tuple(config.hidden_sizes)} channels to compare with")
+    tensors = state_dict(path, Report(path.name, []))
+    classes = tensors[HEAD + "weight"].shape[0] if HEAD + "weight" in tensors else 1
+    resnet = library().resnet
+    network = resnet.ResNet(resnet.Bottleneck, list(config.depths), num_classes=classes)
+    if HEAD + "weight" not in tensors:
+        network.fc = nn.Identity()
+    network.load_state_dict(tensors)
+    return network

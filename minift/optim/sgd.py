@@ -1,0 +1,36 @@
+"""SGD with momentum (Polyak 1964; Sutskever et al. 2013, ICML, for Nesterov's form), the usual optimiser of image classifiers."""
+
+from torch import Tensor
+
+from minift.optim.groups import Group
+from minift.optim.optimizer import Optimizer
+
+
+class SGD(Optimizer):
+    """For every parameter theta with gradient g, from m = 0 on
+
+        g     <- g + lambda theta
+        m     <- mu m + g
+        theta <- theta - eta lr m                 or, by Nesterov,     theta <- theta - eta lr (g + mu m)
+
+    eta is the schedule's factor, lr and lambda are the group's rate and weight decay. The decay is an L2 penalty: other than
+    AdamW's it goes through the momentum. lr stands outside m, as in torch and not as in the papers, so that a change of the rate
+    holds for the whole step at once. nesterov without momentum is plain SGD, and momentum 0 keeps no m.
+
+    groups: from `make_groups`. momentum: mu, 0 <= mu < 1.
+    Equal to torch.optim.SGD, whose first m is g as well (tests/reference/test_optim.py).
+    """
+
+    def __init__(self, groups: list[Group], momentum: float = 0.9, nesterov: bool = False):
+        super().__init__(groups)
+        self.momentum = momentum
+        self.nesterov = nesterov
+        self.moments = 1 if momentum else 0
+
+    def update(self, t: int, lr: float, weight_decay: float, theta: Tensor, g: Tensor, m: Tensor | None = None) -> None:
+        if weight_decay:
+            g = g.add(theta, alpha=weight_decay)
+        if m is not None:
+            m.mul_(self.momentum).add_(g)
+            g = g.add(m, alpha=self.momentum) if self.nesterov else m
+        theta.add_(g, alpha=-lr)

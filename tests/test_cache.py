@@ -1,0 +1,188 @@
+"""The frozen trunk: stored bits come back as they are, and a run on them is the run without."""
+
+import copy
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_body, tiny_resnet
+from torch import nn
+
+from minift.cache import Kept, Recomputed, Trunk, bytes_needed, depth, keep
+from minift.data.batching import Batch, by_length, shuffled
+from minift.data.tokenising import Encoded
+from minift.methods.full import partial as thaw_top
+from minift.methods.surgery import freeze
+from minift.optim.adamw import AdamW
+from minift.optim.groups import make_groups
+from minift.optim.precision import around
+from minift.tasks.classification import Classification
+
+CPU = torch.device("cpu")
+FULL = nullcontext()
+
+
+@dataclass
+class Squares:
+    """Images in memory; with draws None new noise on them in every epoch, with draws K the noise of K views."""
+
+    images: torch.Tensor
+    labels: np.ndarray
+    draws: int | None = 1
+
+    def __len__(self):
+        return len(self.images)
+
+    @property
+    def lengths(self):
+        return np.ones(len(self), dtype=np.int64)
+
+    def batches(self, order, device, epoch=None):
+        for rows in order:
+            view = 0 if epoch is None else epoch if self.draws is None else epoch % self.draws
+            random = [torch.Generator().manual_seed(1000 * view + row) for row in rows.tolist()]
+            noise = torch.stack([torch.randn(self.images.shape[1:], generator=r) for r in random])
+            yield Batch((self.images[rows] + (noise if view else 0),), torch.from_numpy(self.labels[rows]))
+
+
+def squares(dtype=torch.float32, draws=1, rows=23):
+    random = torch.Generator().manual_seed(1)
+    return Squares(torch.randn(rows, 3, 32, 32, generator=random, dtype=dtype), np.arange(rows) % 3, draws)
+
+
+def texts(rows=23, pairs=False):
+    random = np.random.default_rng(0)
+    lengths = random.integers(3, 30, rows)
+    tokens = [random.integers(5, 60, n) for n in lengths]
+    types = [np.arange(n) // (n // 2 + 1) for n in lengths] if pairs else None
+    return Encoded(tokens, types, lengths, np.arange(rows) % 3, 0, 30, 0)
+
+
+def frozen_model(kind, stages, dtype=torch.float32):
+    body = tiny_body(pool="mean") if kind == "bert" else tiny_resnet()
+    freeze(body)
+    if stages:
+        thaw_top(body, stages=stages)
+    torch.manual_seed(0)
+    return Classification(["a", "b", "c"], "mean").model(body).to(dtype)
+
+
+def train(model, data, epochs=3):
+    """Losses of some steps, dropout on where it is."""
+    optimizer = AdamW(make_groups(model, 1e-2, 0.01))
+    torch.manual_seed(3)
+    losses = []
+    for epoch in range(epochs):
+        model.train()
+        for batch in data.batches(shuffled(data.lengths, 5, 0, epoch), CPU, epoch):
+            loss = nn.functional.cross_entropy(model(batch), batch.labels)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+    return losses
+
+
+DATA = {"bert": texts, "resnet": squares}
+
+
+DEPTHS = [("bert", 0, 5), ("bert", 1, 3), ("bert", 4, 0), ("resnet", 0, 5), ("resnet", 2, 2)]
+
+
+@pytest.mark.parametrize(("kind", "stages", "expected"), DEPTHS)
+def test_depth_counts_the_modules_of_whole_frozen_stages(kind, stages, expected):
+    assert depth(frozen_model(kind, stages).body) == expected
+
+
+@pytest.mark.parametrize("place", ["memory", "disk"])
+@pytest.mark.parametrize(("kind", "stages"), [("bert", 0), ("bert", 2), ("resnet", 0), ("resnet", 1)])
+@pytest.mark.parametrize("low", [False, True])
+def test_stored_bits_come_back_whatever_the_order(tmp_path, kind, stages, place, low):
+    model, data = frozen_model(kind, stages), DATA[kind]()
+    trunk = Trunk(model.body, depth(model.body), around(torch.bfloat16) if low else FULL)
+    kept = Kept(data, trunk, 4, CPU, tmp_path / "trunk.bin" if place == "disk" else None)
+    order = by_length(data.lengths, 4)
+    at = "hidden" if stages else "pooled"
+    expected = [None] * len(data)
+    for rows, batch in zip(order, Recomputed(data, trunk).batches(order, CPU), strict=True):
+        for i, row in enumerate(rows):
+            whole = getattr(batch.state, at)[i]
+            expected[row] = whole[: data.lengths[row]] if kind == "bert" and stages else whole
+    for seed in range(2):
+        for rows, batch in zip(order := shuffled(data.lengths, 6, seed, 0), kept.batches(order, CPU), strict=True):
+            for i, row in enumerate(rows):
+                got = getattr(batch.state, at)[i]
+                got = got[: data.lengths[row]] if kind == "bert" and stages else got
+                assert got.dtype == expected[row].dtype and torch.equal(got, expected[row])
+            assert torch.equal(batch.labels, torch.from_numpy(data.labels[rows]))
+    assert not (tmp_path / "trunk.bin").exists()
+    assert bytes_needed(data, trunk, CPU) == kept.flat.nbytes
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize(("kind", "stages"), [("bert", 0), ("bert", 2), ("resnet", 0), ("resnet", 1)])
+def test_a_run_on_the_cache_is_the_run_without(kind, stages, dtype, tolerance):
+    model = frozen_model(kind, stages, dtype)
+    data = texts(pairs=True) if kind == "bert" else squares(dtype)
+    if kind == "bert":
+        model.body.layers[0].attention.attend.p = 0.5  # frozen dropout must not act; that of trained stages differs in its draws
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        for layer in model.body.layers[1:]:
+            layer.attention.attend.p = 0.0
+    runs = []
+    for cached in (False, True, True):
+        twin = copy.deepcopy(model)
+        trunk = Trunk(twin.body, depth(twin.body), FULL)
+        losses = train(twin, Kept(data, trunk, 4, CPU) if cached else data)
+        runs.append((losses, twin.state_dict()))
+    (plain, weights), (first, weights1), (second, weights2) = runs
+    assert first == second and all(torch.equal(weights1[name], weights2[name]) for name in weights)
+    np.testing.assert_allclose(first, plain, rtol=tolerance, atol=0)
+    if dtype == torch.float64:  # in float32 rounding may turn the sign of AdamW's first steps, which are all of one size
+        for name, tensor in weights.items():
+            torch.testing.assert_close(weights1[name], tensor, rtol=0, atol=tolerance)
+
+
+def test_views_are_kept_each_and_come_by_turns():
+    model, data = frozen_model("resnet", 0), squares(draws=3)
+    trunk = Trunk(model.body, depth(model.body), FULL)
+    kept, again = Kept(data, trunk, 4, CPU), Recomputed(data, trunk)
+    order = by_length(data.lengths, 4)
+    for epoch in range(7):
+        for a, b in zip(kept.batches(order, CPU, epoch), again.batches(order, CPU, epoch), strict=True):
+            torch.testing.assert_close(a.state.pooled, b.state.pooled, rtol=0, atol=0)
+    first, second = (next(kept.batches(order, CPU, epoch)).state.pooled for epoch in (0, 1))
+    assert not torch.allclose(first, second)
+
+
+def test_folding_leaves_the_body_alone_and_has_no_batch_norm():
+    body = tiny_resnet().double().eval()
+    freeze(body)
+    before = copy.deepcopy(body.state_dict())
+    trunk = Trunk(body, depth(body), FULL)
+    images = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    state = trunk(Batch((images,), None)).state
+    torch.testing.assert_close(state.pooled, body(images).pooled, rtol=0, atol=1e-10)
+    assert not any(isinstance(m, nn.BatchNorm2d) for module in trunk.modules for m in module.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in body.state_dict().items())
+
+
+def test_where_things_are_kept(tmp_path, monkeypatch, capsys):
+    body = frozen_model("resnet", 0).body
+    looking = partial(keep, body=body, precision=FULL, device=CPU, batch_size=4, directory=tmp_path)
+    data = {"train": squares(draws=None), "valid": squares()}
+    seen = looking(data, kind="auto")
+    assert type(seen["train"]) is Recomputed and type(seen["valid"]) is Kept
+    assert type(looking(data, kind="off")["valid"]) is Recomputed
+    monkeypatch.setattr("minift.cache.memory_of_machine", lambda: 0)
+    capsys.readouterr()
+    assert type(looking(data, kind="auto")["valid"]) is Kept
+    assert "on disk" in capsys.readouterr().out
+    monkeypatch.setattr("minift.cache.shutil.disk_usage", lambda _: type("Usage", (), {"free": 100}))
+    assert type(looking(data, kind="auto")["valid"]) is Recomputed
+    assert looking(data, body=frozen_model("resnet", 4).body, kind="auto") is data

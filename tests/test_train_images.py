@@ -1,0 +1,174 @@
+"""train.py on photographs, with evaluate and predict on what it leaves."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import converted_directory, converted_resnet, photographs
+
+import minift
+import train
+from minift import evaluate, predict
+from minift.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def data(tmp_path):
+    return photographs(tmp_path / "photos" / "train"), photographs(tmp_path / "photos" / "val", 5, seed=1)
+
+
+def run(tmp_path, *data, out="run", **flags):
+    base = tmp_path / "resnet"
+    if not base.exists():
+        converted_resnet(base)
+    usual = {"task": "image-classification", "model": base, "epochs": 2, "batch_size": 8, "workers": 0, "out": tmp_path / out}
+    flags = usual | flags
+    flags |= dict(zip(("train", "valid"), data, strict=False))
+    flags = {name: value for name, value in flags.items() if value is not None}
+    train.main([word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", str(value))])
+    return json.loads((tmp_path / out / "result.json").read_text())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", ["full", "partial:stages=1", "probe"])
+def test_a_run_is_what_evaluate_finds(tmp_path, data, capsys, method, precision):
+    result = run(tmp_path, *data, method=method, precision=precision, lr=0.02)
+    printed = capsys.readouterr().out
+    assert ("trunk  valid: 10 rows computed once" in printed) == (method != "full")
+    evaluate.main([str(tmp_path / "run"), "--data", str(data[1])])
+    accuracy, f1, matthews = (result["valid"][name] for name in ("accuracy", "f1_macro", "matthews"))
+    line = f"{result['valid']['loss']:.4f}    {accuracy:.4f}    {f1:.4f}   {matthews: .4f}"
+    assert " ".join(line.split()) in " ".join(capsys.readouterr().out.split())
+
+
+def test_it_learns_and_predicts(tmp_path, data, capsys):
+    result = run(tmp_path, *data, method="probe", epochs=10)
+    assert result["valid"]["accuracy"] == 1.0 and result["parameters"]["trainable"] == 2 * 24 + 2
+    files = [str(data[1] / "bees" / "0.jpg"), str(data[1] / "ants" / "3.jpg")]
+    assert [p["label"] for p in minift.load(tmp_path / "run").predict(files)] == ["bees", "ants"]
+    predict.main([str(tmp_path / "run"), *files])
+    assert capsys.readouterr().out.splitlines()[-2].startswith("bees")
+    predict.main([str(tmp_path / "run"), "--data", str(data[1]), "--out", str(tmp_path / "p.jsonl")])
+    rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert len(rows) == 10 and all(row["label"] in row["image"] for row in rows)
+
+
+def test_frozen_statistics_are_bit_identical_and_thawed_ones_move(tmp_path, data):
+    run(tmp_path, *data, method="partial:stages=1", augment="strong", mixup=0.2, label_smoothing=0.1)
+    before, after = (load_file(tmp_path / place / "model.safetensors") for place in ("resnet", "run/model"))
+    for name, tensor in before.items():
+        thawed = name.startswith("blocks.2.")
+        assert torch.equal(after[name], tensor) != thawed, name
+    assert after["blocks.2.branch.norm1.num_batches_tracked"] == 2 * 3
+
+
+@pytest.mark.parametrize("flags", [{}, {"augment": "standard"}, {"augment": "standard", "views": 2}, {"mixup": 0.5, "cutmix": 1.0}])
+def test_the_same_again_with_any_number_of_workers(tmp_path, data, flags):
+    for out, workers in (("a", 0), ("b", 2)):
+        run(tmp_path, *data, out=out, method="probe", workers=workers, **flags)
+    a, b = (load_file(tmp_path / out / "model" / "model.safetensors") for out in ("a", "b"))
+    assert all(torch.equal(a[name], tensor) for name, tensor in b.items())
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk", "off"])
+def test_a_cache_changes_nothing(tmp_path, data, cache):
+    results = [run(tmp_path, *data, out=out, method="probe", cache=kind) for out, kind in (("off", "off"), ("kept", cache))]
+    assert results[0]["valid"] == results[1]["valid"]
+    assert sorted(p.name for p in (tmp_path / "kept").iterdir()) == ["config.json", "metrics.jsonl", "model", "result.json"]
+
+
+def test_from_random_weights_without_a_checkpoint(tmp_path, data, monkeypatch, capsys):
+    monkeypatch.setenv("MINIFT_WEIGHTS", str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"python convert.py resnet50"):
+        run(tmp_path, *data, model="resnet50")
+    run(tmp_path, *data, model="resnet50", init="random", epochs=0, method="probe", valid="none")
+    assert "resnet50 without weights" in capsys.readouterr().out
+    assert minift.load(tmp_path / "run").predict([str(data[1] / "ants" / "0.jpg")])[0]["label"] in ("ants", "bees")
+
+
+WRONG = {
+    "a text file": ("ants/note.jpg", b"hello", "1 of 21 images cannot be read; delete them or add --skip-bad-images"),
+    "cut short": ("ants/0.jpg", 300, "cut short"),
+    "empty file": ("ants/0.jpg", b"", "zero bytes"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_bad_files_are_named_before_training(tmp_path, data, name):
+    file, content, message = WRONG[name]
+    path = data[0] / file
+    path.write_bytes(path.read_bytes()[:content] if isinstance(content, int) else content)
+    with pytest.raises(UserError, match=message) as error:
+        run(tmp_path, *data)
+    assert str(path) in str(error.value) and not (tmp_path / "run").exists()
+    train.main(
+        [*("--train", str(data[0]), "--valid", str(data[1]), "--task", "image-classification", "--model", str(tmp_path / "resnet")),
+         *("--epochs", "1", "--workers", "0", "--skip-bad-images", "--out", str(tmp_path / "run"))]
+    )  # fmt: skip
+
+
+def test_mistakes_with_classes(tmp_path, data):
+    (data[0] / "wasps").mkdir()
+    with pytest.raises(UserError, match="wasps: no images in this class folder"):
+        run(tmp_path, *data)
+    (data[0] / "wasps").rmdir()
+    shutil.copytree(data[1] / "bees", data[1] / "wasps")
+    with pytest.raises(UserError, match="'wasps' does not occur in the training images"):
+        run(tmp_path, *data)
+    shutil.rmtree(data[1] / "wasps")
+    shutil.rmtree(data[1] / "bees")
+    with pytest.raises(UserError, match="no image of the class bees"):
+        run(tmp_path, *data)
+    with pytest.raises(UserError, match="one class folder only"):
+        run(tmp_path, data[1])
+
+
+def test_flags_and_models_of_the_other_kind(tmp_path, data):
+    with pytest.raises(UserError, match="--max-length belongs to text-classification"):
+        run(tmp_path, *data, max_length=12)
+    with pytest.raises(UserError, match="--mixup belongs to image-classification"):
+        train.main(["--mixup", "0.2"])
+    with pytest.raises(UserError, match="for images add --task image-classification"):
+        train.main(["--train", str(data[0])])
+    with pytest.raises(UserError, match="is a model of texts; for images"):
+        run(tmp_path, *data, model=converted_directory(tmp_path / "bert"))
+    with pytest.raises(UserError, match="is a model of images; for texts"):
+        train.main(["--model", str(converted_resnet(tmp_path / "other"))])
+    with pytest.raises(UserError, match="stages=9: the body has 4, from stem to block 2"):
+        run(tmp_path, *data, method="partial:stages=9")
+    with pytest.raises(UserError, match="give --train"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize("flags", [{}, {"l2": 0.01}, {"augment": "standard", "views": 2}, {"monitor": "loss"}])
+def test_a_probe_solved_exactly(tmp_path, data, capsys, flags):
+    result = run(tmp_path, *data, method="probe", solver="lbfgs", epochs=None, **flags)
+    printed = capsys.readouterr().out
+    assert result["valid"]["accuracy"] == 1.0 and result["steps"] == 0
+    assert ("best of 45 penalties" in printed) == ("l2" not in flags)
+    if flags.get("monitor") == "loss":
+        events = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+        assert result["valid"]["loss"] == pytest.approx(min(event["loss"] for event in events), rel=0.05)
+    assert minift.load(tmp_path / "run").predict([str(data[1] / "ants" / "0.jpg")])[0]["label"] == "ants"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"method": "full"}, "it solves a linear head alone"),
+        ({"valid": "none"}, "give it with --l2"),
+        ({"augment": "strong"}, "say how often with --views"),
+        ({"lr": 0.1}, "--lr with --solver lbfgs: it takes no gradient steps"),
+        ({"l2": -1}, "a number above 0"),
+    ],
+)
+def test_wrong_use_of_the_solver(tmp_path, data, flags, message):
+    with pytest.raises(UserError, match=message):
+        run(tmp_path, *data[: 1 if "valid" in flags else 2], **{"method": "probe", "solver": "lbfgs", "epochs": None} | flags)
