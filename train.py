@@ -208,12 +208,12 @@ def main(argv: list[str]) -> None:
         return
     check(given)
     if given.seeds == 1:
-        run(given)
+        run_once(given)
     else:
         run_seeds(given)
 
 
-def run(given: Options) -> dict | None:
+def run_once(given: Options) -> dict | None:
     """One run from data to results: what it writes to result.json; None where --plan stops before training."""
     started = time.perf_counter()
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large tensors in huge pages: 4 % of a step on a CPU
@@ -322,11 +322,13 @@ def run(given: Options) -> dict | None:
             f"--layer-decay {options.layer_decay}: {options.method} trains the head alone, so there are no stages to step through"
         )
     origin = f"{shown(place)}, from {checkpoint.source}" if place else checkpoint.source
-    print_model(model, groups, f"{origin}; newly initialised: {', '.join(new)}")
+    print_model(model, groups, f"{origin}; newly initialised: {', '.join(new)}", options.accumulate)
     if unfreezing and all(group.stage == "head" for group in groups):
         raise UserError(f"--unfreeze {options.unfreeze}: {options.method} trains the head alone, so there is nothing to switch")
     print_settings(given, options, open_ones, foreign)
     frozen = cache.depth(body)
+    if options.cache != "auto" and not frozen:
+        raise UserError(f"--cache {options.cache} with --method {options.method}: the lowest stage trains, nothing is to be kept")
     if options.checkpoint_activations:
         checkpoint_activations(body, precision)
     if options.plan:
@@ -421,7 +423,7 @@ def run_seeds(given: Options) -> None:
     results = []
     for seed in seeds:
         print(f"\n======== seed {seed}\n", flush=True)
-        results.append(run(replace(given, seed=seed, out=str(directory / f"seed-{seed}"))))
+        results.append(run_once(replace(given, seed=seed, out=str(directory / f"seed-{seed}"))))
     summary = {}
     for split in ("valid", "test"):
         for name in results[0].get(split, ()):
@@ -463,6 +465,7 @@ def check(options: Options) -> None:
         "cutmix": (options.cutmix >= 0, "0 or more"),
         "cache": (options.cache in ("auto", "memory", "disk", "off"), "auto, memory, disk or off"),
         "views": (options.views is None or options.views >= 1, "1 or more"),
+        "seeds": (options.seeds >= 1, "1 or more"),
         "workers": (options.workers is None or options.workers >= 0, "0 or more"),
         "precision": (options.precision in ("auto", "float32", "bfloat16", "float16"), "auto, float32, bfloat16 or float16"),
         "accumulate": (options.accumulate >= 1, "1 or more"),
@@ -488,6 +491,8 @@ def check(options: Options) -> None:
         raise UserError(
             f"--warmup {options.warmup:g}: slanted-triangular has a rise of its own; say slanted-triangular:cut_frac=0.2"
         )
+    if options.plan and options.seeds > 1:
+        raise UserError("--plan with --seeds: a plan is of one run")
     if options.solver not in ("gradient", "lbfgs"):
         raise UserError(f"--solver {options.solver}: known are gradient, lbfgs")
     if options.solver == "lbfgs":

@@ -150,7 +150,7 @@ class Kept(Recomputed):
         order, used = by_length(data.lengths, batch_size), 0
         bar = tqdm(total=N * data.draws, desc="frozen trunk", unit="row", leave=False, disable=None)
         for view in range(data.draws):
-            for rows, batch in zip(order, super().batches(order, device, view if data.draws > 1 else None), strict=True):
+            for rows, batch in zip(order, super().batches(order, device, view), strict=True):
                 _, output = pieces(batch, trunk)
                 at = view * N + rows
                 self.starts[at] = used + np.cumsum(self.sizes[at]) - self.sizes[at]

@@ -24,6 +24,7 @@ class FineTuned:
     task: object
     checkpoint: Checkpoint  # without its tensors
     precision: AbstractContextManager  # as `optim.precision.around` makes it
+    trunk: Trunk | None  # the stages that were frozen in training, run as they were then
 
     @property
     def settings(self) -> dict:
@@ -31,10 +32,9 @@ class FineTuned:
         return self.checkpoint.settings
 
     def prepare(self, rows, labels=None):
-        """Rows as the task reads them -> data for `score`, through the run's frozen trunk as in training."""
+        """Rows as the task reads them -> data for `score`, through the frozen trunk as in training."""
         data = self.task.prepare(rows, labels, self.checkpoint, self.settings)
-        frozen = self.settings["frozen"]
-        return Recomputed(data, Trunk(self.model.body, frozen, self.precision)) if frozen else data
+        return data if self.trunk is None else Recomputed(data, self.trunk)
 
     def score(self, rows, labels) -> tuple["Scores", dict]:
         """(scores of labelled rows, figures of the data). labels: (N) ids."""
@@ -68,7 +68,9 @@ def load(directory: str | Path, device: str | None = None) -> FineTuned:
     model.head.load_state_dict({name: tensor.float() for name, tensor in checkpoint.head.items()})
     model = model.to(choose_device(device), memory_format=torch.channels_last).eval()
     precision = around(getattr(torch, checkpoint.settings["precision"]))
-    return FineTuned(model, task, replace(checkpoint, tensors={}, head={}), precision)
+    frozen = checkpoint.settings["frozen"]
+    trunk = Trunk(model.body, frozen, precision) if frozen else None
+    return FineTuned(model, task, replace(checkpoint, tensors={}, head={}), precision, trunk)
 
 
 def choose_device(name: str | None) -> torch.device:

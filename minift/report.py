@@ -73,7 +73,7 @@ def print_data(parts: dict, data: dict, labels: list[str]) -> None:
     print()
 
 
-def print_model(model, groups: list, described: str) -> None:
+def print_model(model, groups: list, described: str, accumulate: int) -> None:
     """What will train: stage by stage the parameters, the rate, the decay and the mode."""
     parts = {stage: [model.body.get_submodule(name) for name in names] for stage, names in model.body.stages.items()} | {
         "head": [model.head]
@@ -90,7 +90,10 @@ def print_model(model, groups: list, described: str) -> None:
                      f"{mine[0].lr:g}" if mine else "", decays, mode])  # fmt: skip
     rows.append(["total", sum(row[1] for row in rows), sum(row[2] for row in rows), "", "", ""])
     print(f"model  {described}")
-    print(table(["stage", "parameters", "trainable", "lr", "weight decay", "mode"], rows), end="\n\n")
+    print(table(["stage", "parameters", "trainable", "lr", "weight decay", "mode"], rows))
+    if accumulate > 1 and any(isinstance(m, BatchNorm2d) and m.training for m in model.modules()):
+        print(f"note: --accumulate {accumulate}: BatchNorm takes its statistics from each batch by itself, not from all of a step")
+    print()
 
 
 def print_settings(given, options, open_ones: dict, foreign: set[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -58,7 +59,7 @@ def choose_directory(out: str | None, data: Path, model: str, method: str) -> Pa
             raise UserError(f"--out {out}: exists and is not empty; give another directory or delete it")
         return directory
     stem = data.parent.resolve().name if data.stem.lower().startswith("train") else data.stem
-    name = f"{stem}-{Path(model).name}-{method}"
+    name = re.sub(r"[^\w.=-]+", "-", f"{stem}-{Path(model).name}-{method}")  # a colon is no letter of a name on Windows
     directory, number = Path("runs") / name, 1
     while directory.exists():
         number += 1

@@ -60,6 +60,5 @@ def all_features(data: Recomputed, batch_size: int) -> tuple[Tensor, Tensor]:
     """(features (N, D) float64, labels (N)) of all rows, of all views one behind the other."""
     device = next(data.trunk.body.parameters()).device
     order = in_order(np.arange(len(data)), batch_size)
-    views = range(data.draws) if data.draws > 1 else [None]
-    batches = [batch for view in views for batch in data.batches(order, device, view)]
+    batches = [batch for view in range(data.draws) for batch in data.batches(order, device, view)]
     return torch.cat([batch.state.pooled.double().cpu() for batch in batches]), torch.cat([b.labels.cpu() for b in batches])

@@ -5,11 +5,12 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from tiny import CONFIG, tiny_body
+from tiny import CONFIG, tiny_body, tiny_resnet
 
 import train
-from minift.data.batching import in_order, shuffled
+from minift.data.batching import Batch, in_order, shuffled
 from minift.data.tokenising import Encoded
+from minift.methods.surgery import freeze
 from minift.optim.groups import make_groups
 from minift.tasks.text_classification import TextClassification
 
@@ -37,14 +38,45 @@ class Nowhere:
         pass
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 50])
-def test_gradient_of_the_larger_batch(k):
-    random = np.random.default_rng(0)
+class Squares:
+    """Images in memory."""
+
+    def __init__(self, random):
+        self.images, self.labels = torch.from_numpy(random.normal(size=(23, 3, 32, 32))), random.integers(0, 2, 23)
+        self.lengths = np.ones(23, dtype=np.int64)
+
+    def __len__(self):
+        return 23
+
+    def collate(self, rows):
+        return Batch((self.images[rows],), torch.from_numpy(self.labels[rows]))
+
+    def batches(self, order, device, epoch):
+        return map(self.collate, order)
+
+
+def texts(random):
     lengths = random.integers(2, 10, 23)
     tokens = [random.integers(5, CONFIG.vocab_size, n) for n in lengths]
-    data = Encoded(tokens, None, lengths, random.integers(0, 2, 23), CONFIG.pad_token_id, 40, 0)
+    return Encoded(tokens, None, lengths, random.integers(0, 2, 23), CONFIG.pad_token_id, 40, 0)
+
+
+@pytest.mark.parametrize("kind", ["text", "images"])
+@pytest.mark.parametrize("k", [1, 2, 3, 50])
+def test_gradient_of_the_larger_batch(k, kind):
+    random = np.random.default_rng(0)
     task = TextClassification(["a", "b"], "cls")
-    model = task.model(tiny_body(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)).double()
+    if kind == "text":
+        data, body = texts(random), tiny_body(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    else:
+        data, body = Squares(random), tiny_resnet()
+        freeze(body)
+        body.requires_grad_(True)
+        for module in body.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):  # its statistics would be the smaller batch's
+                module.requires_grad_(False)
+    model = task.model(body).double()
+    lengths = data.lengths
     recorder = Recorder(make_groups(model, 1.0, 0.0))
     limits = {"epochs": 1, "batch_size": 4, "accumulate": k, "clip": 1e9, "seed": 0, "monitor": "loss", "patience": None}
     limits |= {"label_smoothing": 0.0, "precision": nullcontext()}

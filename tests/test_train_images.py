@@ -28,12 +28,12 @@ def run(tmp_path, *data, out="run", **flags):
     base = tmp_path / "resnet"
     if not base.exists():
         converted_resnet(base)
-    usual = {"task": "image-classification", "model": base, "epochs": 2, "batch_size": 8, "workers": 0, "out": tmp_path / out}
-    flags = usual | flags
+    usual = {"task": "image-classification", "model": base, "epochs": 2, "batch_size": 8, "workers": 0}
+    flags = usual | {"out": out and tmp_path / out} | flags
     flags |= dict(zip(("train", "valid"), data, strict=False))
     flags = {name: value for name, value in flags.items() if value is not None}
     train.main([word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", str(value))])
-    return json.loads((tmp_path / out / "result.json").read_text())
+    return out and json.loads((tmp_path / out / "result.json").read_text())
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -172,3 +172,25 @@ def test_a_probe_solved_exactly(tmp_path, data, capsys, flags):
 def test_wrong_use_of_the_solver(tmp_path, data, flags, message):
     with pytest.raises(UserError, match=message):
         run(tmp_path, *data[: 1 if "valid" in flags else 2], **{"method": "probe", "solver": "lbfgs", "epochs": None} | flags)
+
+
+def test_one_view_is_augmented_and_the_same_in_every_epoch(tmp_path, data):
+    kept = run(tmp_path, *data, out="kept", method="probe", augment="strong", views=1)
+    afresh = run(tmp_path, *data, out="afresh", method="probe", augment="strong", views=1, cache="off")
+    plain = run(tmp_path, *data, out="plain", method="probe", augment="none")
+    assert kept["valid"] == afresh["valid"] != plain["valid"]
+
+
+def test_what_the_start_says_of_batch_norm_and_what_is_refused(tmp_path, data, capsys):
+    run(tmp_path, *data, accumulate=2, epochs=1)
+    assert "BatchNorm takes its statistics from each batch by itself" in capsys.readouterr().out
+    run(tmp_path, *data, accumulate=2, epochs=1, method="probe", out="probe")
+    assert "BatchNorm takes" not in capsys.readouterr().out
+    with pytest.raises(UserError, match="--cache disk with --method full: the lowest stage trains"):
+        run(tmp_path, *data, cache="disk", out="other")
+
+
+def test_the_name_of_a_run_is_one_that_every_system_takes(tmp_path, data, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(tmp_path, *data, method="partial:stages=2", epochs=0, out=None)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["photos-resnet-partial-stages=2"]

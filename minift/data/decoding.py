@@ -211,7 +211,7 @@ def verdicts(files: list[Path], workers: int) -> Iterator[str | None]:
 def ctrl_c_later() -> Iterator[None]:
     """For the start and the end of workers: Ctrl-C waits until it is over.
 
-    In the midst of a fork or a finaliser Python swallows it, and a worker that has not come to `ignore_ctrl_c` dies with a traceback.
+    In the midst of a fork or a finaliser Python swallows it; a worker that has not come to `ignore_ctrl_c` dies with a traceback.
     """
     if threading.current_thread() is not threading.main_thread():  # no other thread is interrupted, or may set a handler
         yield
@@ -227,7 +227,10 @@ def ctrl_c_later() -> Iterator[None]:
 
 
 def ignore_ctrl_c(worker: int = 0) -> None:
-    """For a worker: Ctrl-C reaches all processes of a terminal, and the parent is the one that ends the others."""
+    """For a worker: Ctrl-C reaches all processes of a terminal, and the parent is the one that ends the others.
+
+    A forked worker has the handler of `ctrl_c_later` anyway; one that is spawned begins with Python's own.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -246,12 +249,6 @@ def noted(cache: Path | None, wanted: set[str]) -> set[str]:
             with cache.open(encoding="ascii", errors="replace") as lines:
                 return {line for line in map(str.rstrip, lines) if line in wanted}
     return set()
-
-
-def default_workers() -> int:
-    """One process for each core that this one may use, at most 8."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 8)
 
 
 def cache_file() -> Path:

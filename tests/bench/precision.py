@@ -1,8 +1,8 @@
 """Speed and memory of mixed precision and of activation checkpointing, as ratios: `python tests/bench/precision.py`, 5 minutes.
 
 A BERT of BERT-base's size with random weights, full fine-tuning, 16 rows of 128 tokens; each configuration is a process of its
-own, 3 steps after one that is not timed. Memory is the process's highest, with what the weights, their gradients and AdamW's moments
-take.
+own, 3 steps after one that is not timed. Memory is the process's highest: weights, gradients and AdamW's moments
+included.
 """
 
 import json

@@ -1,9 +1,10 @@
 """README's table on SST-2 beside transformers' Trainer: `python tests/bench/table_sst2.py --data DIR`, about 40 minutes on 2 cores.
 
 DIR holds GLUE's train.tsv and dev.tsv. Both start from the embedded checkpoint and take the first 10,000 training rows, 2 epochs,
-batch size 32, learning rate 5e-5, weight decay 0.01, linear decay after 10 % warm-up, and score the dev set after every epoch;
-runs alternate, each in a process of its own. The Trainer keeps its last epoch, as it does by default, and so does minift here.
-Every run is appended to runs/table_sst2.jsonl; a rerun goes on where it stopped. --all adds one run of minift on all rows, 1 epoch.
+batch size 32, learning rate 5e-5, weight decay 0.01, linear decay after 10 % warm-up, float32, and score the dev set after every
+epoch; runs alternate, each in a process of its own. The Trainer keeps its last epoch, as it does by default, and so does minift
+here. Every run is appended to runs/table_sst2.jsonl; a rerun goes on where it stopped. --all adds one run of minift on all rows, 1
+epoch.
 """
 
 import argparse
@@ -40,6 +41,8 @@ def run_minift(data: Path, seed: int, rows: int | None, directory: Path) -> dict
         *flags,
         "--seed",
         str(seed),
+        "--precision",
+        "float32",  # as the Trainer's
     ]
     arguments += ["--epochs", "1"] if rows is None else []  # the last one given counts
     subprocess.run([*arguments, "--out", str(directory / "run")], check=True, stdout=subprocess.DEVNULL)

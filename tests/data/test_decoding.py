@@ -2,7 +2,9 @@
 
 import io
 import os
+import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from PIL import Image, ImageFile, ImageOps
 from processes import assert_stops_cleanly
 
 from minift.data import decoding
-from minift.data.decoding import BadImage, check_images, end_of_jpeg, jpeg_ends_early, open_image, sound
+from minift.data.decoding import BadImage, check_images, ctrl_c_later, end_of_jpeg, jpeg_ends_early, open_image, sound
 from minift.data.images import read_images
 from minift.errors import UserError
 
@@ -285,6 +287,25 @@ def test_bad_files_are_listed_or_left_out(store):
     with pytest.raises(UserError) as error:
         sound(read_images(store), 0, False)
     assert len(str(error.value).split("\n")) == 52 and str(error.value).endswith("\n  and 14 more")
+
+
+def test_ctrl_c_waits_while_workers_start():
+    before, reached = signal.getsignal(signal.SIGINT), []
+    with pytest.raises(KeyboardInterrupt), ctrl_c_later():
+        signal.raise_signal(signal.SIGINT)
+        reached.append(True)
+    assert reached and signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(ValueError), ctrl_c_later():
+        raise ValueError
+    assert signal.getsignal(signal.SIGINT) is before
+    threads = ThreadPoolExecutor(1)
+
+    def elsewhere() -> str:
+        with ctrl_c_later():
+            return "no handler is set"
+
+    assert threads.submit(elsewhere).result() == "no handler is set"
+    threads.shutdown()
 
 
 SLOW = """

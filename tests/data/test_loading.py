@@ -3,6 +3,7 @@
 import builtins
 import json
 import random
+import signal
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -258,6 +259,22 @@ if __name__ == "__main__":
     loading.open_image = slow
     command(main, "train")
 """
+
+
+@pytest.mark.parametrize("step", ["__init__", "__del__"])
+def test_ctrl_c_waits_for_the_start_and_the_end_of_workers(files, monkeypatch, step):
+    loader = torch.utils.data.dataloader._MultiProcessingDataLoaderIter
+    real, done = getattr(loader, step), []
+
+    def interrupted(self, *arguments):
+        signal.raise_signal(signal.SIGINT)
+        real(self, *arguments)
+        done.append(self)
+
+    monkeypatch.setattr(loader, step, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(Pictures(files, None, SMALL, workers=1).batches([np.arange(3)], CPU))
+    assert len(done) == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="process groups of POSIX")
