@@ -4,6 +4,7 @@
 """
 
 import argparse
+import gc
 import math
 import os
 import sys
@@ -48,7 +49,7 @@ class Options(Layout):
     mixup: float = 0.0  # alpha of Beta(alpha, alpha), by which pairs of training images are blended; 0: never
     cutmix: float = 0.0  # the like, by which a rectangle of one is put into the other
     cache: str = "auto"  # output of the stages below all that train, kept in memory, on disk, or off; auto: where it fits
-    views: int | None = None  # augmented views of every training image that are kept for the cache; unset: new ones each epoch
+    views: int | None = None  # augmented views of every training image, by turns; unset: new ones in each epoch
     unfreeze: str | None = None  # stages that train: gradual (one more each epoch), chain, all-at:n=1; gradual:every=9: steps
     monitor: str | None = None  # metric that chooses the epoch to keep; unset: the task's first
     patience: int | None = None  # epochs without a better one after which training stops; unset: never
@@ -75,7 +76,7 @@ GRADIENT = (
 
 @dataclass
 class Progress:
-    """Where a run stands. With weights and the optimiser's moments it says how to go on: the rest follows from seed and epoch."""
+    """Where a run stands; the order of the rows and what is drawn for images follow from seed and epoch."""
 
     epoch: int = 0  # finished ones
     step: int = 0
@@ -132,13 +133,13 @@ def fit(
     stages = list(dict.fromkeys(group.stage for group in optimizer.groups))
     if epochs == 0:
         run.save(model)
-    for epoch in range(epochs):
+    for epoch in range(progress.epoch, epochs):
         start = time.perf_counter()
         model.train()
         order = shuffled(train.lengths, batch_size, seed, epoch)
         stream, windows = train.batches(order, device, epoch), math.ceil(len(order) / accumulate)
         bar = tqdm(total=len(train), desc=f"epoch {epoch + 1}/{epochs}", unit="row", leave=False, disable=not sys.stderr.isatty())
-        pending, marked, total_loss = [], start, 0.0
+        pending, marked, total_loss, skipped = [], start, 0.0, 0
         for number in range(1, windows + 1):
             batches = list(islice(stream, accumulate))
             if unfreezing is not None and switch(model, optimizer.groups, unfreezing(stages, progress.step, epoch)):
@@ -152,6 +153,7 @@ def fit(
                 loss = loss + part.detach()
             factor = schedule(progress.step)
             finite = scaler is None or scaler.unscale(parameters)
+            skipped += not finite
             if finite:
                 clip_gradients(parameters, clip)
                 optimizer.step(factor)
@@ -179,6 +181,8 @@ def fit(
         seconds = time.perf_counter() - start
         progress.seconds_training += seconds
         line = f"epoch {epoch + 1}/{epochs}  {len(train) / seconds:,.0f} rows/s  train loss {total_loss / len(train):.4f}"
+        if skipped:
+            line += f"  {skipped} steps left out, their gradients being beyond float16"
         better = True
         if valid is not None:
             scores = score(model, task, valid, batch_size, precision)
@@ -196,6 +200,8 @@ def fit(
         if patience is not None and progress.epoch - progress.best_epoch >= patience:
             print(f"stopped: no better {monitor} for {patience} epochs")
             break
+    if scaler is not None and epochs and not progress.step:
+        raise UserError("no step had finite gradients in float16: the run has not trained; try --precision bfloat16")
     return progress
 
 
@@ -216,6 +222,7 @@ def main(argv: list[str]) -> None:
 def run_once(given: Options) -> dict | None:
     """One run from data to results: what it writes to result.json; None where --plan stops before training."""
     started = time.perf_counter()
+    gc.collect()  # the model of the seed before
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large tensors in huge pages: 4 % of a step on a CPU
 
     import torch
@@ -249,6 +256,8 @@ def run_once(given: Options) -> dict | None:
     schedule = parse(given.schedule, SCHEDULES, "--schedule")
     unfreezing = given.unfreeze and parse(given.unfreeze, UNFREEZING, "--unfreeze")
     device = choose_device(given.device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     model_name = given.model or task_class.MODEL
     checkpoint = untrained(model_name) if given.init == "random" else None
     place = None if checkpoint else find(model_name)
@@ -276,9 +285,10 @@ def run_once(given: Options) -> dict | None:
 
     # Data
     parts, labels = read_parts(options, task_class)
-    ids = {split: task_class.ids(rows, labels, split) for split, rows in parts.items()}
+    ids = {split: task_class.ids(rows, labels, split == "valid" and given.valid is not None) for split, rows in parts.items()}
     settings = task_class.settings(options, parts["train"])
-    data = {split: task_class.prepare(rows, ids[split], checkpoint, settings) for split, rows in parts.items()}
+    workers = options.workers or 0
+    data = {split: task_class.prepare(rows, ids[split], checkpoint, settings, workers) for split, rows in parts.items()}
     print_data(parts, data, labels)
     data["train"] = task_class.for_training(data["train"], options, len(labels))
     steps_per_epoch = math.ceil(math.ceil(len(data["train"]) / options.batch_size) / options.accumulate)
@@ -307,7 +317,10 @@ def run_once(given: Options) -> dict | None:
 
     # Optimiser and schedule
     groups = make_groups(model, options.lr, options.weight_decay, options.head_lr, options.layer_decay, options.decay_rule)
-    optimizer = make_optimizer(groups)
+    try:
+        optimizer = make_optimizer(groups)
+    except ValueError as error:
+        raise UserError(f"--optimizer {options.optimizer}: {error}") from None
     steps = options.epochs * steps_per_epoch
     warmup = warmup_steps(options.warmup, steps)
     if warmup > steps > 0:
@@ -323,12 +336,26 @@ def run_once(given: Options) -> dict | None:
         )
     origin = f"{shown(place)}, from {checkpoint.source}" if place else checkpoint.source
     print_model(model, groups, f"{origin}; newly initialised: {', '.join(new)}", options.accumulate)
-    if unfreezing and all(group.stage == "head" for group in groups):
+    stages = list(dict.fromkeys(group.stage for group in groups))
+    if stages == ["head"] and given.lr is not None and given.head_lr is not None:
+        raise UserError(f"--lr with --head-lr: {options.method} trains the head alone, so one rate is enough")
+    if unfreezing and stages == ["head"]:
         raise UserError(f"--unfreeze {options.unfreeze}: {options.method} trains the head alone, so there is nothing to switch")
+    if unfreezing:
+        try:
+            reached = {stage for step in range(steps) for stage in unfreezing(stages, step, step // steps_per_epoch)}
+        except ValueError as error:
+            raise UserError(f"--unfreeze {options.unfreeze}: {error}") from None
+        if never := [stage for stage in stages if stage not in reached]:
+            print(
+                f"note: --unfreeze {options.unfreeze}: {', '.join(never)} never train{'s' * (len(never) == 1)} in {steps} steps\n"
+            )
     print_settings(given, options, open_ones, foreign)
     frozen = cache.depth(body)
     if options.cache != "auto" and not frozen:
         raise UserError(f"--cache {options.cache} with --method {options.method}: the lowest stage trains, nothing is to be kept")
+    if options.checkpoint_activations and frozen == len(list(body.walk())):
+        raise UserError(f"--checkpoint-activations with --method {options.method}: no stage trains, so none keeps activations")
     if options.checkpoint_activations:
         checkpoint_activations(body, precision)
     if options.plan:
@@ -340,10 +367,10 @@ def run_once(given: Options) -> dict | None:
         "batch_size": options.batch_size,
         "precision": options.precision,
         "frozen": frozen,
-        "layout": {name: getattr(options, name) for name in LAYOUT_FLAGS},
+        "layout": {name: getattr(options, name) for name in LAYOUT_FLAGS if name != "workers"},  # the machine's, not the run's
     }
     described = {"name": options.task, "labels": labels, "pool": options.pool}
-    base = sha256(place / "model.safetensors") if place else None
+    base = sha256(place / "model.safetensors") if options.init == "pretrained" else None
     checkpoint = replace(checkpoint, tensors={}, base=base, task=described, settings=settings)  # the body has its own tensors
     run = Run(Path(options.out), checkpoint)
     run.write_json("config.json", {"flags": asdict(options), "versions": versions()})
@@ -393,7 +420,7 @@ def run_once(given: Options) -> dict | None:
         "seconds": seconds,
         "peak_memory_mb": peak_memory_mb(device),
         "parameters": {
-            "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "trainable": sum(p.numel() for group in groups for p in group.parameters),
             "total": sum(p.numel() for p in model.parameters()),
         },
         "steps": progress.step,
@@ -502,10 +529,16 @@ def check(options: Options) -> None:
             raise UserError("--solver lbfgs with --valid none: nothing to choose the penalty by; give it with --l2")
         if options.augment not in (None, "none") and options.views is None:
             raise UserError(f"--solver lbfgs with --augment {options.augment}: it sees the rows once; say how often with --views")
+        if options.l2 is not None and options.monitor is not None:
+            raise UserError("--monitor with --l2: the penalty is given, so there is nothing to choose")
+        if options.seeds > 1 and options.views is None:
+            raise UserError("--seeds with --solver lbfgs: the solution is the same for every seed")
+        if options.plan:
+            raise UserError("--plan with --solver lbfgs: a plan is of gradient steps")
         idle = [name for name in GRADIENT if getattr(options, name) != getattr(Options, name)]
         if idle:
             raise UserError(f"--{idle[0].replace('_', '-')} with --solver lbfgs: it takes no gradient steps")
-    if options.l2 is not None and (options.solver != "lbfgs" or options.l2 <= 0):
+    if options.l2 is not None and (options.solver != "lbfgs" or not options.l2 > 0):
         raise UserError(f"--l2 {options.l2}: a number above 0 is wanted, and --solver lbfgs")
     if options.patience is not None and options.valid == "none":
         raise UserError("--patience with --valid none: without validation rows no epoch is better than another")
@@ -523,7 +556,7 @@ def read_parts(options: Options, task_class) -> tuple[dict, list[str]]:
     """(rows of the splits that there are: train, valid, test; labels by name)"""
     import numpy as np
 
-    from minift.data.reading import split_stratified
+    from minift.data.reading import check_table_flags, split_stratified
     from minift.data.samples import REVIEWS, reviews_split
 
     if options.train is None:
@@ -532,6 +565,9 @@ def read_parts(options: Options, task_class) -> tuple[dict, list[str]]:
         rows = task_class.read(REVIEWS, Layout())
         splits = np.array([reviews_split(f"{text}\t{label}") for text, label in zip(rows.texts, rows.labels, strict=True)])
         return {split: rows.take(np.flatnonzero(splits == split)) for split in ("train", "valid", "test")}, task_class.names(rows)
+    given = [name for name in LAYOUT_FLAGS if getattr(options, name) != getattr(Options, name)]
+    for path in filter(None, (options.train, options.valid, options.test)):
+        check_table_flags(path, given)
     parts = {"train": task_class.read(options.train, options)}
     if options.label_part and not parts["train"].shortened:
         raise UserError(f"{options.train}: --label-part {options.label_part!r}: no label in the file contains it")

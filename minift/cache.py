@@ -14,6 +14,7 @@ Proved by tests/test_cache.py: stored bits come back as they are, runs equal tho
 
 import contextlib
 import copy
+import math
 import os
 import shutil
 import time
@@ -30,6 +31,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
 from minift.data.batching import Batch, by_length
+from minift.errors import UserError
 from minift.methods.surgery import trains
 
 PLACES = {"memory": "in memory", "disk": "on disk"}
@@ -181,10 +183,10 @@ class Kept(Recomputed):
 
 
 def new_tensor(shape: tuple[int, ...], dtype: torch.dtype, file: Path | None) -> Tensor:
-    """An empty tensor in memory, or in a file that is gone when the process is."""
+    """An empty tensor in memory, or in a file that is gone with the process; on Windows it stays and may be deleted."""
     if file is None:
         return torch.empty(shape, dtype=dtype)
-    tensor = torch.from_file(str(file), shared=True, size=int(np.prod(shape)), dtype=dtype).view(shape)
+    tensor = torch.from_file(str(file), shared=True, size=math.prod(shape), dtype=dtype).view(shape)
     with contextlib.suppress(PermissionError):  # Windows keeps a mapped file
         file.unlink()
     return tensor
@@ -223,6 +225,11 @@ def keep(
             continue
         size = bytes_needed(rows, trunk, device)
         place = kind if kind != "auto" else "memory" if size <= memory else "disk" if size <= disk else "off"
+        room = {"memory": memory * 4, "disk": disk * 2}.get(place, size)
+        if size > room:
+            raise UserError(
+                f"--cache {kind}: {split} needs {size / 2**30:,.1f} GB, and there are {room / 2**30:,.1f}; leave it to auto"
+            )
         if place == "off":
             seen[split] = Recomputed(rows, trunk)
             print(f"trunk  {split}: {size / 2**30:,.1f} GB are too many to keep, so computed for every batch")
@@ -238,8 +245,11 @@ def keep(
 
 
 def memory_of_machine() -> int:
-    """Bytes; 4 GiB where the system does not tell."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return 4 << 30
+    """Bytes, or those that the container may have; 4 GiB where the system does not tell."""
+    sizes = []
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(ValueError, OSError):
+            sizes.append(int(Path(limit).read_text()))
+    return min(sizes, default=4 << 30)

@@ -31,14 +31,14 @@ class FineTuned:
         """How the run read and batched its data."""
         return self.checkpoint.settings
 
-    def prepare(self, rows, labels=None):
+    def prepare(self, rows, labels=None, workers: int = 0):
         """Rows as the task reads them -> data for `score`, through the frozen trunk as in training."""
-        data = self.task.prepare(rows, labels, self.checkpoint, self.settings)
+        data = self.task.prepare(rows, labels, self.checkpoint, self.settings, workers)
         return data if self.trunk is None else Recomputed(data, self.trunk)
 
-    def score(self, rows, labels) -> tuple["Scores", dict]:
-        """(scores of labelled rows, figures of the data). labels: (N) ids."""
-        data = self.prepare(rows, labels)
+    def score(self, rows, labels, workers: int = 0) -> tuple["Scores", dict]:
+        """(scores of labelled rows, figures of the data). labels: (N) ids. workers: processes that read images."""
+        data = self.prepare(rows, labels, workers)
         return score(self.model, self.task, data, self.settings["batch_size"], self.precision), data.describe()
 
     def predict(self, inputs: list[str], pairs: list[str] | None = None) -> list[dict]:
@@ -48,10 +48,11 @@ class FineTuned:
         """
         return self.predict_rows(self.task.rows(inputs, pairs))
 
-    def predict_rows(self, rows) -> list[dict]:
+    def predict_rows(self, rows, workers: int = 0) -> list[dict]:
         if not len(rows):
             return []
-        return self.task.decode(logits_of(self.model, self.prepare(rows), self.settings["batch_size"], self.precision))
+        data = self.prepare(rows, None, workers)
+        return self.task.decode(logits_of(self.model, data, self.settings["batch_size"], self.precision))
 
 
 def load(directory: str | Path, device: str | None = None) -> FineTuned:
@@ -67,8 +68,8 @@ def load(directory: str | Path, device: str | None = None) -> FineTuned:
     model = task.model(checkpoint.body(checkpoint.task["pool"]))
     model.head.load_state_dict({name: tensor.float() for name, tensor in checkpoint.head.items()})
     model = model.to(choose_device(device), memory_format=torch.channels_last).eval()
-    precision = around(getattr(torch, checkpoint.settings["precision"]))
-    frozen = checkpoint.settings["frozen"]
+    precision = around(getattr(torch, checkpoint.settings.get("precision", "float32")))
+    frozen = checkpoint.settings.get("frozen", 0)
     trunk = Trunk(model.body, frozen, precision) if frozen else None
     return FineTuned(model, task, replace(checkpoint, tensors={}, head={}), precision, trunk)
 

@@ -32,6 +32,7 @@ def main(argv: list[str]) -> None:
     if arguments.out:
         Path(arguments.out).absolute().parent.mkdir(parents=True, exist_ok=True)
 
+    from minift.data.decoding import processes
     from minift.finetuned import load
 
     tuned = load(arguments.run, arguments.device)
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> None:
         pairs = None if arguments.pair is None else [arguments.pair] * len(arguments.input)
         rows = tuned.task.rows(arguments.input, pairs)
     else:
-        layout = layout_of(arguments, tuned.settings)
+        layout = layout_of(arguments, tuned)
         if layout.format == "label-first" and arguments.format is None:
             raise UserError(
                 f"{arguments.data}: the run was trained on lines of `label text`; say --format label-first if these are such lines "
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> None:
             )
         rows = tuned.task.read(arguments.data, layout, labelled=False)
         print(f"{arguments.data}: {len(rows):,} rows; {'; '.join(rows.decided)}", file=sys.stderr)
-    predictions = tuned.predict_rows(rows)
+    predictions = tuned.predict_rows(rows, processes(arguments.workers) if arguments.data else 0)
     if arguments.input and not arguments.out:
         for text, p in zip(arguments.input, predictions, strict=True):
             print(f"{p['label']}  {p['score']:.3f}  {text}")

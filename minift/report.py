@@ -65,6 +65,10 @@ def print_data(parts: dict, data: dict, labels: list[str]) -> None:
     if not counted:
         counts = Counter(parts["train"].labels).most_common()
         print(f"{len(labels)} labels: {', '.join(f'{label} {n}' for label, n in counts[:6])}, ... {counts[-1][0]} {counts[-1][1]}")
+    absent = [label for label in labels if "valid" in parts and label not in set(parts["valid"].labels)]
+    if absent:
+        more = f" and {len(absent) - 5} more" if absent[5:] else ""
+        print(f"note: no validation row has the label {', '.join(absent[:5])}{more}, so what is said of it there means nothing")
     seen = {tuple(row.values()) for row in parts["train"].inputs()}
     for split in [split for split in parts if split != "train"]:
         shared = sum(tuple(row.values()) in seen for row in parts[split].inputs())

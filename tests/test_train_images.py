@@ -194,3 +194,50 @@ def test_the_name_of_a_run_is_one_that_every_system_takes(tmp_path, data, monkey
     monkeypatch.chdir(tmp_path)
     run(tmp_path, *data, method="partial:stages=2", epochs=0, out=None)
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["photos-resnet-partial-stages=2"]
+
+
+REFUSED = {
+    "a label's part of folders": ({"label_part": ":"}, "--label-part: .* is a directory; the flag describes a table"),
+    "nothing to compute again": ({"method": "probe", "checkpoint_activations": None}, "no stage trains"),
+    "two rates for one head": ({"method": "probe", "lr": 0.1, "head_lr": 0.1}, "one rate is enough"),
+    "betas": ({"optimizer": "adamw:betas=0.9"}, "--optimizer adamw:betas=0.9: betas="),
+    "momentum": ({"optimizer": "sgd:momentum=2"}, "momentum=2.0: 0 or more, below 1"),
+    "unfreezing backwards": ({"unfreeze": "chain:every=-1"}, "every=-1: 0 or more"),
+    "a pair of images": ({"pair_column": "b"}, "--pair-column belongs to text-classification"),
+    "a penalty and a choice": ({"method": "probe", "solver": "lbfgs", "l2": 1, "monitor": "loss", "epochs": ""}, "to choose"),
+    "no number": ({"method": "probe", "solver": "lbfgs", "l2": "nan", "epochs": ""}, "a number above 0"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_be_ignored_is_refused(tmp_path, data, name):
+    flags, message = REFUSED[name]
+    base = converted_resnet(tmp_path / "resnet")
+    usual = {"task": "image-classification", "model": base, "train": data[0], "epochs": 2, "out": tmp_path / "run"} | flags
+    words = []
+    for flag, value in usual.items():
+        if value != "":
+            words += [f"--{flag.replace('_', '-')}", *([] if value is None else [str(value)])]
+    with pytest.raises(UserError, match=message):
+        train.main(words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_class_too_small_to_be_held_back_is_said(tmp_path, capsys):
+    photographs(tmp_path / "few", 10)
+    photographs(tmp_path / "few", 3, classes=("wasps",))
+    run(tmp_path, tmp_path / "few", method="probe")
+    assert "no validation row has the label wasps" in capsys.readouterr().out
+
+
+def test_unfreezing_counts_what_the_method_trains_and_says_what_is_never_reached(tmp_path, data, capsys):
+    result = run(tmp_path, *data, unfreeze="gradual", epochs=2)
+    assert result["parameters"]["trainable"] == result["parameters"]["total"]
+    assert "stem, block 0, block 1 never train in 6 steps" in capsys.readouterr().out
+
+
+def test_evaluate_takes_the_flags_of_its_task_alone(tmp_path, data):
+    run(tmp_path, *data, method="probe")
+    for flag, message in ((["--pair-column", "b"], "has no use for it"), (["--header", "no"], "describes a table")):
+        with pytest.raises(UserError, match=message):
+            evaluate.main([str(tmp_path / "run"), "--data", str(data[1]), *flag])

@@ -251,6 +251,11 @@ def noted(cache: Path | None, wanted: set[str]) -> set[str]:
     return set()
 
 
+def processes(given: int | None) -> int:
+    """How many read images: as given, else one for each core, at most 8."""
+    return min(8, os.cpu_count() or 1) if given is None else given
+
+
 def cache_file() -> Path:
     """Where sound files are noted: of the user, not of a run, since many runs read the same pictures."""
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "minift" / "images.jsonl"

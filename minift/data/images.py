@@ -35,6 +35,7 @@ class Images:
     labels: list[str] | None
     lines: list[int] | None  # line of the table on which each row begins; None: there is no table
     decided: list[str] = field(default_factory=list)  # what to tell the user
+    shortened: int = 0  # labels of which --label-part has kept a part
 
     EXAMPLE = "photo.jpg"  # of an input on the command line
 
@@ -45,7 +46,7 @@ class Images:
         def pick(values):
             return None if values is None else [values[i] for i in chosen]
 
-        return Images(self.path, pick(self.files), pick(self.labels), pick(self.lines), self.decided)
+        return Images(self.path, pick(self.files), pick(self.labels), pick(self.lines), self.decided, self.shortened)
 
     def inputs(self) -> list[dict[str, str]]:
         """What each row says, as predictions repeat it."""
@@ -73,13 +74,13 @@ def read_images(path: str | Path, labelled: bool = True, layout: Layout | None =
     class folder, a table that names a missing file, no images at all. Nothing is opened: that is for `sound`.
     Tests: tests/data/test_images.py, test_reads_* and test_names_the_mistake.
     """
-    path = Path(path)
+    path, layout = Path(path), layout or Layout()
     if path.is_dir():
         return read_folders(path) if labelled else read_directory(path)
     if not path.exists():
         raise UserError(f"{path}: no such file or directory")
     if path.suffix.lower() not in EXTENSIONS:
-        return read_table(path, labelled, layout or Layout())
+        return read_table(path, labelled, layout)
     if labelled:
         raise UserError(f"{path}: one picture, without a class; name a directory of class folders or a table of path,label")
     return Images(path, [path], None, None, ["one picture"])
@@ -138,7 +139,7 @@ def read_table(path: Path, labelled: bool, layout: Layout) -> Images:
         raise UserError(f"{path}:{rows.lines[missing[0]]}: no such file: {files[missing[0]]}{more}; "
                         "mend the path, which is taken from the table's own directory, or take the row out")  # fmt: skip
     decided = [re.sub(r"^columns text =", "columns image =", entry) for entry in rows.decided]
-    return Images(path, files, rows.labels, rows.lines, decided)
+    return Images(path, files, rows.labels, rows.lines, decided, rows.shortened)
 
 
 def path_column(path: Path, labelled: bool, layout: Layout) -> Layout:

@@ -39,7 +39,7 @@ USUAL = {*TEXTS, *LABELS, *(name for pair in PAIRS for name in pair)}
 
 @dataclass(frozen=True)
 class Layout:
-    """How data is to be read; the flags that train, evaluate and predict share. All but the last two are for files of texts."""
+    """How data is to be read: flags that train, evaluate and predict share. The last two are for images, the others for tables."""
 
     format: str = "auto"  # auto (by extension), csv, tsv, jsonl, label-first (lines of `label text`), lines
     header: str = "auto"  # yes, no, or auto: yes where the first row holds a usual or a given column name
@@ -53,6 +53,13 @@ class Layout:
 
 
 LAYOUT_FLAGS = [f.name for f in fields(Layout)]
+
+
+def check_table_flags(path: str | Path, given: list[str]) -> None:
+    """given: names of the layout's flags that the user has set; all but the last two say nothing of a directory."""
+    unfit = [name for name in given if name in LAYOUT_FLAGS[:-2]]
+    if unfit and Path(path).is_dir():
+        raise UserError(f"--{unfit[0].replace('_', '-')}: {path} is a directory; the flag describes a table")
 
 
 @dataclass

@@ -39,6 +39,8 @@ class AdamW(Optimizer):
         amsgrad: bool = False,
         bias_correction: bool = True,
     ):
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas) or not eps > 0:
+            raise ValueError(f"betas={betas}, eps={eps}: two numbers from 0 to below 1, and one above 0, are wanted")
         super().__init__(groups)
         self.betas = betas
         self.eps = eps

@@ -22,6 +22,8 @@ class SGD(Optimizer):
     """
 
     def __init__(self, groups: list[Group], momentum: float = 0.9, nesterov: bool = False):
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum={momentum}: 0 or more, below 1, is wanted")
         super().__init__(groups)
         self.momentum = momentum
         self.nesterov = nesterov

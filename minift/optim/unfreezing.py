@@ -19,6 +19,7 @@ def gradual(stages: list[str], step: int, epoch: int, *, every: int = 0) -> list
 
     stages: those that train, input to output, the head last. every: a stage more after so many steps; 0: with each epoch.
     """
+    at_least("every", every, 0)
     more = step // every if every else epoch
     return stages[-1 - more :] if more < len(stages) else stages
 
@@ -30,6 +31,7 @@ def chain(stages: list[str], step: int, epoch: int, *, every: int = 0) -> list[s
 
     every: how many steps each phase has, the last one what is left; 0: an epoch. The paper goes on where validation stops rising.
     """
+    at_least("every", every, 0)
     phase = step // every if every else epoch
     order = [stages[-1], *stages[:-1]]
     return [order[phase]] if phase < len(order) else stages
@@ -37,4 +39,10 @@ def chain(stages: list[str], step: int, epoch: int, *, every: int = 0) -> list[s
 
 def all_at(stages: list[str], step: int, epoch: int, *, n: int = 1) -> list[str]:
     """The head alone for n epochs, then everything (Kumar et al. 2022, arXiv:2202.10054: a probe first, fine-tuning after it)."""
+    at_least("n", n, 1)
     return [stages[-1]] if epoch < n else stages
+
+
+def at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name}={value}: {least} or more is wanted")

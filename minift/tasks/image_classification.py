@@ -1,13 +1,12 @@
 """One label for an image. Model, loss and metrics are in minift/tasks/classification.py."""
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from minift.data.decoding import sound
+from minift.data.decoding import processes, sound
 from minift.data.images import Images, class_ids, class_names, read_images
 from minift.data.loading import Pictures, Preprocessing
 from minift.data.reading import LAYOUT_FLAGS, Layout
@@ -23,7 +22,7 @@ class ImageClassification(Classification):
     WEIGHT_DECAY: ClassVar = 1e-4
     MODEL: ClassVar = "resnet50"
     # Flags that another kind of input has no use for
-    FLAGS: ClassVar = (*LAYOUT_FLAGS, "augment", "mixup", "cutmix", "views")
+    FLAGS: ClassVar = (*(f for f in LAYOUT_FLAGS if f != "pair_column"), "augment", "mixup", "cutmix", "views")
 
     @staticmethod
     def open_flags(method: str, checkpoint) -> dict[str, tuple]:
@@ -32,18 +31,18 @@ class ImageClassification(Classification):
             raise UserError(f"{checkpoint.source} is a model of texts; for images a ResNet is wanted, as --model resnet50")
         return {
             "augment": ("none" if method == "probe" else "standard", f"{method}'s own"),
-            "workers": (workers(None), "found"),
+            "workers": (processes(None), "found"),
             "pool": ("mean", "the one there is"),
         }
 
     @staticmethod
     def settings(options, rows: Images) -> dict:
         """What predictions must know of a run besides its labels and the preprocessing."""
-        return {"workers": options.workers}
+        return {}
 
     @staticmethod
     def read(path: str, layout: Layout, labelled: bool = True) -> Images:
-        return sound(read_images(path, labelled, layout), workers(layout.workers), layout.skip_bad_images)
+        return sound(read_images(path, labelled, layout), processes(layout.workers), layout.skip_bad_images)
 
     @staticmethod
     def for_training(data: Pictures, options, classes: int) -> Pictures:
@@ -76,15 +75,11 @@ class ImageClassification(Classification):
         return class_names(rows)
 
     @staticmethod
-    def ids(rows: Images, names: list[str], split: str) -> np.ndarray:
-        return class_ids(rows, names, complete=split == "valid")
+    def ids(rows: Images, names: list[str], complete: bool) -> np.ndarray:
+        """complete: no class may be missing, as in a validation split of the user's own."""
+        return class_ids(rows, names, complete)
 
     @staticmethod
-    def prepare(rows: Images, labels: np.ndarray | None, checkpoint, settings: dict) -> Pictures:
-        """checkpoint: has the preprocessing. settings: of the run; workers. The pictures are as evaluation wants them."""
-        return Pictures(rows.files, labels, Preprocessing(**checkpoint.preprocessing), workers=workers(settings["workers"]))
-
-
-def workers(given: int | None) -> int:
-    """Processes that read images: as given, else one for each core, at most 8."""
-    return min(8, os.cpu_count() or 1) if given is None else given
+    def prepare(rows: Images, labels: np.ndarray | None, checkpoint, settings: dict, workers: int = 0) -> Pictures:
+        """checkpoint: has the preprocessing. workers: processes that read images. The pictures are as evaluation wants them."""
+        return Pictures(rows.files, labels, Preprocessing(**checkpoint.preprocessing), workers=workers)

@@ -60,11 +60,11 @@ class TextClassification(Classification):
         return label_names(rows)
 
     @staticmethod
-    def ids(rows: Rows, names: list[str], split: str) -> np.ndarray:
+    def ids(rows: Rows, names: list[str], complete: bool) -> np.ndarray:
         return label_ids(rows, names)
 
     @staticmethod
-    def prepare(rows: Rows, labels: np.ndarray | None, checkpoint, settings: dict) -> Encoded:
+    def prepare(rows: Rows, labels: np.ndarray | None, checkpoint, settings: dict, workers: int = 0) -> Encoded:
         """checkpoint: has the tokenizer. settings: of the run; pairs (whether it knows pairs of texts), max_length."""
         positions = checkpoint.config["max_position_embeddings"]
         if settings["max_length"] > positions:

@@ -11,7 +11,6 @@ ROWS = {
     "python train.py": [],
     "python train.py --epochs 0 (untrained)": ["--epochs", "0"],
     "python train.py --init random": ["--init", "random"],
-    "python train.py --precision float32": ["--precision", "float32"],
 }
 SEEDS = range(5)
 
