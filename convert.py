@@ -88,6 +88,8 @@ def source_of(arguments: argparse.Namespace) -> tuple[str, Callable]:
         return place.resolve().name, partial(read_directory, place, source)
     if place.is_file():
         return place.stem, partial(read_file, place, arguments.preprocessing)
+    if place.suffix in (".pth", ".pt", ".bin", ".safetensors"):
+        raise UserError(f"{place}: no such file")
     if source in torchvision.WEIGHTS:
         if arguments.revision:
             raise UserError(f"--revision {arguments.revision}: {source} is torchvision's, whose weights are chosen by -v1 or -v2")

@@ -176,6 +176,7 @@ def fit(
                     bar.close()
                     raise UserError(f"the loss is {losses[-1]} at step {progress.step}: the run has come apart; try a lower --lr")
                 pending, marked = [], now
+        stream.close()  # here, where Ctrl-C is heard: left to the garbage collector, an end of worker processes would swallow it
         bar.close()
         progress.epoch = epoch + 1
         seconds = time.perf_counter() - start
@@ -483,8 +484,8 @@ def check(options: Options) -> None:
         "pool": (options.pool in (None, "cls", "mean"), "cls or mean"),
         "epochs": (options.epochs is None or options.epochs >= 0, "0 or more"),
         "batch_size": (options.batch_size >= 1, "1 or more"),
-        "lr": (options.lr is None or options.lr > 0, "above 0"),
-        "weight_decay": (options.weight_decay is None or options.weight_decay >= 0, "0 or more"),
+        "lr": (options.lr is None or 0 < options.lr < math.inf, "above 0"),
+        "weight_decay": (options.weight_decay is None or 0 <= options.weight_decay < math.inf, "0 or more"),
         "decay_rule": (options.decay_rule in ("type", "hf"), "type or hf"),
         "label_smoothing": (0 <= options.label_smoothing < 1, "0 or more, below 1"),
         "augment": (options.augment in (None, "none", "standard", "strong"), "none, standard or strong"),
@@ -496,7 +497,7 @@ def check(options: Options) -> None:
         "workers": (options.workers is None or options.workers >= 0, "0 or more"),
         "precision": (options.precision in ("auto", "float32", "bfloat16", "float16"), "auto, float32, bfloat16 or float16"),
         "accumulate": (options.accumulate >= 1, "1 or more"),
-        "head_lr": (options.head_lr is None or options.head_lr > 0, "above 0"),
+        "head_lr": (options.head_lr is None or 0 < options.head_lr < math.inf, "above 0"),
         "layer_decay": (0 < options.layer_decay <= 1, "above 0, at most 1"),
         "warmup": (
             options.warmup >= 0 and (options.warmup < 1 or float(options.warmup).is_integer()),
@@ -508,7 +509,7 @@ def check(options: Options) -> None:
             options.max_length is None or options.max_length >= 3,
             "3 or more: two special tokens and one of the text",
         ),
-        "seed": (options.seed >= 0, "0 or more"),
+        "seed": (0 <= options.seed < 2**62, "0 or more, below 2^62"),
         "split_seed": (options.split_seed >= 0, "0 or more"),
     }
     for name, (fits, what) in wanted.items():
@@ -518,6 +519,8 @@ def check(options: Options) -> None:
         raise UserError(
             f"--warmup {options.warmup:g}: slanted-triangular has a rise of its own; say slanted-triangular:cut_frac=0.2"
         )
+    if options.seeds > 1 and options.train is not None and options.valid == "none" and options.test is None:
+        raise UserError("--seeds with --valid none and without --test: there would be nothing to compare")
     if options.plan and options.seeds > 1:
         raise UserError("--plan with --seeds: a plan is of one run")
     if options.solver not in ("gradient", "lbfgs"):
@@ -538,7 +541,7 @@ def check(options: Options) -> None:
         idle = [name for name in GRADIENT if getattr(options, name) != getattr(Options, name)]
         if idle:
             raise UserError(f"--{idle[0].replace('_', '-')} with --solver lbfgs: it takes no gradient steps")
-    if options.l2 is not None and (options.solver != "lbfgs" or not options.l2 > 0):
+    if options.l2 is not None and (options.solver != "lbfgs" or not 0 < options.l2 < math.inf):
         raise UserError(f"--l2 {options.l2}: a number above 0 is wanted, and --solver lbfgs")
     if options.patience is not None and options.valid == "none":
         raise UserError("--patience with --valid none: without validation rows no epoch is better than another")

@@ -131,7 +131,9 @@ class Recomputed:
         return self.data.labels
 
     def batches(self, order: list[np.ndarray], device: torch.device, epoch: int | None = None) -> Iterator[Batch]:
-        return (self.trunk(batch) for batch in self.data.batches(order, device, epoch))
+        with contextlib.closing(self.data.batches(order, device, epoch)) as stream:
+            for batch in stream:
+                yield self.trunk(batch)
 
 
 class Kept(Recomputed):

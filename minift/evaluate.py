@@ -15,6 +15,8 @@ def layout_of(arguments: argparse.Namespace, tuned) -> Layout:
         raise UserError(
             f"--{strange[0].replace('_', '-')}: the run is one of {tuned.checkpoint.task['name']}, which has no use for it"
         )
+    if arguments.workers is not None and arguments.workers < 0:
+        raise UserError(f"--workers {arguments.workers}: 0 or more is wanted")
     check_table_flags(arguments.data, list(given))
     return Layout(**tuned.settings["layout"] | given)
 

@@ -1,7 +1,7 @@
 """A trained model in use: load it from a run, label texts or images with it, score it."""
 
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -90,8 +90,8 @@ def logits_of(model: nn.Module, data, batch_size: int, precision: AbstractContex
     device = next(model.parameters()).device
     model.eval()
     order, logits = by_length(data.lengths, batch_size), None
-    with torch.inference_mode():
-        for rows, batch in zip(order, data.batches(order, device), strict=True):
+    with torch.inference_mode(), closing(data.batches(order, device)) as stream:
+        for rows, batch in zip(order, stream, strict=True):
             with precision:
                 output = model(batch).cpu()
             output = output.float() if output.dtype.itemsize < 4 else output

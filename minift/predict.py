@@ -55,7 +55,9 @@ def main(argv: list[str]) -> None:
         return
     lines = [json.dumps(i | p, ensure_ascii=False) + "\n" for i, p in zip(rows.inputs(), predictions, strict=True)]
     if arguments.out:
-        Path(arguments.out).write_text("".join(lines), encoding="utf-8")
+        Path(arguments.out).write_text(
+            "".join(lines), encoding="utf-8", errors="backslashreplace"
+        )  # names of files may be no UTF-8
         print(f"{len(lines):,} predictions in {arguments.out}", file=sys.stderr)
     else:
         sys.stdout.writelines(lines)

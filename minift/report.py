@@ -147,7 +147,7 @@ def print_results(directory: Path, parts: dict, data: dict, task, scores: dict, 
         print()
     run, scored = shlex.quote(str(directory)), options.test or options.valid
     print(f"predict   python -m minift.predict {run} {parts['train'].EXAMPLE}")
-    print(f"evaluate  python -m minift.evaluate {run} --data {'FILE' if scored in (None, 'none') else shlex.quote(scored)}")
+    print(f"evaluate  python -m minift.evaluate {run} --data {'DATA' if scored in (None, 'none') else shlex.quote(scored)}")
     if options.pool == "cls":
         print(f"export    python convert.py {run} --to hf --out {shlex.quote(f'{directory}-hf')}")
 

@@ -32,7 +32,7 @@ def solve(
     """Put the best head into `model` and save it.
 
     train, valid: as seen through a trunk that is the whole body. l2: the penalty; None: of 45 the one with the best `monitor` on
-    the validation rows, of equally good ones the strongest.
+    the validation rows, of equally good ones the one with the lowest loss.
     """
     features, labels = all_features(train, batch_size)
     classes = len(task.labels)
@@ -42,7 +42,7 @@ def solve(
         scores = [{"loss": fit.loss} | task.metrics(valid_features @ fit.weight.T + fit.bias, valid_labels.numpy()) for fit in fits]
         run.log([{"split": "valid", "l2": fit.l2, **metrics} for fit, metrics in zip(fits, scores, strict=True)])
         sign = 1 if HIGHER_IS_BETTER[monitor] else -1
-        best = max(range(len(fits)), key=lambda i: sign * scores[i][monitor])
+        best = max(range(len(fits)), key=lambda i: (sign * scores[i][monitor], -scores[i]["loss"]))
         weight, bias = fits[best].weight, fits[best].bias
         at_end = ", the end of the range" if best in (0, len(fits) - 1) else ""
         print(f"best of {len(fits)} penalties from {fits[0].l2:.1e} to {fits[-1].l2:.1e}: l2 {fits[best].l2:.2e}{at_end}")

@@ -52,7 +52,7 @@ class Squares:
         return Batch((self.images[rows],), torch.from_numpy(self.labels[rows]))
 
     def batches(self, order, device, epoch):
-        return map(self.collate, order)
+        return (self.collate(rows) for rows in order)
 
 
 def texts(random):

@@ -135,7 +135,7 @@ def test_flags_and_models_of_the_other_kind(tmp_path, data):
         run(tmp_path, *data, max_length=12)
     with pytest.raises(UserError, match="--mixup belongs to image-classification"):
         train.main(["--mixup", "0.2"])
-    with pytest.raises(UserError, match="for images add --task image-classification"):
+    with pytest.raises(UserError, match="images are a task of their own"):
         train.main(["--train", str(data[0])])
     with pytest.raises(UserError, match="is a model of texts; for images"):
         run(tmp_path, *data, model=converted_directory(tmp_path / "bert"))
@@ -241,3 +241,15 @@ def test_evaluate_takes_the_flags_of_its_task_alone(tmp_path, data):
     for flag, message in ((["--pair-column", "b"], "has no use for it"), (["--header", "no"], "describes a table")):
         with pytest.raises(UserError, match=message):
             evaluate.main([str(tmp_path / "run"), "--data", str(data[1]), *flag])
+
+
+def test_predictions_have_stdout_to_themselves_and_wrong_inputs_are_named(tmp_path, data, capsys):
+    run(tmp_path, *data, method="probe")
+    capsys.readouterr()
+    predict.main([str(tmp_path / "run"), "--data", str(data[1])])
+    assert all("label" in json.loads(line) for line in capsys.readouterr().out.splitlines())
+    (tmp_path / "text.jpg").write_text("hello")
+    wrong = {"nope.jpg": "no such file", str(data[1]): "a directory; for all images in it say --data"}
+    for name, message in (wrong | {str(tmp_path / "text.jpg"): "no image that Pillow"}).items():
+        with pytest.raises(UserError, match=message):
+            predict.main([str(tmp_path / "run"), name])

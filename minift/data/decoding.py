@@ -25,6 +25,7 @@ from tqdm import tqdm
 from minift.data.images import Images
 from minift.errors import UserError
 
+NARROWEST = 50  # longer side by shorter one: resized by its shorter side, such a picture takes 700 MB
 LISTED = 50  # bad files that an error names one by one
 
 # New processes by fork where that is safe: torch and torchvision, seconds of import, need not be loaded again in each.
@@ -119,6 +120,8 @@ def verdict(path: Path) -> str | None:
         image = open_image(path)
     except BadImage as error:
         return error.args[1]
+    if max(image.size) > NARROWEST * min(image.size):
+        return f"{image.width:,} x {image.height:,} pixels, too narrow: resized, its longer side would be enormous; crop it"
     return "cut short (the JPEG ends before its last row)" if jpeg_ends_early(path, image) else None
 
 
@@ -185,7 +188,8 @@ def check_images(files: list[Path], workers: int, cache: Path | None) -> list[tu
             unkept = f"; not noted for the next run: {cache}: {error.strerror}"
     rate = len(todo) / max(time.perf_counter() - began, 1e-9)
     decoded, passed = f"; {len(todo):,} decoded, {rate:,.0f} files/s", f"; {len(known):,} known to be sound"
-    print(f"images {len(files):,} files{decoded * bool(todo)}{passed * bool(known)}{f'; {len(bad):,} bad' * bool(bad)}{unkept}")
+    line = f"images {len(files):,} files{decoded * bool(todo)}{passed * bool(known)}{f'; {len(bad):,} bad' * bool(bad)}{unkept}"
+    print(line, file=sys.stderr)  # predictions have stdout to themselves
     return bad
 
 

@@ -206,7 +206,15 @@ class Pictures:
             items = iter(loader)  # which starts the workers
         try:
             for number, rows in enumerate(order):
-                pixels = next(items)
+                try:
+                    pixels = next(items)
+                except RuntimeError:  # torch's word for a worker that is gone
+                    if not workers:
+                        raise
+                    raise UserError(
+                        f"a process that read images was killed, most often for want of memory; {workers} ran at once: "
+                        "use fewer --workers"
+                    ) from None
                 if isinstance(pixels, UserError):
                     raise pixels
                 # (B, H, W, 3) in memory seen as (B, 3, H, W) is channels last: nothing is moved

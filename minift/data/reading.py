@@ -104,7 +104,9 @@ def read_rows(path: str | Path, layout: Layout, labelled: bool = True) -> Rows:
     """
     path = Path(path)
     if path.is_dir():
-        raise UserError(f"{path}: is a directory, and a file of texts is wanted; for images add --task image-classification")
+        raise UserError(
+            f"{path}: a directory, where a file of texts is wanted; images are a task of their own, --task image-classification"
+        )
     kind = file_format(path, layout)
     text = read_text(path, layout.encoding)
     decided = [kind]

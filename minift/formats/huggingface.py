@@ -361,7 +361,7 @@ def is_triple(numbers: object) -> bool:
 
 def write_preprocessing(directory: Path, checkpoint: Checkpoint, config) -> None:
     """BitImageProcessor's fields say resize and crop as they are; ResNets' usual ConvNextImageProcessor has a ratio to round."""
-    p = checkpoint.preprocessing
+    p = asdict(Preprocessing(**checkpoint.preprocessing))
     write_json(
         directory / "preprocessor_config.json",
         {

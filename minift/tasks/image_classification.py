@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from minift.data.decoding import processes, sound
+from minift.data.decoding import processes, sound, verdict
 from minift.data.images import Images, class_ids, class_names, read_images
 from minift.data.loading import Pictures, Preprocessing
 from minift.data.reading import LAYOUT_FLAGS, Layout
@@ -68,7 +68,13 @@ class ImageClassification(Classification):
             raise UserError("predict: a list of files is wanted, as predict(['one.jpg', 'another.jpg'])")
         if pairs is not None:
             raise UserError("predict: an image has no second text")
-        return sound(Images(Path("predict"), [Path(file) for file in files], None, None), 0, False)
+        for file in map(Path, files):
+            if not file.is_file():
+                wrong = "a directory; for all images in it say --data" if file.is_dir() else "no such file"
+                raise UserError(f"{file}: {wrong}")
+            if problem := verdict(file):
+                raise UserError(f"{file}: {problem}")
+        return Images(Path("predict"), [Path(file) for file in files], None, None)
 
     @staticmethod
     def names(rows: Images) -> list[str]:

@@ -235,17 +235,17 @@ def test_sound_files_are_decoded_once(store, monkeypatch, capsys):
         return len(decoded)
 
     assert (count(), count()) == (6, 0)
-    assert "images 6 files; 6 known to be sound\n" in capsys.readouterr().out
+    assert "images 6 files; 6 known to be sound\n" in capsys.readouterr().err
     os.utime(files[0], ns=(0, 1))
     assert (count(), count()) == (1, 0)
-    assert "; 1 decoded, " in capsys.readouterr().out
+    assert "; 1 decoded, " in capsys.readouterr().err
     status = files[1].stat()
     files[1].write_bytes(noise((40, 24)))
     os.utime(files[1], ns=(status.st_atime_ns, status.st_mtime_ns))
     assert (count(), count()) == (1, 0)
     files[2].write_bytes(b"")
     assert (count(), count()) == (1, 1)  # a bad file is looked at again
-    assert "; 1 bad" in capsys.readouterr().out
+    assert "; 1 bad" in capsys.readouterr().err
     cache.write_bytes(b"\xff\0{" + cache.read_bytes()[:-30])
     assert count() == 2
     monkeypatch.setattr(PIL, "__version__", "1.0")
@@ -255,9 +255,9 @@ def test_sound_files_are_decoded_once(store, monkeypatch, capsys):
 def test_a_cache_that_cannot_be_used_stops_no_run(store, capsys):
     files = sorted(store.rglob("*.jpg"))
     assert check_images(files, 0, store) == []  # a directory can be neither read nor written
-    assert f"; not noted for the next run: {store}: Is a directory" in capsys.readouterr().out
+    assert f"; not noted for the next run: {store}: Is a directory" in capsys.readouterr().err
     assert check_images(files, 0, files[0] / "images.jsonl") == []
-    assert "File exists" in capsys.readouterr().out
+    assert "File exists" in capsys.readouterr().err
 
 
 def test_bad_files_are_listed_or_left_out(store):
