@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from minift.formats.huggingface import read, to_huggingface
 from minift.models.bert import Bert, BertConfig
@@ -58,6 +58,17 @@ def tiny_resnet(seed: int = 0, pool: str | None = "mean", **changes) -> ResNet:
             noise = torch.randn(tensor.shape, generator=generator) * 0.2
             tensor.copy_(1 + noise.abs() if name.endswith(("norm.weight", "running_var")) or tensor.min() == 1 else noise)
     return body
+
+
+def randomise_norms(network: nn.Module, std: float, batches: int) -> None:
+    """Every BatchNorm's weights and statistics random, so that a swapped or forgotten one shows."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=std)
+            nn.init.normal_(module.running_mean, std=std)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            module.num_batches_tracked.fill_(batches)
 
 
 def write_json(path: Path, content) -> None:

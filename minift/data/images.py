@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minift.data.reading import READERS, Layout, file_format, label_names, read_jsonl, read_rows, read_text
+from minift.data.reading import READERS, Layout, by_value, file_format, label_names, read_jsonl, read_rows, read_text
 from minift.errors import UserError
 
 EXTENSIONS = {
@@ -235,8 +235,7 @@ def class_names(images: Images) -> list[str]:
     if len(names) == 1:
         raise UserError(f"{images.path}: one class folder only, {names.pop()}; a classifier needs two or more; "
                         "name the directory that holds the class folders")  # fmt: skip
-    numbers = all(re.fullmatch(r"-?\d+", name, re.ASCII) for name in names)
-    return sorted(names, key=(lambda name: (int(name), name)) if numbers else None)
+    return by_value(names)
 
 
 def class_ids(images: Images, names: list[str], complete: bool = False) -> np.ndarray:

@@ -13,7 +13,7 @@ import json
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -372,8 +372,13 @@ def label_names(rows: Rows) -> list[str]:
             f"{rows.path}: {len(counts)} different labels in {len(rows)} rows, as {rows.labels[0][:40]!r}: "
             "this is no column of classes; say which one is with --label-column"
         )
-    numbers = all(re.fullmatch(r"-?\d+", label, re.ASCII) for label in counts)
-    return sorted(counts, key=(lambda label: (int(label), label)) if numbers else None)
+    return by_value(counts)
+
+
+def by_value(labels: Iterable[str]) -> list[str]:
+    """In the order of their ids: by value where all are whole numbers, else by the alphabet."""
+    numbers = all(re.fullmatch(r"-?\d+", label, re.ASCII) for label in labels)
+    return sorted(labels, key=(lambda label: (int(label), label)) if numbers else None)
 
 
 def label_ids(rows: Rows, names: list[str]) -> np.ndarray:

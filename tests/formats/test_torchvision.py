@@ -12,7 +12,7 @@ import pytest
 import torch
 import torchvision
 from safetensors.torch import load_file, save_file
-from tiny import converted_directory
+from tiny import converted_directory, randomise_norms
 from torch import nn
 from torchvision.models import ResNet50_Weights
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -43,13 +43,7 @@ def network() -> ResNet:
     """torchvision's own class, shallow, every norm and statistic random."""
     torch.manual_seed(0)
     network = ResNet(Bottleneck, [1, 2, 1, 1], num_classes=3)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.2)
-            nn.init.normal_(module.running_mean, std=0.2)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            module.num_batches_tracked.fill_(9)
+    randomise_norms(network, std=0.2, batches=9)
     return network.eval()
 
 

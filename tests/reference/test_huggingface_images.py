@@ -9,6 +9,7 @@ import torch
 import transformers
 from PIL import Image
 from safetensors.torch import load_file
+from tiny import randomise_norms
 from torch import nn
 
 import convert
@@ -35,13 +36,7 @@ MICROSOFT = {
 def tiny(model: type = transformers.ResNetModel, **changes) -> transformers.PreTrainedModel:
     torch.manual_seed(0)
     network = model(transformers.ResNetConfig(**SIZES, **changes))
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.3)
-            nn.init.normal_(module.running_mean, std=0.3)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            module.num_batches_tracked.fill_(4)
+    randomise_norms(network, std=0.3, batches=4)
     return network.eval()
 
 

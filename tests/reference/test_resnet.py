@@ -7,6 +7,7 @@ import pytest
 import torch
 import torchvision
 import transformers
+from tiny import randomise_norms
 from torch import nn
 
 from minift.formats.huggingface import look_up_module, to_huggingface, translate
@@ -28,13 +29,7 @@ def random_body(config: ResNetConfig) -> ResNet:
     """Every norm and statistic random, so that a swapped or forgotten one shows."""
     torch.manual_seed(0)
     body = ResNet(config).double()
-    for module in body.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.5)
-            nn.init.normal_(module.running_mean, std=0.5)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            module.num_batches_tracked.fill_(7)
+    randomise_norms(body, std=0.5, batches=7)
     return body
 
 
