@@ -14,7 +14,7 @@ REFERENCES = {"transformers", "peft", "adapters", "timm", "sklearn", "accelerate
 # Folder -> what its files may import besides the standard library; a name stands for itself and all below it.
 ALLOWED = {
     "models": {"torch", "minift.models"},
-    "methods": {"torch", "minift.methods.surgery"},
+    "methods": {"torch", "minift.methods"},
     "optim": {"torch", "minift.optim"},
     "tasks": {"torch", "numpy", "minift.tasks", "minift.data", "minift.metrics", "minift.errors"},
     "data": {"torch", "torchvision", "PIL", "numpy", "tokenizers", "tqdm", "minift.data", "minift.errors"},

@@ -4,4 +4,12 @@ METHODS = {
     "full": "minift.methods.full:full",
     "partial": "minift.methods.full:partial",
     "probe": "minift.methods.probe:probe",
+    "lora": "minift.methods.lora:lora",
+    "dora": "minift.methods.dora:dora",
+    "ia3": "minift.methods.ia3:ia3",
+    "bitfit": "minift.methods.bitfit:bitfit",
+    "houlsby": "minift.methods.houlsby:houlsby",
+    "pfeiffer": "minift.methods.pfeiffer:pfeiffer",
+    "prefix": "minift.methods.prefix:prefix",
+    "prompt": "minift.methods.prompt:prompt",
 }

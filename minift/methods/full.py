@@ -8,6 +8,7 @@ from torch import nn
 from minift.methods.surgery import thaw
 
 EPOCHS = 3
+STARTS_AS_PRETRAINED = True
 
 
 def lr(optimizer: str, width: int) -> float:

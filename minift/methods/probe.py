@@ -3,6 +3,7 @@
 from torch import nn
 
 EPOCHS = 10
+STARTS_AS_PRETRAINED = True
 
 
 def lr(optimizer: str, width: int) -> float:

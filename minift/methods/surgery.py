@@ -1,13 +1,40 @@
-"""The verbs that methods are written in: freeze and thaw.
+"""The verbs that methods are written in, freeze, thaw, wrap; and for the result: merge, unmerge, delta, load_delta.
 
-`freeze` switches a whole body off; a method then thaws, or grafts, what it trains. From then on `requires_grad` says what is
-trained: it is what is counted, grouped for the optimiser and stepped. Proved by tests/methods/test_surgery.py.
+`freeze` switches a whole body off; a method then thaws, or wraps, what it trains. From then on `requires_grad` says what is
+trained: it is what is counted, grouped for the optimiser, stepped and saved. Whatever is wrapped keeps the dotted name that it has
+in the plain model: the segment `base` of a wrapper is left out wherever a name is shown or saved.
+Proved by tests/methods/test_surgery.py, and for every method by tests/contract/.
 """
 
+import copy
+import difflib
+import re
+from collections.abc import Callable
 from types import MethodType
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class Wrapper(nn.Module):
+    """A module of the plain model, whole as `base`, and beside it what a method adds.
+
+    What a plain layer can stand for defines `merged`; any other wrapper says in `unmergeable` why not.
+    """
+
+    unmergeable = "it is no change of a weight"
+
+    def __init__(self, base: nn.Module):
+        super().__init__()
+        self.base = base
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the plain layer that does what this one does, given those of `base`, in their dtype."""
+        raise ValueError(f"{type(self).__name__} cannot be merged: {self.unmergeable}")
+
+
+# ---- freeze, thaw ----
 
 
 def freeze(body: nn.Module) -> None:
@@ -38,6 +65,168 @@ def _train_what_trains(body: nn.Module, mode: bool = True) -> nn.Module:
             for module in modules:
                 module.eval()
     for module in body.modules():
-        if isinstance(module, _BatchNorm) and not trains(module):
+        if isinstance(module, _BatchNorm) and not module.weight.requires_grad:
             module.eval()
     return body
+
+
+# ---- sites, wrap ----
+
+
+def plain(module: nn.Module) -> nn.Module:
+    """The module of the plain model inside all wrappers."""
+    while isinstance(module, Wrapper):
+        module = module.base
+    return module
+
+
+def plain_name(name: str) -> str:
+    """The dotted name that a module or a tensor has in the plain model."""
+    return ".".join(part for part in name.split(".") if part != "base")
+
+
+def plain_modules(body: nn.Module, name: str = "") -> dict[str, nn.Module]:
+    """Every module of the plain model under its dotted name; where it is wrapped, with the wrappers. What they add is left out."""
+    found = {name: body} if name else {}
+    for child_name, child in plain(body).named_children():
+        found |= plain_modules(child, f"{name}.{child_name}" if name else child_name)
+    return found
+
+
+def find(body: nn.Module, sites: str, defaults: tuple[str, ...] = ()) -> dict[str, nn.Module]:
+    """The modules at the sites, under their dotted names in the plain model.
+
+    sites: roles of `body.SITES`, or regular expressions that such a name matches in full, joined by `/`; empty: the first of
+    `defaults` whose roles this body has. Raises ValueError where one of them finds nothing.
+    """
+    if not sites:
+        sites = next((roles for roles in defaults if set(roles.split("/")) <= body.SITES.keys()), "")
+        if not sites:
+            wanted = " or ".join(roles.replace("/", " and ") for roles in defaults)
+            raise ValueError(f"{type(body).__name__} has no {wanted}, which is where it belongs")
+    modules, found = plain_modules(body), {}
+    for site in sites.split("/"):
+        try:
+            pattern = re.compile(body.SITES.get(site, site))
+        except re.error as error:
+            raise ValueError(f"sites={site}: no regular expression ({error})") from None
+        at = {name: module for name, module in modules.items() if pattern.fullmatch(name)}
+        if not at:
+            near = difflib.get_close_matches(site, [*body.SITES, *modules], 3, 0.5)
+            meant = f"did you mean {' or '.join(near)}? " if near else ""
+            raise ValueError(f"sites={site}: no module has such a name; {meant}known roles are {', '.join(body.SITES)}")
+        found |= at
+    return found
+
+
+def wrap(body: nn.Module, sites: dict[str, nn.Module], make: Callable[[nn.Module], Wrapper]) -> None:
+    """Put `make(module)` in the place of every module of `sites`, as `find` gives them.
+
+    Raises ValueError where two wrappers of a module would have parameters of one name: both would change the same thing.
+    """
+    for name, module in sites.items():
+        wrapper, inner = make(module), module
+        while isinstance(inner, Wrapper):
+            if shared := own_names(inner) & own_names(wrapper):
+                there, new = type(inner).__name__, type(wrapper).__name__
+                raise ValueError(
+                    f"{name} has a {there} already, and a {new} has {', '.join(sorted(shared))} as well: one of them only at a site"
+                )
+            inner = inner.base
+        put(body, name, wrapper)
+
+
+def own_names(wrapper: Wrapper) -> set[str]:
+    return {name for name, _ in wrapper.named_parameters() if not name.startswith("base.")}
+
+
+def put(body: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(plain(plain_modules(body)[parent]) if parent else body, child, module)
+
+
+# ---- merge, unmerge ----
+
+
+def merge(body: nn.Module) -> dict[str, Wrapper]:
+    """Replace every wrapped layer by a plain one that does the same; returns what was there, for `unmerge`.
+
+    Weights are computed in float32 or wider and rounded once, to the type of the layer's. Raises ValueError, and changes nothing,
+    where a wrapper cannot be merged.
+    """
+    wrapped = {name: module for name, module in plain_modules(body).items() if isinstance(module, Wrapper)}
+    layers = {name: merged_layer(wrapper) for name, wrapper in wrapped.items()}
+    for name, layer in layers.items():
+        put(body, name, layer)
+    return wrapped
+
+
+@torch.no_grad()
+def merged_layer(wrapper: Wrapper) -> nn.Module:
+    chain = [wrapper]
+    while isinstance(chain[-1], Wrapper):
+        chain.append(chain[-1].base)
+    layer = chain.pop()
+    if not isinstance(getattr(layer, "weight", None), Tensor):
+        wrapper.merged(torch.empty(0), None)  # says why not
+    dtype = layer.weight.dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    bias = getattr(layer, "bias", None)
+    weight, bias = layer.weight.to(wide), None if bias is None else bias.to(wide)
+    for one in reversed(chain):
+        weight, bias = one.merged(weight, bias)
+    layer = copy.copy(layer)  # shares what does not change
+    layer._parameters = dict(layer._parameters)
+    layer.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+    return layer
+
+
+def unmerge(body: nn.Module, wrapped: dict[str, Wrapper]) -> None:
+    """Put back what `merge` took out: the same tensors, so the same bits."""
+    for name, wrapper in wrapped.items():
+        put(body, name, wrapper)
+
+
+# ---- delta ----
+
+
+def delta(body: nn.Module) -> dict[str, Tensor]:
+    """What the method trains or brings along, under the plain model's names: all that a run must save besides its base.
+
+    Parameters that train, what wrappers add, and the statistics of BatchNorms that move. Ask after the surgery, before
+    unfreezing switches anything off; the tensors are the body's own.
+    """
+    at_home = {f"{name}.{leaf}" for name, module in plain_modules(body).items() for leaf in own_tensors(plain(module))}
+    moving = {
+        f"{name}.{leaf}"
+        for name, module in body.named_modules()
+        if isinstance(module, _BatchNorm) and module.weight.requires_grad
+        for leaf in own_tensors(module)
+    }
+    tensors = body.state_dict(keep_vars=True)
+    return {
+        plain_name(name): tensor
+        for name, tensor in tensors.items()
+        if tensor.requires_grad or name in moving or plain_name(name) not in at_home
+    }
+
+
+def own_tensors(module: nn.Module) -> list[str]:
+    return [name for name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))]
+
+
+def load_delta(body: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Give a body on which the same surgery was done the tensors of `delta`; what it shares with other bodies is not written to.
+
+    Raises ValueError where names or shapes are not those that `delta` gives here.
+    """
+    expected = delta(body)
+    missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    shaped = [name for name in expected.keys() & tensors.keys() if expected[name].shape != tensors[name].shape]
+    for names, what in ((missing, "missing"), (unexpected, "unexpected"), (shaped, "of another shape")):
+        if names:
+            raise ValueError(f"{len(names)} tensors are {what}, the first is {names[0]}")
+    names = {name: plain_name(name) for name in body.state_dict()}
+    body.load_state_dict({name: tensors[ours] for name, ours in names.items() if ours in tensors}, strict=False, assign=True)

@@ -198,6 +198,8 @@ class Bert(nn.Module):
         "feed_forward_branch": r"layers\.\d+\.feed_forward",
         "attention_norm": r"layers\.\d+\.attention_norm",
         "feed_forward_norm": r"layers\.\d+\.feed_forward_norm",
+        "layer": r"layers\.\d+",
+        "pooler": r"pooler",
     }
 
     # Module here -> module in transformers' BertModel; {} and {i} = number of the layer; weight and bias keep their names.

@@ -1,0 +1,89 @@
+"""Adapters (Houlsby et al. 2019, arXiv:1902.00751, section 2.1): a bottleneck behind each sub-layer, before its residual is added.
+
+    x = LN(x + y + A(y)),    A(y) = W_up act(W_down y + b_down) + b_up,    y what the sub-layer gives
+
+The LayerNorms train too, as in the paper. On a ResNet y is what a block's branch gives, the bottleneck two 1x1 convolutions, and
+the BatchNorms stand still. By default W_up and the biases start as 0, so the model starts exactly as the pretrained one; the paper is
+near it (`init=houlsby`: both N(0, 0.01), cut at two deviations). `init=bert` is the adapters library's: both N(0, 0.02).
+Differs from the paper in that start; the paper does not name its activation, gelu is that of its code.
+
+Axes: B batch, S sequence, D width, C channels, Y height, X width of the map, M bottleneck.
+Proved by tests/reference/test_houlsby.py: adapters' outputs and gradients, float64, 1e-10.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minift.methods.surgery import Wrapper, find, thaw, wrap
+
+EPOCHS = 10
+SITES = ("attention_branch/feed_forward_branch", "branch")
+STARTS_AS_PRETRAINED = True
+ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "swish": F.silu, "tanh": F.tanh}
+STARTS = {"identity": (0.02, 0.0), "houlsby": (0.01, 0.01), "bert": (0.02, 0.02)}  # deviations of W_down and W_up
+
+
+def lr(optimizer: str, width: int) -> float:
+    """SGD: 1e-1. AdamW: 1e-3 (Houlsby et al. 2019, section 3.2, try 3e-5 to 3e-3)."""
+    return 1e-1 if optimizer == "sgd" else 1e-3
+
+
+class Bottleneck(nn.Module):
+    """A. size: M. channels_first: for maps (B, C, Y, X), else for (..., D)."""
+
+    def __init__(self, width: int, size: int, activation: str, init: str, like: Tensor, channels_first: bool = False):
+        super().__init__()
+        kind = dict(dtype=like.dtype, device=like.device)
+        self.down = nn.Conv2d(width, size, 1, **kind) if channels_first else nn.Linear(width, size, **kind)
+        self.up = nn.Conv2d(size, width, 1, **kind) if channels_first else nn.Linear(size, width, **kind)
+        self.activation = ACTIVATIONS[activation]
+        for layer, deviation in zip((self.down, self.up), STARTS[init], strict=True):
+            limit = 2 * deviation if init == "houlsby" else float("inf")
+            nn.init.trunc_normal_(layer.weight, std=deviation, a=-limit, b=limit) if deviation else nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(self.activation(self.down(x)))  # (..., D) -> (..., M) -> (..., D)
+
+
+class Adapter(Wrapper):
+    """A branch and the bottleneck behind it."""
+
+    unmergeable = "its bottleneck is not linear"
+
+    def __init__(self, base: nn.Module, size: int, reduction: float, activation: str, init: str):
+        super().__init__(base)
+        last = list(base.parameters())[-1]  # a bias of the layer or the norm that the branch ends in
+        maps = any(isinstance(module, nn.Conv2d) for module in base.modules())
+        self.adapter = Bottleneck(len(last), size_of(len(last), size, reduction), activation, init, last, maps)
+
+    def forward(self, *inputs: Tensor | None) -> Tensor:
+        y = self.base(*inputs)
+        return y + self.adapter(y)
+
+
+def size_of(width: int, size: int, reduction: float) -> int:
+    return size or max(1, int(width / reduction))
+
+
+def check(size: int, reduction: float, activation: str, init: str) -> None:
+    """Raises ValueError for a value that no bottleneck could have."""
+    if size < 0 or reduction <= 0:
+        raise ValueError(f"size={size}, reduction={reduction:g}: a size of 1 or more, or a reduction above 0, is wanted")
+    for option, value, known in (("activation", activation, ACTIVATIONS), ("init", init, STARTS)):
+        if value not in known:
+            raise ValueError(f"{option}={value}: known are {', '.join(known)}")
+
+
+def houlsby(
+    body: nn.Module, *, reduction: float = 16.0, size: int = 0, activation: str = "gelu", init: str = "identity", norms: bool = True
+) -> None:
+    """A bottleneck behind each sub-layer, and the LayerNorms; not mergeable.
+
+    size: channels of the bottleneck; 0: the width divided by `reduction`. norms: whether the LayerNorms train.
+    """
+    check(size, reduction, activation, init)
+    wrap(body, find(body, "", SITES), lambda branch: Adapter(branch, size, reduction, activation, init))
+    for module in body.modules():
+        if norms and isinstance(module, nn.LayerNorm):
+            thaw(module)

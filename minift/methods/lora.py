@@ -1,0 +1,102 @@
+"""LoRA (Hu et al. 2021, arXiv:2106.09685, section 4.1): beside a frozen weight, a product of two thin ones trains.
+
+    y = W x + b + s B A drop(x),    s = alpha / r, or alpha / sqrt(r) with rslora (Kalajdzievski 2023, arXiv:2312.03732)
+
+    Linear      A (r, I), B (O, r)
+    Conv2d      A (r, I, k, k), a convolution with W's stride and padding; B (O, r, 1, 1)
+    Embedding   A (r, V), B (D, r): row t of the table gains s B A[:, t]; no dropout
+
+A starts as U(+-1/sqrt(fan in)) and B as 0, so the model starts as the pretrained one; of an Embedding A is 0 and B N(0, 1).
+Differs from the paper, as its authors' code and peft do: A is uniform there, not Gaussian.
+
+Axes: B batch, I inputs, O outputs, r rank, k kernel, V vocabulary, D width.
+Proved by tests/reference/test_lora.py: peft's outputs and gradients, float64, 1e-10.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minift.methods.surgery import Wrapper, find, plain, wrap
+
+EPOCHS = 10
+SITES = ("query/value", "conv2")  # of a transformer, as in the paper's section 7.1; of a ResNet the 3x3 convolutions
+STARTS_AS_PRETRAINED = True
+
+
+def lr(optimizer: str, width: int) -> float:
+    """SGD: 1e-1. AdamW: 5e-4 (Hu et al. 2021, table 9: 4e-4 and 5e-4 for RoBERTa-base)."""
+    return 1e-1 if optimizer == "sgd" else 5e-4
+
+
+class LoRA(Wrapper):
+    """rank: r, 1 or more. scale: s. dropout: of what goes into A, 0 to 1."""
+
+    def __init__(self, base: nn.Module, rank: int, scale: float, dropout: float):
+        super().__init__(base)
+        self.scale = scale
+        self.A, self.B = factors(plain(base), rank)
+        self.dropout = nn.Identity() if isinstance(plain(base), nn.Embedding) else nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.beside(self.dropout(x))
+
+    def beside(self, x: Tensor) -> Tensor:
+        """s B A x"""
+        layer = plain(self.base)
+        if isinstance(layer, nn.Linear):
+            return F.linear(F.linear(x, self.A) * self.scale, self.B)  # (..., I) -> (..., r) -> (..., O)
+        if isinstance(layer, nn.Conv2d):
+            low = F.conv2d(x, self.A, None, layer.stride, layer.padding, layer.dilation)  # (B, I, Y, X) -> (B, r, Y', X')
+            return F.conv2d(low * self.scale, self.B)  # -> (B, O, Y', X')
+        return F.linear(F.embedding(x, self.A.T, layer.padding_idx) * self.scale, self.B)  # (...) -> (..., r) -> (..., D)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight + change(plain(self.base), self.A.to(weight), self.B.to(weight), self.scale), bias
+
+
+def factors(layer: nn.Module, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
+    """A and B of a layer, as they start. Raises ValueError for a layer that has no such factors."""
+    if not isinstance(layer, nn.Linear | nn.Conv2d | nn.Embedding):
+        raise ValueError(f"sites: {type(layer).__name__} is neither Linear nor Conv2d nor Embedding")
+    if isinstance(layer, nn.Conv2d) and (layer.groups > 1 or layer.padding_mode != "zeros"):
+        raise ValueError(
+            f"sites: a convolution with groups={layer.groups} and padding_mode={layer.padding_mode} has no such factors"
+        )
+    W = layer.weight
+    if isinstance(layer, nn.Embedding):
+        A, B = W.new_zeros(rank, W.shape[0]), torch.randn(W.shape[1], rank, dtype=W.dtype, device=W.device)
+    else:
+        A, B = W.new_empty(rank, *W.shape[1:]), W.new_zeros(W.shape[0], rank, *(1 for _ in W.shape[2:]))
+        bound = 1 / math.sqrt(A[0].numel())
+        nn.init.uniform_(A, -bound, bound)
+    return nn.Parameter(A), nn.Parameter(B)
+
+
+def change(layer: nn.Module, A: Tensor, B: Tensor, scale: float) -> Tensor:
+    """What is added to the layer's weight: s B A."""
+    if isinstance(layer, nn.Embedding):
+        return (B @ A).T * scale  # (V, D)
+    return (B.flatten(1) @ A.flatten(1)).view(B.shape[0], *A.shape[1:]) * scale  # (O, I) or (O, I, k, k)
+
+
+def scale_of(rank: int, alpha: float, dropout: float, rslora: bool) -> float:
+    """s; raises ValueError for a value out of range."""
+    if rank < 1 or alpha <= 0 or not 0 <= dropout < 1:
+        raise ValueError(
+            f"rank={rank}, alpha={alpha:g}, dropout={dropout:g}: rank is 1 or more, alpha above 0, dropout from 0 to below 1"
+        )
+    return alpha / (math.sqrt(rank) if rslora else rank)
+
+
+def lora(
+    body: nn.Module, *, rank: int = 8, alpha: float = 16.0, dropout: float = 0.0, rslora: bool = False, sites: str = ""
+) -> None:
+    """Two thin matrices train beside each frozen weight; mergeable.
+
+    sites: roles or regular expressions joined by `/`; unset: query and value of a transformer, the 3x3 convolutions of a ResNet.
+    """
+    scale = scale_of(rank, alpha, dropout, rslora)
+    wrap(body, find(body, sites, SITES), lambda layer: LoRA(layer, rank, scale, dropout))

@@ -1,0 +1,47 @@
+"""Adapters, once a layer (Pfeiffer et al. 2020, arXiv:2005.00247, appendix, and the adapters library's `seq_bn`).
+
+    x = LN(s + A(LN(s))),    s = x + y the finished sum of the feed-forward half,    A as in houlsby.py, with relu
+
+The same pretrained LayerNorm is applied twice and stays frozen; what goes round the bottleneck is s itself, not LN(s). By default A
+starts as 0, so the model starts exactly as the pretrained one: LN(s).
+Differs from the library in that start; `init=bert` is its own.
+
+Proved by tests/reference/test_pfeiffer.py: adapters' outputs and gradients, float64, 1e-10.
+"""
+
+from torch import Tensor, nn
+
+from minift.methods.houlsby import Bottleneck, check, size_of
+from minift.methods.surgery import Wrapper, find, wrap
+
+EPOCHS = 10
+SITES = ("feed_forward_norm",)
+STARTS_AS_PRETRAINED = True
+
+
+def lr(optimizer: str, width: int) -> float:
+    """SGD: 1e-1. AdamW: 1e-3 (Pfeiffer et al. 2020 have 1e-4 and far more rows)."""
+    return 1e-1 if optimizer == "sgd" else 1e-3
+
+
+class DoubleNorm(Wrapper):
+    """A LayerNorm, applied before the bottleneck and behind it."""
+
+    unmergeable = "its bottleneck is not linear"
+
+    def __init__(self, base: nn.Module, size: int, reduction: float, activation: str, init: str):
+        super().__init__(base)
+        gain = next(base.parameters())
+        self.adapter = Bottleneck(len(gain), size_of(len(gain), size, reduction), activation, init, gain)
+
+    def forward(self, s: Tensor) -> Tensor:
+        return self.base(s + self.adapter(self.base(s)))
+
+
+def pfeiffer(body: nn.Module, *, reduction: float = 16.0, size: int = 0, activation: str = "relu", init: str = "identity") -> None:
+    """One bottleneck a layer, behind the feed-forward half; not mergeable.
+
+    size: channels of the bottleneck; 0: the width divided by `reduction`.
+    """
+    check(size, reduction, activation, init)
+    wrap(body, find(body, "", SITES), lambda norm: DoubleNorm(norm, size, reduction, activation, init))

@@ -1,0 +1,116 @@
+"""Prefix tuning (Li & Liang 2021, arXiv:2101.00190, section 4): every attention sees P learned keys and values before the text's.
+
+    attention = softmax(q [P_K; K]^T / sqrt(d)) [P_V; V]
+
+flat (mlp=0):     P_K and P_V of every layer are the parameters, as in P-tuning v2 (Liu et al. 2022, arXiv:2110.07602)
+mlp=h:            [P_K; P_V] of layer i = W_i tanh(W E + b) + b_i, with E (P, D) and W (h, D) common to all layers, W_i (2D, h)
+
+Two conventions are published for the positions of the text. With shift=false they stay 0, 1, ..., as in the paper's own equations
+and in adapters; with shift=true they are P, P+1, ..., as in peft and P-tuning v2, which pass the prefix as a cache of the past.
+The default is shift=false: the text keeps the position vectors that it was pretrained with, and the model its full length. For a
+prefix that goes to peft, shift=true.
+Starts as N(0, std^2), flat or E; W and W_i as torch's Linear. peft and adapters have std=1. No dropout, as in peft.
+
+Axes: B batch, H heads, P prefix, S sequence, d width of a head, D = H d, h hidden.
+Proved by tests/reference/test_prefix.py: outputs and gradients of peft (flat and mlp) and of adapters (flat), float64, 1e-10.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from minift.methods.surgery import Wrapper, find, wrap
+
+EPOCHS = 10
+SITES = ("attend",)
+STARTS_AS_PRETRAINED = False
+
+
+def lr(optimizer: str, width: int) -> float:
+    """SGD: 1e-1. AdamW: 1e-2 (Liu et al. 2022 have 5e-3 to 1e-2)."""
+    return 1e-1 if optimizer == "sgd" else 1e-2
+
+
+class Encoder(nn.Module):
+    """tanh(W E + b), which all layers share: (P, h)."""
+
+    def __init__(self, length: int, width: int, hidden: int, std: float, kind: dict):
+        super().__init__()
+        self.E = nn.Parameter(torch.randn(length, width, **kind) * std)
+        self.dense = nn.Linear(width, hidden, **kind)
+
+    def forward(self) -> Tensor:
+        return self.dense(self.E).tanh()  # (P, D) -> (P, h)
+
+
+class Flat(nn.Module):
+    """P_K and P_V of one layer as they are: (P, 2D)."""
+
+    def __init__(self, length: int, width: int, std: float, kind: dict):
+        super().__init__()
+        self.keys_values = nn.Parameter(torch.randn(length, 2 * width, **kind) * std)
+
+    def forward(self) -> Tensor:
+        return self.keys_values
+
+
+class Projected(nn.Module):
+    """P_K and P_V of one layer from the common encoder, which is this layer's module or, with own=False, another's: (P, 2D)."""
+
+    def __init__(self, encoder: Encoder, width: int, hidden: int, own: bool, kind: dict):
+        super().__init__()
+        self.encoder = encoder if own else None
+        self.common = [encoder]  # in a list, so that it is no module of this one: every parameter has one name
+        self.dense = nn.Linear(hidden, 2 * width, **kind)
+
+    def forward(self) -> Tensor:
+        return self.dense(self.common[0]())  # (P, h) -> (P, 2D)
+
+
+class Prefixed(Wrapper):
+    """softmax(q K^T) V with a prefix."""
+
+    unmergeable = "a prefix is no change of a weight"
+
+    def __init__(self, base: nn.Module, prefix: nn.Module):
+        super().__init__(base)
+        self.prefix = prefix
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        B, H, _, d = k.shape
+        keys, values = self.prefix().to(k.dtype).view(-1, 2, H, d).permute(1, 2, 0, 3)  # (P, 2D) -> 2 x (H, P, d)
+        k, v = (torch.cat([p.expand(B, -1, -1, -1), x], 2) for p, x in ((keys, k), (values, v)))  # (B, H, P + S, d)
+        if mask is not None:
+            mask = torch.cat([mask.new_ones(B, keys.shape[1]), mask], 1)  # (B, S) -> (B, P + S)
+        return self.base(q, k, v, mask)
+
+
+class Shifted(Wrapper):
+    """Positions that start at P. Has no parameters."""
+
+    unmergeable = "a prefix is no change of a weight"
+
+    def __init__(self, base: nn.Module, by: int):
+        super().__init__(base)
+        self.lengthens = by
+
+    def forward(self, length: int, device: torch.device) -> Tensor:
+        return self.base(length, device) + self.lengthens
+
+
+def prefix(body: nn.Module, *, length: int = 10, mlp: int = 0, shift: bool = False, std: float = 1.0) -> None:
+    """Learned keys and values before every attention's own; not mergeable.
+
+    length: P. mlp: hidden width of the reparametrising network; 0: none. shift: whether the text's positions start at P.
+    """
+    if length < 1 or mlp < 0 or std <= 0:
+        raise ValueError(
+            f"length={length}, mlp={mlp}, std={std:g}: a length of 1 or more, an mlp of 0 or more, an std above 0 are wanted"
+        )
+    width, weight = body.config.width, next(body.parameters())
+    kind = {"dtype": weight.dtype, "device": weight.device}
+    encoder = Encoder(length, width, mlp, std, kind) if mlp else None
+    for i, (name, attend) in enumerate(find(body, "", SITES).items()):
+        made = Projected(encoder, width, mlp, i == 0, kind) if mlp else Flat(length, width, std, kind)
+        wrap(body, {name: attend}, lambda base, made=made: Prefixed(base, made))
+    if shift:
+        wrap(body, find(body, "positions"), lambda positions: Shifted(positions, length))
