@@ -6,12 +6,16 @@
     python convert.py RUN-OR-DIR --to hf --out DIR [--check]             what AutoModel... and AutoTokenizer or AutoImageProcessor
                                                                          of transformers load
     python convert.py RUN-OR-DIR --to torchvision --out FILE [--check]   what load_state_dict of torchvision's ResNets takes
+    python convert.py RUN --to minift --out DIR                          the run as a plain model, what it has added merged
+
+A run of lora, dora or ia3 is merged on its way to transformers and torchvision too.
 
 The work is done in minift/formats; this file reads arguments, says what happened and compares with the library (--check).
 """
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +34,9 @@ def main(argv: list[str]) -> int | None:
         help="hub id, directory of a transformers checkpoint, resnet50, resnet101 or resnet152 (torchvision's V2 weights; V1: "
         "resnet50-v1, ...), or a .pth or .safetensors file in torchvision's names; with --to a run or a converted directory",
     )
-    parser.add_argument("--to", choices=["hf", "torchvision"], help="write the layout of another library: hf = transformers")
+    parser.add_argument(
+        "--to", choices=[*EXPORTS], help="write another layout: hf = transformers; minift = the run as a plain model"
+    )
     parser.add_argument(
         "--out", help="directory to write (default: weights/NAME, or below $MINIFT_WEIGHTS); with --to torchvision a file"
     )
@@ -53,6 +59,7 @@ def main(argv: list[str]) -> int | None:
 
 
 def bring_in(arguments: argparse.Namespace) -> int | None:
+    from minift.pretrained import read as read_converted
     from minift.pretrained import sha256, weights_directory, write
 
     name, read = source_of(arguments)
@@ -68,7 +75,7 @@ def bring_in(arguments: argparse.Namespace) -> int | None:
     print(f"body     {checkpoint.architecture}, {count:,} parameters, {description_of_inputs(checkpoint)}")
     print(f"dropped  {', '.join(report.dropped) if report.dropped else 'nothing'}")
     print(f"written  {out}, sha256 of model.safetensors {sha256(out / 'model.safetensors')}")
-    return check(out, place, arguments.dtype) if arguments.check else None
+    return check(read_converted(out), place, arguments.dtype) if arguments.check else None
 
 
 def source_of(arguments: argparse.Namespace) -> tuple[str, Callable]:
@@ -138,16 +145,39 @@ def export(arguments: argparse.Namespace) -> int | None:
     from minift.pretrained import find, read
 
     if arguments.out is None:
-        raise UserError(f"--to {arguments.to}: say where with --out {'DIR' if arguments.to == 'hf' else 'FILE.pth'}")
+        raise UserError(f"--to {arguments.to}: say where with --out {'FILE.pth' if arguments.to == 'torchvision' else 'DIR'}")
     for flag in ("revision", "preprocessing"):
         if getattr(arguments, flag):
             raise UserError(f"--{flag} belongs to what is read; with --to there is none")
     place = find(arguments.source)
     out = new_place(arguments.out)
-    checkpoint = read(place)
+    checkpoint = made_plain(read(place))
     cast(checkpoint, arguments.dtype)
-    {"hf": export_to_hf, "torchvision": export_to_torchvision}[arguments.to](checkpoint, out, arguments.source)
-    return check(place, out, arguments.dtype) if arguments.check else None
+    EXPORTS[arguments.to](checkpoint, out, arguments.source)
+    return check(checkpoint, out, arguments.dtype) if arguments.check else None
+
+
+def made_plain(checkpoint):
+    """A run as a whole model: what its method has added is merged, and what that has changed is printed."""
+    if not checkpoint.grafts:
+        return replace(checkpoint, delta=False, origin=None)
+    from minift.merging import merge_run
+
+    whole, report = merge_run(checkpoint)
+    largest = max(report.weights, key=report.weights.get)
+    print(f"merged   {checkpoint.method} in {len(report.weights)} modules, in float32")
+    print(f"weights  changed by up to {report.weights[largest]:.2g} ({largest})")
+    print(f"logits   {'not compared' if report.logits is None else f'changed by up to {report.logits:.1e}'}: {report.rows}")
+    return whole
+
+
+def export_to_minift(checkpoint, out: Path, source: str) -> None:
+    from minift.pretrained import write
+
+    if checkpoint.task is None:
+        raise UserError(f"{source} is a plain model in minift's layout already; --to minift is for runs")
+    write(out, checkpoint)
+    print(f"written  {out}; python -m minift.predict {out} ..., or python train.py --model {out} ... to go on from it")
 
 
 def export_to_hf(checkpoint, out: Path, source: str) -> None:
@@ -215,18 +245,16 @@ COMPARED = {
 }
 
 
-def check(ours: Path, theirs: Path, dtype: str | None) -> int:
+def check(checkpoint, theirs: Path, dtype: str | None) -> int:
     """Print layer by layer the largest difference between minift's model and the library's on the same weights, in float64.
 
-    ours: a converted directory or a run's model/; theirs: a transformers directory or a file in torchvision's names; dtype: what
+    checkpoint: of minift's, plain; theirs: a transformers directory or a file in torchvision's names; dtype: what
     the weights were rounded to on the way. Returns 1 where a difference is above TOLERANCE, else 0.
     """
     import torch
 
     from minift.formats.huggingface import look_up_module
-    from minift.pretrained import read
 
-    checkpoint = read(ours)
     cast(checkpoint, dtype)
     pool = {"bert": checkpoint.own_pool, "resnet": "mean"}[checkpoint.architecture]
     body = checkpoint.body(pool, dtype=torch.float64).eval()
@@ -304,6 +332,8 @@ def random_images(config) -> tuple:
     images = torch.randn(2, config.num_channels, 96, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return "2 images of 96 x 64", (images,), State(images), ...
 
+
+EXPORTS = {"hf": export_to_hf, "torchvision": export_to_torchvision, "minift": export_to_minift}
 
 if __name__ == "__main__":
     command(main, "convert")

@@ -29,7 +29,7 @@ class Options(Layout):
     model: str | None = None  # converted directory, its name under weights/, or a finished run; unset: minilm-l6 or resnet50
     init: str = "pretrained"  # pretrained, or random: the same architecture from scratch
     pool: str | None = None  # what the head reads, cls or mean; unset: cls, for probe what the checkpoint recommends
-    method: str = "full"  # full: everything trains; partial:stages=2: the top two stages and the head; probe: the head alone
+    method: str = "full"  # what trains: full (everything), probe (the head), lora:rank=4, ...; help lists them; joined by +
     epochs: int | None = None  # passes over the rows; unset: the method's own, more for few rows; 0 scores the untrained model
     batch_size: int = 32  # rows a step
     accumulate: int = 1  # batches whose gradients make one step, that of the one large batch
@@ -229,11 +229,11 @@ def run_once(given: Options) -> dict | None:
     import torch
 
     from minift import cache
+    from minift.adapting import adapt, default_epochs, default_lr, names_of, parse_methods
     from minift.checkpointing import checkpoint_activations
     from minift.errors import look_up
     from minift.finetuned import choose_device, score
-    from minift.methods import METHODS
-    from minift.methods.surgery import freeze, trains
+    from minift.methods.surgery import delta, lengthened, trains
     from minift.optim import OPTIMIZERS
     from minift.optim import precision as precisions
     from minift.optim.groups import make_groups
@@ -250,8 +250,8 @@ def run_once(given: Options) -> dict | None:
     # What the flags leave open
     task_class = look_up(TASKS, given.task, "--task")
     foreign = flags_of_other_tasks(given, task_class)
-    method, method_name = parse(given.method, METHODS, "--method"), given.method.partition(":")[0]
-    method_file = sys.modules[method.func.__module__]
+    parse_methods(given.method)
+    method_name = names_of(given.method)
     optimizer_name = given.optimizer or task_class.OPTIMIZER
     make_optimizer = parse(optimizer_name, OPTIMIZERS, "--optimizer")
     schedule = parse(given.schedule, SCHEDULES, "--schedule")
@@ -263,6 +263,11 @@ def run_once(given: Options) -> dict | None:
     checkpoint = untrained(model_name) if given.init == "random" else None
     place = None if checkpoint else find(model_name)
     checkpoint = checkpoint or read(place)
+    if checkpoint.grafts:
+        raise UserError(
+            f"{model_name}: a run of {checkpoint.method}, whose layers are no longer plain; merge them first, if that can be: "
+            f"python convert.py {model_name} --to minift --out DIR"
+        )
     dtype = precisions.choose(given.precision, device)
     precision = precisions.around(dtype)
     if dtype == torch.float16 and device.type == "cpu":
@@ -270,7 +275,7 @@ def run_once(given: Options) -> dict | None:
     open_ones = task_class.open_flags(method_name, checkpoint) | {
         "model": (model_name, f"{given.task}'s own"),
         "optimizer": (optimizer_name, f"{given.task}'s own"),
-        "lr": (method_file.lr(optimizer_name.partition(":")[0], checkpoint.width), f"{method_name}'s own"),
+        "lr": (default_lr(given.method, optimizer_name.partition(":")[0], checkpoint.width), f"{method_name}'s own"),
         "weight_decay": (task_class.WEIGHT_DECAY, f"{given.task}'s own"),
         "monitor": (task_class.METRICS[0], f"first of {given.task}"),
         "device": (str(device), "found"),
@@ -296,19 +301,24 @@ def run_once(given: Options) -> dict | None:
     if given.solver == "lbfgs":
         open_ones["epochs"], options = (0, "none for lbfgs"), replace(options, epochs=0)
     elif given.epochs is None:
-        epochs = max(method_file.EPOCHS, math.ceil(LEAST_STEPS / steps_per_epoch))
-        why = f"{method_name}'s own" if epochs == method_file.EPOCHS else f"few rows: at least {LEAST_STEPS} steps"
+        own = default_epochs(given.method)
+        epochs = max(own, math.ceil(LEAST_STEPS / steps_per_epoch))
+        why = f"{method_name}'s own" if epochs == own else f"few rows: at least {LEAST_STEPS} steps"
         open_ones["epochs"] = (epochs, why)
         options = replace(options, epochs=epochs)
 
-    # Model: freeze everything, then the method thaws or grafts
+    # Model: freeze everything, then the method thaws or wraps
     torch.manual_seed(options.seed)
     body = checkpoint.body(options.pool) if options.init == "pretrained" else checkpoint.random_body(options.pool)
-    freeze(body)
-    try:
-        method(body)
-    except ValueError as error:
-        raise UserError(f"--method {options.method}: {error}") from None
+    plain = body.state_dict().keys()
+    adapt(body, options.method)
+    own = delta(body)
+    if taken := lengthened(body):
+        left = body.config.max_position_embeddings - taken
+        if options.max_length > left:
+            raise UserError(
+                f"--max-length {options.max_length}: {options.method} takes {taken} of the model's positions, {left} are left"
+            )
     new_pooler = options.pool == "cls" and checkpoint.own_pool is None
     if new_pooler and not trains(body.pooler):
         raise UserError(f"{options.model} has no pooler, and {options.method} would not train a new one; add --pool mean")
@@ -372,8 +382,19 @@ def run_once(given: Options) -> dict | None:
     }
     described = {"name": options.task, "labels": labels, "pool": options.pool}
     base = sha256(place / "model.safetensors") if options.init == "pretrained" else None
-    checkpoint = replace(checkpoint, tensors={}, base=base, task=described, settings=settings)  # the body has its own tensors
-    run = Run(Path(options.out), checkpoint)
+    is_delta = base is not None and not plain <= own.keys()
+    checkpoint = replace(
+        checkpoint,
+        tensors={},  # the body has its own
+        base=base,
+        base_name=None if base is None else str(Path(model_name).resolve()) if Path(model_name).is_dir() else model_name,
+        method=options.method,
+        delta=is_delta,
+        task=described,
+        settings=settings,
+        recipe=asdict(options),
+    )
+    run = Run(Path(options.out), checkpoint, list(own) if is_delta else None)
     run.write_json("config.json", {"flags": asdict(options), "versions": versions()})
     seconds = {"setup": time.perf_counter() - started}
     rows = options.batch_size * options.accumulate
@@ -592,12 +613,13 @@ def read_parts(options: Options, task_class) -> tuple[dict, list[str]]:
 def list_methods() -> None:
     from minift.errors import look_up
     from minift.methods import METHODS
-    from minift.specs import options_of
+    from minift.specs import as_option, options_of
 
     for name in METHODS:
         function = look_up(METHODS, name, "--method")
-        spec = ":".join(filter(None, (name, ",".join(f"{key}={value}" for key, value in options_of(function).items()))))
-        print(f"{spec:18s} {function.__doc__.splitlines()[0]}")
+        options = ",".join(f"{key}={as_option(value)}" for key, value in options_of(function).items())
+        print(f"{name:9s} {function.__doc__.splitlines()[0]}{f'  {name}:{options}' if options else ''}")
+    print("\nSeveral in order, joined by +: prefix:length=5+lora:rank=4. What an option means stands in minift/methods/NAME.py.")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,21 @@
 """A trained model in use: load it from a run, label texts or images with it, score it."""
 
+import re
 import time
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from minift.adapting import names_of
 from minift.cache import Recomputed, Trunk
 from minift.data.batching import by_length
 from minift.errors import UserError, look_up
+from minift.methods.surgery import wrappers
 from minift.optim.precision import around
-from minift.pretrained import Checkpoint, read
+from minift.pretrained import Checkpoint, read, read_config
 from minift.tasks import TASKS
 
 
@@ -25,6 +28,42 @@ class FineTuned:
     checkpoint: Checkpoint  # without its tensors
     precision: AbstractContextManager  # as `optim.precision.around` makes it
     trunk: Trunk | None  # the stages that were frozen in training, run as they were then
+    attached: dict[str | None, "FineTuned"] = field(default_factory=dict)  # other runs over the same base; None: the one loaded
+
+    def attach(self, directory: str | Path, name: str) -> None:
+        """Read another run's delta over the base that is in memory already. `use` then switches to it.
+
+        Raises UserError where either run holds a whole model, or the other belongs to another base.
+        """
+        theirs = read_config(place_of(directory))
+        for is_delta, run in ((self.checkpoint.delta, "the run that was loaded"), (theirs.get("delta"), directory)):
+            if not is_delta:
+                raise UserError(f"attach: {run} holds a whole model and not a delta, so there is no base to share")
+        if theirs["base"] != self.checkpoint.base:
+            names = f"{theirs['base_name']} ({theirs['base'][:12]}...), not to {self.checkpoint.base_name}"
+            raise UserError(f"attach: {directory} belongs to {names} ({self.checkpoint.base[:12]}...)")
+        device = str(next(self.model.parameters()).device)
+        self.attached[name] = assemble(read(place_of(directory), self.checkpoint.origin), device)
+
+    def use(self, name: str | None) -> None:
+        """`predict` and `score` are from now on those of the run attached as `name`; None: of the run that was loaded."""
+        self.attached.setdefault(None, replace(self))
+        if name not in self.attached:
+            known = ", ".join(filter(None, self.attached)) or "none yet"
+            raise UserError(f"use: no run is attached as {name!r}; known are {known}")
+        one = self.attached[name]
+        self.model, self.task, self.checkpoint = one.model, one.task, one.checkpoint
+        self.precision, self.trunk = one.precision, one.trunk
+
+    def combine(self, weights: dict[str | None, float], name: str = "combined") -> None:
+        """Attach the weighted sum of LoRAs as `name`: W + sum_i w_i s_i B_i A_i, and of heads sum_i w_i H_i.
+
+        It is itself a LoRA, whose rank is the sum of theirs. The runs must have the same labels.
+        """
+        self.attached.setdefault(None, replace(self))
+        if not weights or (absent := [one for one in weights if one not in self.attached]):
+            raise UserError(f"combine: {f'no run is attached as {absent[0]!r}' if weights else 'a weight for each run is wanted'}")
+        self.attached[name] = combined([(self.attached[one], weight) for one, weight in weights.items()])
 
     @property
     def settings(self) -> dict:
@@ -57,21 +96,75 @@ class FineTuned:
 
 def load(directory: str | Path, device: str | None = None) -> FineTuned:
     """A finished run, ready to predict. device: as torch names it; None: CUDA where there is one, else the CPU."""
+    return assemble(read(place_of(directory)), device)
+
+
+def place_of(directory: str | Path) -> Path:
+    """The model/ of a run, or a directory that holds the like."""
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory; a run's directory is wanted, as runs/NAME")
-    checkpoint = read(directory / "model" if (directory / "model").is_dir() else directory)
-    if checkpoint.task is None:
+    place = directory / "model" if (directory / "model").is_dir() else directory
+    if read_config(place).get("task") is None:
         raise UserError(f"{directory}: a body without a head; train one first: python train.py --model {directory} --train FILE")
-    described = dict(checkpoint.task)
-    task = look_up(TASKS, described.pop("name"), "task")(**described)
-    model = task.model(checkpoint.body(checkpoint.task["pool"]))
+    return place
+
+
+def assemble(checkpoint: Checkpoint, device: str | None) -> FineTuned:
+    """The model of a run that has been read. What it shares with its base stays shared, also on another device."""
+    device = choose_device(device)
+
+    def placed(t: Tensor) -> Tensor:
+        order = torch.channels_last if t.ndim == 4 else torch.preserve_format
+        return t.to(device, torch.float32 if t.is_floating_point() else t.dtype, memory_format=order)
+
+    stored = [*checkpoint.tensors.values(), *(checkpoint.origin.tensors.values() if checkpoint.origin else ())]
+    moved = {id(t): t for t in stored}  # a tensor that stands in both is placed once
+    moved = {key: placed(t) for key, t in moved.items()}
+    tensors = {name: moved[id(t)] for name, t in checkpoint.tensors.items()}
+    origin = checkpoint.origin
+    origin = origin and replace(origin, tensors={name: moved[id(t)] for name, t in origin.tensors.items()})
+    named = dict(checkpoint.task)
+    task = look_up(TASKS, named.pop("name"), "task")(**named)
+    model = task.model(replace(checkpoint, tensors=tensors).tuned_body(copy=False))
     model.head.load_state_dict({name: tensor.float() for name, tensor in checkpoint.head.items()})
-    model = model.to(choose_device(device), memory_format=torch.channels_last).eval()
+    model = model.to(device, memory_format=torch.channels_last).eval()
     precision = around(getattr(torch, checkpoint.settings.get("precision", "float32")))
     frozen = checkpoint.settings.get("frozen", 0)
     trunk = Trunk(model.body, frozen, precision) if frozen else None
-    return FineTuned(model, task, replace(checkpoint, tensors={}, head={}), precision, trunk)
+    return FineTuned(model, task, replace(checkpoint, tensors={}, head={}, grafts={}, origin=origin), precision, trunk)
+
+
+def combined(runs: list[tuple[FineTuned, float]]) -> FineTuned:
+    """The weighted sum of runs of lora over one base as one run of lora: factors side by side, the weights in B."""
+    first = runs[0][0]
+    for run, _ in runs:
+        if names_of(run.checkpoint.method) != "lora":
+            raise UserError(f"combine: only LoRAs can be added up, and here is a run of {run.checkpoint.method}")
+        if run.task != first.task:
+            raise UserError(f"combine: the labels differ, {', '.join(first.task.labels[:5])} and {', '.join(run.task.labels[:5])}")
+    found = [wrappers(run.model.body) for run, _ in runs]
+    ranks = [len(next(iter(loras.values())).A) for loras in found]
+    sites = list(dict.fromkeys(site for loras in found for site in loras))
+    grafts = {}
+    for site in sites:
+        A, B = [], []
+        like = next(loras[site] for loras in found if site in loras)
+        for loras, (_, weight), r in zip(found, runs, ranks, strict=True):
+            one = loras.get(site)
+            A.append(like.A.new_zeros(r, *like.A.shape[1:]) if one is None else one.A)
+            B.append(like.B.new_zeros(len(like.B), r, *like.B.shape[2:]) if one is None else one.B * (one.scale * weight))
+        grafts |= {f"{site}.A": torch.cat(A).detach(), f"{site}.B": torch.cat(B, 1).detach()}
+    heads = [{name: tensor * weight for name, tensor in run.model.head.state_dict().items()} for run, weight in runs]
+    checkpoint = replace(
+        first.checkpoint,
+        tensors=first.checkpoint.origin.tensors,
+        method=f"lora:rank={sum(ranks)},alpha={sum(ranks)},sites={'|'.join(map(re.escape, sites))}",
+        grafts=grafts,
+        head={name: sum(head[name] for head in heads) for name in heads[0]},
+        settings=first.settings | {"frozen": min(run.settings.get("frozen", 0) for run, _ in runs)},
+    )
+    return assemble(checkpoint, str(next(first.model.parameters()).device))
 
 
 def choose_device(name: str | None) -> torch.device:

@@ -3,6 +3,9 @@
 model.safetensors   the body under minift's names; a run's head beside it as head.weight, head.bias
 config.json         minift (version of this layout) and the fields of Checkpoint that are not tensors
 tokenizer.json      as the tokenizers library reads it; none beside a model of images
+
+A run that has trained a part of its model holds a delta: of the body only what differs from its base, and no tokenizer. The base is
+found by name and known by the sha256 of its model.safetensors.
 """
 
 import hashlib
@@ -17,7 +20,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from minift.adapting import adapt
 from minift.errors import UserError, look_up
+from minift.methods.surgery import delta, load_delta, plain_name
 from minift.models import MODELS
 from minift.models.resnet import DEPTHS
 
@@ -37,9 +42,15 @@ class Checkpoint:
     preprocessing: dict | None = None  # of a model of images: the fields of data.images.Preprocessing that belong to the weights
     pool: str | None = None  # what it recommends for a frozen body, cls or mean; None where it says nothing
     base: str | None = None  # of a run: sha256 of the model.safetensors that it started from
+    base_name: str | None = None  # of a run: its --model, by which that is found again
+    method: str | None = None  # of a run: its --method
+    delta: bool = False  # of a run: whether the file holds only what differs from the base
+    recipe: dict | None = None  # of a run: its flags
     task: dict | None = None  # of a run: name of the task and what it is made with
     settings: dict | None = None  # of a run: how its data was read and batched
     head: dict[str, Tensor] = field(default_factory=dict)  # of a run
+    grafts: dict[str, Tensor] = field(default_factory=dict)  # of a run: what its method has added to the plain body
+    origin: "Checkpoint | None" = None  # of a run that has been read and holds a delta: its base
 
     @property
     def width(self) -> int:
@@ -56,13 +67,25 @@ class Checkpoint:
         with torch.device("meta"):
             return self.random_body(pool)
 
-    def body(self, pool: str | None = "cls", dtype: torch.dtype = torch.float32) -> nn.Module:
-        """The body with these weights in `dtype`. A pooler that is asked for and not in the checkpoint is newly initialised."""
+    def body(self, pool: str | None = "cls", dtype: torch.dtype = torch.float32, copy: bool = True) -> nn.Module:
+        """The plain body with these weights in `dtype`. A pooler that is asked for and not in the checkpoint is newly initialised.
+
+        copy: whether the body has tensors of its own, or those of the checkpoint where they are in `dtype`.
+        """
         body = self.empty_body(pool)
         stored = {name: self.tensors[name] for name in body.state_dict() if name in self.tensors}
-        wanted = {name: t.to(dtype if t.is_floating_point() else t.dtype, copy=True) for name, t in stored.items()}
+        wanted = {name: t.to(dtype if t.is_floating_point() else t.dtype, copy=copy) for name, t in stored.items()}
         if body.load_state_dict(wanted, strict=False, assign=True).missing_keys:  # the pooler's alone: `read` has checked the rest
             body.pooler.to_empty(device="cpu").to(dtype).apply(body.initialise)
+        return body
+
+    def tuned_body(self, dtype: torch.dtype = torch.float32, copy: bool = True) -> nn.Module:
+        """Of a run: the body as it was trained, with what the method has added."""
+        body = self.body(self.task["pool"], dtype, copy)
+        if self.grafts:
+            adapt(body, self.method)
+            own = self.tensors | self.grafts
+            load_delta(body, {name: own[name].to(tensor.dtype) for name, tensor in delta(body).items()})
         return body
 
     def random_body(self, pool: str | None = "cls") -> nn.Module:
@@ -169,16 +192,44 @@ def read_tokenizer(directory: Path) -> Tokenizer:
         raise UserError(f"{path}: not readable as a tokenizer ({error})") from None
 
 
-def read(directory: Path) -> Checkpoint:
-    """A converted checkpoint or a run's model/; the names and shapes of the body's tensors are checked."""
+def read(directory: Path, base: Checkpoint | None = None) -> Checkpoint:
+    """A converted checkpoint or a run's model/; the names and shapes of the body's tensors are checked.
+
+    base: what the run's delta belongs to, where that has been read already; None: it is looked for.
+    """
     config = read_config(directory)
-    tensors = read_tensors(directory / "model.safetensors")
+    file = directory / "model.safetensors"
+    tensors = read_tensors(file)
     head = {name.removeprefix(HEAD): tensors.pop(name) for name in list(tensors) if name.startswith(HEAD)}
     described = {key: value for key, value in config.items() if key != "minift"}
-    tokenizer = None if config.get("preprocessing") else read_tokenizer(directory)
-    checkpoint = Checkpoint(tensors=tensors, head=head, tokenizer=tokenizer, **described)
-    check_shapes(directory / "model.safetensors", tensors, checkpoint.empty_body(checkpoint.own_pool).state_dict())
+    checkpoint = Checkpoint(tensors=tensors, head=head, tokenizer=None, **described)
+    body = checkpoint.empty_body(checkpoint.task["pool"] if checkpoint.task else checkpoint.own_pool)
+    plain = body.state_dict().keys()
+    if checkpoint.method:
+        adapt(body, checkpoint.method)
+    expected = delta(body) if checkpoint.delta else {plain_name(name): tensor for name, tensor in body.state_dict().items()}
+    check_shapes(file, tensors, expected)
+    checkpoint.grafts = {name: tensors.pop(name) for name in list(tensors) if name not in plain}
+    if checkpoint.delta:
+        checkpoint.origin = base or read_base(directory, checkpoint)
+        checkpoint.tensors = {name: t for name, t in checkpoint.origin.tensors.items() if name in plain} | tensors
+        checkpoint.tokenizer = checkpoint.origin.tokenizer
+    elif not checkpoint.preprocessing:
+        checkpoint.tokenizer = read_tokenizer(directory)
     return checkpoint
+
+
+def read_base(directory: Path, run: Checkpoint) -> Checkpoint:
+    """What the delta of a run belongs to: looked for by the name that the run knows it by, known by its bits."""
+    found = [place for name in places(run.base_name) for place in (name / "model", name) if is_converted(place)]
+    for place in found:
+        if sha256(place / "model.safetensors") == run.base:
+            return read(place)
+    why = f"{found[0]} is another one" if found else "that is not there"
+    raise UserError(
+        f"{directory} holds what {run.method} has changed of {run.base_name} (sha256 {run.base[:12]}...), and {why}; "
+        f"put the right one into {weights_directory()}, or name the directory that it lies in by MINIFT_WEIGHTS"
+    )
 
 
 def check_shapes(where: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor], wanted_by: str = "config.json") -> None:
@@ -196,13 +247,14 @@ def check_shapes(where: Path, tensors: dict[str, Tensor], expected: dict[str, Te
 
 def write(directory: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint beside `directory`, then put it in its place: a crash leaves every file whole, old or new."""
-    config = {key: value for key, value in vars(checkpoint).items() if key not in ("tensors", "tokenizer", "head")}
-    tensors = checkpoint.tensors | {HEAD + name: tensor for name, tensor in checkpoint.head.items()}
+    elsewhere = ("tensors", "tokenizer", "head", "grafts", "origin")
+    config = {key: value for key, value in vars(checkpoint).items() if key not in elsewhere}
+    tensors = checkpoint.tensors | checkpoint.grafts | {HEAD + name: tensor for name, tensor in checkpoint.head.items()}
     beside = directory.with_name(directory.name + ".part")
     beside.mkdir(parents=True, exist_ok=True)
     write_tensors(beside / "model.safetensors", tensors)
     write_json(beside / "config.json", {"minift": LAYOUT} | config)
-    if checkpoint.tokenizer is not None:
+    if checkpoint.tokenizer is not None and not checkpoint.delta:
         checkpoint.tokenizer.save(str(beside / "tokenizer.json"))
     directory.mkdir(exist_ok=True)
     for file in sorted(beside.iterdir()):

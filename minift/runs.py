@@ -15,15 +15,17 @@ from torch import nn
 
 import minift
 from minift.errors import UserError
+from minift.methods.surgery import plain_name
 from minift.pretrained import Checkpoint, read_tensors, write, write_json
 
 
 class Run:
-    """template: the checkpoint that is saved, all but its tensors."""
+    """template: the checkpoint that is saved, all but its tensors. saved: which of the body's tensors; None: all."""
 
-    def __init__(self, directory: Path, template: Checkpoint):
+    def __init__(self, directory: Path, template: Checkpoint, saved: list[str] | None = None):
         self.directory = directory
         self.template = template
+        self.saved = saved
         directory.mkdir(parents=True, exist_ok=True)
         try:
             (directory / "config.json").touch(exist_ok=False)
@@ -40,15 +42,22 @@ class Run:
             file.writelines(json.dumps(event) + "\n" for event in events)
 
     def save(self, model: nn.Module) -> None:
-        parts = (part.state_dict().items() for part in (model.body, model.head))
-        tensors, head = ({name: tensor.detach().cpu().contiguous() for name, tensor in part} for part in parts)
+        tensors, head = plain_state(model.body), model.head.state_dict()
+        tensors = tensors if self.saved is None else {name: tensors[name] for name in self.saved}
+        tensors, head = ({name: t.detach().cpu().contiguous() for name, t in part.items()} for part in (tensors, head))
         write(self.directory / "model", replace(self.template, tensors=tensors, head=head))
 
     def restore(self, model: nn.Module) -> None:
         """Put the weights that were saved last back into `model`."""
         tensors = read_tensors(self.directory / "model" / "model.safetensors")
-        for name, part in (("head.", model.head), ("", model.body)):
-            part.load_state_dict({key: tensors.pop(name + key) for key in part.state_dict()})
+        state = plain_state(model.body) | {f"head.{name}": tensor for name, tensor in model.head.state_dict().items()}
+        for name, tensor in tensors.items():
+            state[name].copy_(tensor)
+
+
+def plain_state(body: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict under the plain model's names."""
+    return {plain_name(name): tensor for name, tensor in body.state_dict().items()}
 
 
 def choose_directory(out: str | None, data: Path, model: str, method: str) -> Path:

@@ -7,7 +7,9 @@ Where dropout is active, all that differs from W x sees the dropped x, as in pef
 
     y = W x + (m/|V| - 1) W drop(x) + (m/|V|) s B A drop(x) + b
 
-Differs from the paper in nothing. Axes as in lora.py.
+Differs from the paper, as its authors' code and peft do: the paper takes the norm of each column, and has no s.
+
+Axes as in lora.py.
 Proved by tests/reference/test_dora.py: peft's outputs and gradients, float64, 1e-10.
 """
 
@@ -16,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minift.methods.lora import LoRA, change, scale_of
-from minift.methods.surgery import find, wrap
+from minift.methods.surgery import Wrapper, find, wrap
 
 EPOCHS = 10
 SITES = ("query/value", "conv2")
@@ -33,7 +35,8 @@ class DoRA(LoRA):
 
     def __init__(self, base: nn.Module, rank: int, scale: float, dropout: float):
         if not isinstance(base, nn.Linear | nn.Conv2d):
-            raise ValueError(f"{type(base).__name__} has no plain weight to split: Linear or Conv2d is wanted, not yet wrapped")
+            wrapped = ", which wraps one: put dora first, or at other sites" if isinstance(base, Wrapper) else ""
+            raise ValueError(f"sites: DoRA splits the weight of a plain Linear or Conv2d, not of {type(base).__name__}{wrapped}")
         super().__init__(base, rank, scale, dropout)
         self.m = nn.Parameter(rows_norm(base.weight.detach()))
 

@@ -22,6 +22,15 @@ STARTS_AS_PRETRAINED = True
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "swish": F.silu, "tanh": F.tanh}
 STARTS = {"identity": (0.02, 0.0), "houlsby": (0.01, 0.01), "bert": (0.02, 0.02)}  # deviations of W_down and W_up
 
+# Module here -> module in the adapters library's BertModel; {} and {i} = number of the layer, {name} = what the adapter is called
+# there; weight and bias keep their names.
+ADAPTERS = {
+    "layers.{}.attention.adapter.down": "encoder.layer.{i}.attention.output.adapters.{name}.adapter_down.0",
+    "layers.{}.attention.adapter.up": "encoder.layer.{i}.attention.output.adapters.{name}.adapter_up",
+    "layers.{}.feed_forward.adapter.down": "encoder.layer.{i}.output.adapters.{name}.adapter_down.0",
+    "layers.{}.feed_forward.adapter.up": "encoder.layer.{i}.output.adapters.{name}.adapter_up",
+}
+
 
 def lr(optimizer: str, width: int) -> float:
     """SGD: 1e-1. AdamW: 1e-3 (Houlsby et al. 2019, section 3.2, try 3e-5 to 3e-3)."""
@@ -38,8 +47,10 @@ class Bottleneck(nn.Module):
         self.up = nn.Conv2d(size, width, 1, **kind) if channels_first else nn.Linear(size, width, **kind)
         self.activation = ACTIVATIONS[activation]
         for layer, deviation in zip((self.down, self.up), STARTS[init], strict=True):
-            limit = 2 * deviation if init == "houlsby" else float("inf")
-            nn.init.trunc_normal_(layer.weight, std=deviation, a=-limit, b=limit) if deviation else nn.init.zeros_(layer.weight)
+            if init == "houlsby":
+                nn.init.trunc_normal_(layer.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+            else:
+                nn.init.normal_(layer.weight, std=deviation)
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,7 +74,7 @@ class Adapter(Wrapper):
 
 
 def size_of(width: int, size: int, reduction: float) -> int:
-    return size or max(1, int(width / reduction))
+    return size or max(1, int(width // reduction))  # as the library: 16 // 3.2 is 4, as 3.2 in binary is a little more
 
 
 def check(size: int, reduction: float, activation: str, init: str) -> None:
@@ -80,7 +91,8 @@ def houlsby(
 ) -> None:
     """A bottleneck behind each sub-layer, and the LayerNorms; not mergeable.
 
-    size: channels of the bottleneck; 0: the width divided by `reduction`. norms: whether the LayerNorms train.
+    size: channels of the bottleneck; 0: the width divided by `reduction`, rounded down, at least 1.
+    norms: whether the LayerNorms train.
     """
     check(size, reduction, activation, init)
     wrap(body, find(body, "", SITES), lambda branch: Adapter(branch, size, reduction, activation, init))

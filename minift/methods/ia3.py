@@ -1,6 +1,6 @@
 """IA3 (Liu et al. 2022, arXiv:2205.05638, section 3.3): keys, values and the hidden units of the feed-forward layers are rescaled.
 
-    k = l_k * (W_k x + b),    v = l_v * (W_v x + b),    W_2 (l_ff * gelu(W_1 x + b))
+    k = l_k * (W_k x + b),    v = l_v * (W_v x + b),    W_2 (l_ff * gelu(W_1 x + b)) + b
 
 One learned number a channel, which starts as 1: the model starts as the pretrained one. l_k and l_v scale what their layer gives,
 l_ff what its layer takes in, so each can be merged. Differs from the paper in nothing; `sites=peft` adds the attention's output as
@@ -33,7 +33,7 @@ class IA3(Wrapper):
     def __init__(self, base: nn.Module, inputs: bool):
         super().__init__(base)
         if not isinstance(plain(base), nn.Linear):
-            raise ValueError(f"{type(plain(base)).__name__} is no Linear layer")
+            raise ValueError(f"sites: {type(plain(base)).__name__} is no Linear")
         self.inputs = inputs
         W = plain(base).weight
         self.scale = nn.Parameter(torch.ones(W.shape[1 if inputs else 0], dtype=W.dtype, device=W.device))

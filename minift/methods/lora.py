@@ -3,7 +3,7 @@
     y = W x + b + s B A drop(x),    s = alpha / r, or alpha / sqrt(r) with rslora (Kalajdzievski 2023, arXiv:2312.03732)
 
     Linear      A (r, I), B (O, r)
-    Conv2d      A (r, I, k, k), a convolution with W's stride and padding; B (O, r, 1, 1)
+    Conv2d      A (r, I, k, k), a convolution with W's stride, padding and dilation; B (O, r, 1, 1)
     Embedding   A (r, V), B (D, r): row t of the table gains s B A[:, t]; no dropout
 
 A starts as U(+-1/sqrt(fan in)) and B as 0, so the model starts as the pretrained one; of an Embedding A is 0 and B N(0, 1).
@@ -32,7 +32,7 @@ def lr(optimizer: str, width: int) -> float:
 
 
 class LoRA(Wrapper):
-    """rank: r, 1 or more. scale: s. dropout: of what goes into A, 0 to 1."""
+    """rank: r, 1 or more. scale: s. dropout: of what goes into A, 0 to below 1."""
 
     def __init__(self, base: nn.Module, rank: int, scale: float, dropout: float):
         super().__init__(base)
@@ -84,9 +84,10 @@ def change(layer: nn.Module, A: Tensor, B: Tensor, scale: float) -> Tensor:
 
 def scale_of(rank: int, alpha: float, dropout: float, rslora: bool) -> float:
     """s; raises ValueError for a value out of range."""
-    if rank < 1 or alpha <= 0 or not 0 <= dropout < 1:
+    if rank < 1 or not 0 < alpha < math.inf or not 0 <= dropout < 1:
         raise ValueError(
-            f"rank={rank}, alpha={alpha:g}, dropout={dropout:g}: rank is 1 or more, alpha above 0, dropout from 0 to below 1"
+            f"rank={rank}, alpha={alpha:g}, dropout={dropout:g}: rank is 1 or more, alpha above 0 and finite, "
+            "dropout from 0 to below 1"
         )
     return alpha / (math.sqrt(rank) if rslora else rank)
 

@@ -18,6 +18,12 @@ EPOCHS = 10
 SITES = ("feed_forward_norm",)
 STARTS_AS_PRETRAINED = True
 
+# Module here -> module in the adapters library's BertModel, as in houlsby.py
+ADAPTERS = {
+    "layers.{}.feed_forward_norm.adapter.down": "encoder.layer.{i}.output.adapters.{name}.adapter_down.0",
+    "layers.{}.feed_forward_norm.adapter.up": "encoder.layer.{i}.output.adapters.{name}.adapter_up",
+}
+
 
 def lr(optimizer: str, width: int) -> float:
     """SGD: 1e-1. AdamW: 1e-3 (Pfeiffer et al. 2020 have 1e-4 and far more rows)."""
@@ -41,7 +47,7 @@ class DoubleNorm(Wrapper):
 def pfeiffer(body: nn.Module, *, reduction: float = 16.0, size: int = 0, activation: str = "relu", init: str = "identity") -> None:
     """One bottleneck a layer, behind the feed-forward half; not mergeable.
 
-    size: channels of the bottleneck; 0: the width divided by `reduction`.
+    size: channels of the bottleneck; 0: the width divided by `reduction`, rounded down, at least 1.
     """
     check(size, reduction, activation, init)
     wrap(body, find(body, "", SITES), lambda norm: DoubleNorm(norm, size, reduction, activation, init))

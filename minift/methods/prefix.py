@@ -12,7 +12,7 @@ prefix that goes to peft, shift=true.
 Starts as N(0, std^2), flat or E; W and W_i as torch's Linear. peft and adapters have std=1. No dropout, as in peft.
 
 Axes: B batch, H heads, P prefix, S sequence, d width of a head, D = H d, h hidden.
-Proved by tests/reference/test_prefix.py: outputs and gradients of peft (flat and mlp) and of adapters (flat), float64, 1e-10.
+Proved by tests/reference/test_prefix.py: outputs and gradients of peft and of adapters, flat and mlp, float64, 1e-10.
 """
 
 import torch
@@ -101,6 +101,7 @@ def prefix(body: nn.Module, *, length: int = 10, mlp: int = 0, shift: bool = Fal
     """Learned keys and values before every attention's own; not mergeable.
 
     length: P. mlp: hidden width of the reparametrising network; 0: none. shift: whether the text's positions start at P.
+    std: of what starts at random.
     """
     if length < 1 or mlp < 0 or std <= 0:
         raise ValueError(

@@ -84,13 +84,16 @@ def prompt(body: nn.Module, *, length: int = 10, init: str = "vocabulary", poole
 
     length: P. init: vocabulary or random. pooler: text or all, what it sees.
     """
-    if length < 1:
-        raise ValueError(f"length={length}: 1 or more is wanted")
+    words = find(body, "", ("word",))
+    (table,) = (plain(module).weight.detach() for module in words.values())
+    most = min(body.config.max_position_embeddings - 1, len(table))
+    if not 1 <= length <= most:
+        raise ValueError(f"length={length}: 1 to {most} is wanted")
     for option, value, known in (("init", init, ("vocabulary", "random")), ("pooler", pooler, ("text", "all"))):
         if value not in known:
             raise ValueError(f"{option}={value}: known are {', '.join(known)}")
-    words = find(body, "", ("word",))
-    (table,) = (plain(module).weight.detach() for module in words.values())
+    if pooler == "all" and body.pooler is None:
+        raise ValueError("pooler=all: the body has no pooler")
     if init == "random":
         start = torch.randn_like(table[:length])
     else:

@@ -20,10 +20,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 class Wrapper(nn.Module):
     """A module of the plain model, whole as `base`, and beside it what a method adds.
 
-    What a plain layer can stand for defines `merged`; any other wrapper says in `unmergeable` why not.
+    A wrapper that a plain layer can stand for defines `merged`; any other says in `unmergeable` why not. Its `forward` calls
+    `self.base`, with what the module that it wraps is called with.
     """
 
     unmergeable = "it is no change of a weight"
+    lengthens = 0  # positions that it takes before those of the text
 
     def __init__(self, base: nn.Module):
         super().__init__()
@@ -70,6 +72,11 @@ def _train_what_trains(body: nn.Module, mode: bool = True) -> nn.Module:
     return body
 
 
+def lengthened(body: nn.Module) -> int:
+    """How many positions of the model the wrappers take before the text's own: each says so in `lengthens`."""
+    return sum(module.lengthens for module in body.modules() if isinstance(module, Wrapper))
+
+
 # ---- sites, wrap ----
 
 
@@ -91,6 +98,11 @@ def plain_modules(body: nn.Module, name: str = "") -> dict[str, nn.Module]:
     for child_name, child in plain(body).named_children():
         found |= plain_modules(child, f"{name}.{child_name}" if name else child_name)
     return found
+
+
+def wrappers(body: nn.Module) -> dict[str, Wrapper]:
+    """What is wrapped, under the plain model's names: the outermost wrapper of each."""
+    return {name: module for name, module in plain_modules(body).items() if isinstance(module, Wrapper)}
 
 
 def find(body: nn.Module, sites: str, defaults: tuple[str, ...] = ()) -> dict[str, nn.Module]:
@@ -120,19 +132,24 @@ def find(body: nn.Module, sites: str, defaults: tuple[str, ...] = ()) -> dict[st
 
 
 def wrap(body: nn.Module, sites: dict[str, nn.Module], make: Callable[[nn.Module], Wrapper]) -> None:
-    """Put `make(module)` in the place of every module of `sites`, as `find` gives them.
+    """Put `make(module)` in the place of every module of `sites`, as `find` gives them: of all, or of none.
 
-    Raises ValueError where two wrappers of a module would have parameters of one name: both would change the same thing.
+    Raises ValueError as `make` does, and where two wrappers of a module would have parameters of one name, as they would change
+    the same thing.
     """
+    made = {}
     for name, module in sites.items():
-        wrapper, inner = make(module), module
+        try:
+            made[name] = make(module)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        inner = module
         while isinstance(inner, Wrapper):
-            if shared := own_names(inner) & own_names(wrapper):
-                there, new = type(inner).__name__, type(wrapper).__name__
-                raise ValueError(
-                    f"{name} has a {there} already, and a {new} has {', '.join(sorted(shared))} as well: one of them only at a site"
-                )
+            if shared := own_names(inner) & own_names(made[name]):
+                there, new, both = type(inner).__name__, type(made[name]).__name__, ", ".join(sorted(shared))
+                raise ValueError(f"{name}: {there} is there already, and {new} has {both} as well; a site takes one of them")
             inner = inner.base
+    for name, wrapper in made.items():
         put(body, name, wrapper)
 
 
@@ -154,7 +171,7 @@ def merge(body: nn.Module) -> dict[str, Wrapper]:
     Weights are computed in float32 or wider and rounded once, to the type of the layer's. Raises ValueError, and changes nothing,
     where a wrapper cannot be merged.
     """
-    wrapped = {name: module for name, module in plain_modules(body).items() if isinstance(module, Wrapper)}
+    wrapped = wrappers(body)
     layers = {name: merged_layer(wrapper) for name, wrapper in wrapped.items()}
     for name, layer in layers.items():
         put(body, name, layer)

@@ -9,8 +9,11 @@ NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm
 
 
 def spared_by_type(name: str, module: nn.Module) -> bool:
-    """Biases, and all of a normalisation layer: a module's type decides, not its name."""
-    return name.rpartition(".")[2] == "bias" or isinstance(module, NORMS)
+    """Biases, all of a normalisation layer, and learned factors, one for each channel: what has one axis, or a norm's type.
+
+    Decay would pull to 0 factors that start at 1. A module's type decides, not its name.
+    """
+    return module.get_parameter(name.rpartition(".")[2]).ndim <= 1 or isinstance(module, NORMS)
 
 
 def spared_by_huggingface(name: str, module: nn.Module) -> bool:
@@ -69,7 +72,7 @@ def make_groups(
         for leaf, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
-            name = ".".join(piece for piece in (part, path, leaf) if piece)
+            name = ".".join(piece for piece in (part, *path.split("."), leaf) if piece not in ("", "base"))  # the plain model's
             stage = part or next(stage for prefix, stage in prefixes if name.startswith(prefix))
             decay = 0.0 if spared(name, module) else weight_decay
             group = groups.setdefault((stage, decay), Group(stage, rates[stage], decay, [], []))

@@ -432,7 +432,7 @@ def test_check_names_the_first_block_that_differs(tmp_path, network, capsys):
     checkpoint.tensors["blocks.2.branch.norm3.running_mean"] += 1e-6
     write(tmp_path / "ours", checkpoint)
     capsys.readouterr()
-    assert convert.check(tmp_path / "ours", tmp_path / "mine.pth", None) == 1
+    assert convert.check(read(tmp_path / "ours"), tmp_path / "mine.pth", None) == 1
     lines = capsys.readouterr().out.splitlines()[-7:]
     assert ["above" in line for line in lines] == [False, False, False, True, True, True, True], lines
 

@@ -128,7 +128,7 @@ def test_check_fails_past_the_tolerance(tmp_path, capsys):
     tensors["layers.1.attention.value.bias"] += 1e-6
     save_file(tensors, tmp_path / "ours" / "model.safetensors")
     capsys.readouterr()
-    assert convert.check(tmp_path / "ours", source, None) == 1
+    assert convert.check(read_converted(tmp_path / "ours"), source, None) == 1
     lines = capsys.readouterr().out.splitlines()
     assert ["above" in line for line in lines[-5:]] == [False, False, True, True, True], lines
 

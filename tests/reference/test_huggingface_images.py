@@ -121,7 +121,7 @@ def test_check_names_the_first_block_that_differs(tmp_path, capsys):
     checkpoint.tensors["blocks.3.shortcut.conv.weight"] *= 1 + 1e-6
     write(tmp_path / "ours", checkpoint)
     capsys.readouterr()
-    assert convert.check(tmp_path / "ours", source, None) == 1
+    assert convert.check(read_converted(tmp_path / "ours"), source, None) == 1
     lines = capsys.readouterr().out.splitlines()[-8:]
     assert ["above" in line for line in lines] == [False] * 4 + [True] * 4, lines
 

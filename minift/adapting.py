@@ -1,0 +1,52 @@
+"""A method spec and what it does to a body: `lora:rank=4`, or several in order, `prefix:length=10+lora:rank=8`."""
+
+import re
+import sys
+from collections.abc import Callable
+
+from torch import nn
+
+from minift.errors import UserError
+from minift.methods import METHODS
+from minift.methods.surgery import freeze
+from minift.specs import parse
+
+
+def split(spec: str) -> list[str]:
+    """The methods of a spec, each with its options; a `+` inside a regular expression does not part them."""
+    return re.split(rf"\+(?=(?:{'|'.join(METHODS)})(?:[:+]|$))", spec)
+
+
+def parse_methods(spec: str) -> dict[str, Callable[[nn.Module], None]]:
+    """Each method of a spec under its own part of it, options bound."""
+    return {one: parse(one, METHODS, "--method") for one in split(spec)}
+
+
+def names_of(spec: str) -> str:
+    """The spec without options."""
+    return "+".join(one.partition(":")[0] for one in split(spec))
+
+
+def adapt(body: nn.Module, spec: str) -> None:
+    """Freeze the body, then let each method of the spec thaw or wrap what it trains."""
+    freeze(body)
+    for one, method in parse_methods(spec).items():
+        try:
+            method(body)
+        except ValueError as error:
+            raise UserError(f"--method {one}: {error}") from None
+
+
+def default_lr(spec: str, optimizer: str, width: int) -> float:
+    """The method's own rate; of several the lowest, at which none comes apart."""
+    return min(file_of(method).lr(optimizer, width) for method in parse_methods(spec).values())
+
+
+def default_epochs(spec: str) -> int:
+    """The method's own passes over the rows; of several the most."""
+    return max(file_of(method).EPOCHS for method in parse_methods(spec).values())
+
+
+def file_of(method):
+    """The module in which a parsed method stands."""
+    return sys.modules[method.func.__module__]

@@ -1,0 +1,66 @@
+"""A run whose method can be merged, as a run with a plain model: convert.py RUN --to minift, hf or torchvision.
+
+What is merged is said in `merged` of the method's file, how in methods/surgery.py. Proved by tests/test_merging.py.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from minift.data.reading import Layout
+from minift.data.samples import REVIEWS
+from minift.errors import UserError
+from minift.finetuned import FineTuned, assemble, logits_of
+from minift.methods.surgery import merge, plain
+from minift.pretrained import Checkpoint
+
+ROWS = 64
+
+
+@dataclass
+class Report:
+    """What merging has changed."""
+
+    weights: dict[str, float]  # module -> largest change of one of its weights
+    logits: float | None  # largest change of a logit
+    rows: str  # on which rows, or why on none
+
+
+def merge_run(checkpoint: Checkpoint) -> tuple[Checkpoint, Report]:
+    """(the same run with a plain model, what that has changed). Raises UserError where the method cannot be merged.
+
+    The logits are compared in float32, on 64 rows of the training file, drawn with a fixed seed, where that file is still there.
+    """
+    settings = checkpoint.settings | {"precision": "float32"}
+    tuned = assemble(replace(checkpoint, settings=settings), "cpu")
+    body = tuned.model.body
+    rows, said = training_rows(tuned)
+    before = None if rows is None else logits(tuned, rows)
+    try:
+        wrapped = merge(body)
+    except ValueError as error:
+        raise UserError(f"{checkpoint.method}: {error}") from None
+    weights = {
+        name: (body.get_submodule(name).weight - plain(wrapper).weight).abs().max().item() for name, wrapper in wrapped.items()
+    }
+    change = None if rows is None else (logits(tuned, rows) - before).abs().max().item()
+    whole = replace(checkpoint, tensors=body.state_dict(), grafts={}, origin=None, method=None, delta=False)
+    return whole, Report(weights, change, said)
+
+
+def logits(tuned: FineTuned, rows):
+    return logits_of(tuned.model, tuned.prepare(rows), tuned.settings["batch_size"], tuned.precision)
+
+
+def training_rows(tuned: FineTuned) -> tuple[object | None, str]:
+    """(64 rows of the run's training file, or None; what they are)"""
+    path = (tuned.checkpoint.recipe or {}).get("train") or (REVIEWS if tuned.checkpoint.recipe else None)
+    if path is None:
+        return None, "the run does not say what it was trained on"
+    try:
+        rows = tuned.task.read(str(path), Layout(**tuned.settings["layout"]))
+    except (UserError, OSError) as error:
+        return None, f"the training rows cannot be read: {error}"
+    drawn = np.sort(np.random.default_rng(0).permutation(len(rows))[:ROWS])
+    return rows.take(drawn), f"{len(drawn)} rows of {Path(path).name}"
