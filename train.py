@@ -233,7 +233,7 @@ def run_once(given: Options) -> dict | None:
     from minift.checkpointing import checkpoint_activations
     from minift.errors import look_up
     from minift.finetuned import choose_device, score
-    from minift.methods.surgery import delta, lengthened, trains
+    from minift.methods.surgery import delta, lengthened, mergeable, trains
     from minift.optim import OPTIMIZERS
     from minift.optim import precision as precisions
     from minift.optim.groups import make_groups
@@ -452,7 +452,7 @@ def run_once(given: Options) -> dict | None:
     run.write_json("result.json", result)
     if progress.best is not None and not math.isclose(scores["valid"].metrics[options.monitor], progress.best, rel_tol=1e-6):
         raise AssertionError(f"what was saved scores {scores['valid'].metrics}, recorded was {options.monitor} {progress.best}")
-    print_results(run.directory, parts, data, task, scores, progress, options)
+    print_results(run.directory, parts, data, task, scores, progress, options, to_hf=options.pool == "cls" and mergeable(body))
     return result
 
 
@@ -618,7 +618,9 @@ def list_methods() -> None:
     for name in METHODS:
         function = look_up(METHODS, name, "--method")
         options = ",".join(f"{key}={as_option(value)}" for key, value in options_of(function).items())
-        print(f"{name:9s} {function.__doc__.splitlines()[0]}{f'  {name}:{options}' if options else ''}")
+        print(f"{name:9s} {function.__doc__.splitlines()[0]}")
+        if options:
+            print(f"{'':9s} {name}:{options}")
     print("\nSeveral in order, joined by +: prefix:length=5+lora:rank=4. What an option means stands in minift/methods/NAME.py.")
 
 

@@ -85,7 +85,7 @@ class Checkpoint:
         if self.grafts:
             adapt(body, self.method)
             own = self.tensors | self.grafts
-            load_delta(body, {name: own[name].to(tensor.dtype) for name, tensor in delta(body).items()})
+            load_delta(body, {name: own[name] for name in delta(body)})
         return body
 
     def random_body(self, pool: str | None = "cls") -> nn.Module:

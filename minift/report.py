@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch.nn import BatchNorm2d
 
+from minift.methods.surgery import lengthened
 from minift.metrics import per_class
 
 
@@ -95,6 +96,8 @@ def print_model(model, groups: list, described: str, accumulate: int) -> None:
     rows.append(["total", sum(row[1] for row in rows), sum(row[2] for row in rows), "", "", ""])
     print(f"model  {described}")
     print(table(["stage", "parameters", "trainable", "lr", "weight decay", "mode"], rows))
+    if taken := lengthened(model.body):
+        print(f"note: the method takes {taken} positions before every text")
     if accumulate > 1 and any(isinstance(m, BatchNorm2d) and m.training for m in model.modules()):
         print(f"note: --accumulate {accumulate}: BatchNorm takes its statistics from each batch by itself, not from all of a step")
     print()
@@ -123,7 +126,8 @@ def print_settings(given, options, open_ones: dict, foreign: set[str]) -> None:
     print()
 
 
-def print_results(directory: Path, parts: dict, data: dict, task, scores: dict, progress, options) -> None:
+def print_results(directory: Path, parts: dict, data: dict, task, scores: dict, progress, options, to_hf: bool) -> None:
+    """to_hf: whether transformers can have the run."""
     print()
     if scores:
         header = next(iter(scores.values())).metrics
@@ -148,7 +152,7 @@ def print_results(directory: Path, parts: dict, data: dict, task, scores: dict, 
     run, scored = shlex.quote(str(directory)), options.test or options.valid
     print(f"predict   python -m minift.predict {run} {parts['train'].EXAMPLE}")
     print(f"evaluate  python -m minift.evaluate {run} --data {'DATA' if scored in (None, 'none') else shlex.quote(scored)}")
-    if options.pool == "cls":
+    if to_hf:
         print(f"export    python convert.py {run} --to hf --out {shlex.quote(f'{directory}-hf')}")
 
 

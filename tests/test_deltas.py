@@ -66,6 +66,15 @@ def refused(call, *parts):
     assert all(part in str(caught.value) for part in parts) and "\n" not in str(caught.value), caught.value
 
 
+def test_a_delta_may_be_the_base_of_the_next(tmp_path, base):
+    first = run(tmp_path, base, "first", method="bitfit")
+    second = run(tmp_path, first, "second", method="lora:rank=2")
+    assert not any(name.endswith("bias") for name in names_saved(second) if not name.startswith("head"))
+    biases = read_tensors(first / "model" / "model.safetensors")
+    body = minift.load(second).model.body.state_dict()
+    assert torch.equal(body["layers.0.attention.query.base.bias"], biases["layers.0.attention.query.bias"])
+
+
 def test_another_base_and_a_missing_one_are_refused(tmp_path, base, monkeypatch):
     directory = run(tmp_path, base, method="lora:rank=2")
     expected = minift.load(directory).predict(TEXTS)

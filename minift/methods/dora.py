@@ -72,7 +72,7 @@ def dora(
 ) -> None:
     """LoRA for the direction of a weight, and its rows' lengths train too; mergeable.
 
-    sites: as of lora, without embeddings.
+    rank, alpha, dropout, rslora: as of lora. sites: as of lora, without embeddings.
     """
     scale = scale_of(rank, alpha, dropout, rslora)
     wrap(body, find(body, sites, SITES), lambda layer: DoRA(layer, rank, scale, dropout))

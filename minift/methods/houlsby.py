@@ -92,6 +92,7 @@ def houlsby(
     """A bottleneck behind each sub-layer, and the LayerNorms; not mergeable.
 
     size: channels of the bottleneck; 0: the width divided by `reduction`, rounded down, at least 1.
+    activation: gelu, relu, swish or tanh. init: identity, houlsby or bert, as above.
     norms: whether the LayerNorms train.
     """
     check(size, reduction, activation, init)

@@ -36,6 +36,8 @@ class LoRA(Wrapper):
 
     def __init__(self, base: nn.Module, rank: int, scale: float, dropout: float):
         super().__init__(base)
+        if isinstance(plain(base), nn.Embedding) and base is not plain(base):
+            raise ValueError(f"sites: {type(base).__name__} has no row in the table for each id that comes in: put lora first")
         self.scale = scale
         self.A, self.B = factors(plain(base), rank)
         self.dropout = nn.Identity() if isinstance(plain(base), nn.Embedding) else nn.Dropout(dropout)

@@ -48,6 +48,7 @@ def pfeiffer(body: nn.Module, *, reduction: float = 16.0, size: int = 0, activat
     """One bottleneck a layer, behind the feed-forward half; not mergeable.
 
     size: channels of the bottleneck; 0: the width divided by `reduction`, rounded down, at least 1.
+    activation: gelu, relu, swish or tanh. init: identity, houlsby or bert, as in houlsby.py.
     """
     check(size, reduction, activation, init)
     wrap(body, find(body, "", SITES), lambda norm: DoubleNorm(norm, size, reduction, activation, init))

@@ -165,6 +165,11 @@ def put(body: nn.Module, name: str, module: nn.Module) -> None:
 # ---- merge, unmerge ----
 
 
+def mergeable(body: nn.Module) -> bool:
+    """Whether plain layers can stand for all that is wrapped."""
+    return all(type(m).merged is not Wrapper.merged for m in body.modules() if isinstance(m, Wrapper))
+
+
 def merge(body: nn.Module) -> dict[str, Wrapper]:
     """Replace every wrapped layer by a plain one that does the same; returns what was there, for `unmerge`.
 
@@ -246,4 +251,5 @@ def load_delta(body: nn.Module, tensors: dict[str, Tensor]) -> None:
         if names:
             raise ValueError(f"{len(names)} tensors are {what}, the first is {names[0]}")
     names = {name: plain_name(name) for name in body.state_dict()}
-    body.load_state_dict({name: tensors[ours] for name, ours in names.items() if ours in tensors}, strict=False, assign=True)
+    own = {name: tensors[ours].detach().to(expected[ours], copy=True) for name, ours in names.items() if ours in tensors}
+    body.load_state_dict(own, strict=False, assign=True)

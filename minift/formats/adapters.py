@@ -1,0 +1,295 @@
+"""Directories of the adapters library, read and written: the bottlenecks of houlsby and pfeiffer, and a head.
+
+adapter_config.json     what the bottlenecks are, and of which model
+pytorch_adapter.bin     their tensors; the library may write adapter.safetensors in its place, which is read first
+head_config.json        the head, where there is one, and its labels
+pytorch_model_head.bin  its tensors; or model_head.safetensors
+
+What is written here goes onto the base that the run started from, in either of two ways, with the same logits:
+
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(labels))
+    adapters.init(model)
+    model.load_adapter(directory, set_active=True)
+
+    model = adapters.AutoAdapterModel.from_pretrained(base)
+    model.load_adapter(directory, set_active=True)
+
+A .bin file is what `load_adapter` reads by default, and with use_safetensors=True too where there is no other. The maps of names
+stand in the methods' files; here they are applied, both ways and strictly: nothing is skipped silently, and what a bottleneck can
+do there beyond houlsby.py and pfeiffer.py is refused by name.
+Proved by tests/reference/test_adapters.py: the library loads what is written here, and the other way round: logits, float64, 1e-10.
+"""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from minift.adapting import parse_methods
+from minift.errors import UserError
+from minift.formats.huggingface import read_bin, untied
+from minift.methods import houlsby, pfeiffer
+from minift.models.bert import BertConfig
+from minift.pretrained import check_shapes, read_json, read_tensors, write_json
+from minift.specs import options_of
+
+LAYOUT = "adapters.1.3.0"  # whose layout this is; in a file that does not say so the library takes gelu for the approximate one
+NAME = "minift"  # what the adapter is called in the library, unless load_adapter's load_as says otherwise
+CLASSIFIER = "BertForSequenceClassification"
+ADAPTER_FILES = ("adapter.safetensors", "pytorch_adapter.bin")
+HEAD_FILES = ("model_head.safetensors", "pytorch_model_head.bin")
+
+
+class Kind(NamedTuple):
+    """What a method is in the library."""
+
+    names: dict[str, str]  # module here -> module there
+    fields: dict[str, object]  # field of the configuration -> the one value under which the library computes what the method does
+
+
+KINDS = {
+    "houlsby": Kind(houlsby.ADAPTERS, {"mh_adapter": True, "original_ln_before": False}),
+    "pfeiffer": Kind(pfeiffer.ADAPTERS, {"mh_adapter": False, "original_ln_before": True}),
+}
+
+# Field -> what the library takes where it is absent, and the one value that is read where KINDS has no other
+COMMON = {
+    "architecture": None,  # prefix_tuning, lora, reft, ..., union of several
+    "is_parallel": False,
+    "output_adapter": True,
+    "original_ln_before": False,
+    "original_ln_after": True,
+    "ln_before": False,
+    "ln_after": False,
+    "residual_before_ln": True,
+    "adapter_residual_before_ln": False,
+    "scaling": 1.0,
+    "use_gating": False,
+    "dropout": 0.0,
+    "stochastic_depth": 0.0,
+    "leave_out": [],
+    "cross_adapter": False,
+    "phm_layer": False,
+    "inv_adapter": None,
+    "invertible_adapter": None,  # the same in old files
+}
+READ = ("mh_adapter", "non_linearity", "reduction_factor")
+SILENT = (  # how the weights started, and what is of an effect only with a field of COMMON
+    *("init_weights", "init_weights_seed", "inv_adapter_reduction_factor", "phm_dim", "factorized_phm_W", "shared_W_phm"),
+    *("shared_phm_rule", "factorized_phm_rule", "phm_c_init", "phm_init_range", "learn_phm", "hypercomplex_nonlinearity"),
+    *("phm_rank", "phm_bias"),
+)
+ACTIVATIONS = {name: name for name in houlsby.ACTIVATIONS} | {"silu": "swish"}
+OLD_ACTIVATIONS = {"gelu": "gelu_new", "gelu_orig": "gelu"}  # in files without a version -> their names today
+
+# A head with a configuration of its own, and one without, which is transformers' own -> what head_config.json must say
+FLEXIBLE = {"head_type": "classification", "layers": 1, "use_pooler": True, "bias": True}
+STATIC = {"model_class": CLASSIFIER}
+
+
+# ---- writing ----
+
+
+def write(
+    directory: Path,
+    method: str,
+    config: BertConfig,
+    grafts: dict[str, Tensor],
+    head: dict[str, Tensor],
+    labels: list[str],
+    pool: str,
+    base_name: str,
+) -> None:
+    """What a run of houlsby or pfeiffer has learned. grafts: the bottlenecks, as `delta` names them; head may be empty."""
+    kind, size, activation = bottlenecks(method, config)
+    if head and pool != "cls":
+        raise UserError(f"--pool {pool}: a head of the adapters library reads BERT's own pooler; train with --pool cls")
+    table = names(kind, config.num_hidden_layers, NAME)
+    check_shapes(directory, grafts, shapes(table, config.width, size), f"--method {method}")
+    base = {"model_type": "bert", "hidden_size": config.width, "model_name": base_name, "model_class": CLASSIFIER}
+    base["version"] = LAYOUT
+    fields = {field: value for field, value in (COMMON | kind.fields).items() if value is not None}
+    fields |= {"non_linearity": activation, "reduction_factor": reduction_to(config.width, size)}
+
+    directory.mkdir(parents=True, exist_ok=True)
+    write_bin(directory / "pytorch_adapter.bin", {f"bert.{table[ours]}": tensor for ours, tensor in grafts.items()})
+    write_json(directory / "adapter_config.json", base | {"name": NAME, "config": fields})
+    if head:
+        write_bin(directory / "pytorch_model_head.bin", {f"classifier.{leaf}": tensor for leaf, tensor in head.items()})
+        numbered = {label: i for i, label in enumerate(labels)}
+        said = {"name": None, "config": None, "num_labels": len(labels), "label2id": numbered}
+        write_json(directory / "head_config.json", base | said)
+
+
+def bottlenecks(method: str, config: BertConfig) -> tuple[Kind, int, str]:
+    """(kind, channels, activation) of a --method that the library's layout can hold."""
+    parts, known = parse_methods(method), " or ".join(KINDS)
+    name = method.partition(":")[0]
+    if len(parts) > 1:
+        raise UserError(f"--method {method}: a directory of the adapters library holds one method, {known}; train with one alone")
+    if name not in KINDS:
+        raise UserError(f"--method {method}: directories of the adapters library are written for {known}; train with one of them")
+    if not isinstance(config, BertConfig):
+        raise UserError(f"--method {method}: the adapters library has no ResNets; the run can be used by minift alone")
+    options = options_of(parts[method])
+    if options.get("norms"):
+        raise UserError(
+            f"--method {method}: it has changed the LayerNorms, which a directory of the adapters library does not hold; "
+            "train with houlsby:norms=False"
+        )
+    return KINDS[name], houlsby.size_of(config.width, options["size"], options["reduction"]), options["activation"]
+
+
+def reduction_to(width: int, size: int) -> float:
+    """A reduction factor that the library rounds to this size; where none is whole, one in the middle of those that it does."""
+    return width / (size + 0.5) if width % size else width // size
+
+
+def write_bin(path: Path, tensors: dict[str, Tensor]) -> None:
+    torch.save(untied(path, tensors), path)
+
+
+# ---- names and shapes ----
+
+
+def names(kind: Kind, layers: int, name: str) -> dict[str, str]:
+    """Every tensor of the bottlenecks in so many layers -> its name in the library's BertModel."""
+    return {
+        f"{ours.format(i)}.{leaf}": f"{theirs.format(i=i, name=name)}.{leaf}"
+        for i in range(layers)
+        for ours, theirs in kind.names.items()
+        for leaf in ("weight", "bias")
+    }
+
+
+def shapes(ours: dict[str, str], width: int, size: int) -> dict[str, Tensor]:
+    """What they look like, without memory."""
+    ends = {"down.weight": (size, width), "down.bias": (size,), "up.weight": (width, size), "up.bias": (width,)}
+    return {name: torch.empty(ends[".".join(name.split(".")[-2:])], device="meta") for name in ours}
+
+
+# ---- reading ----
+
+
+def read(directory: Path) -> tuple[str, dict[str, Tensor], dict[str, Tensor], list[str] | None, str]:
+    """(--method, grafts, head, labels, name of the base) of a directory that the library has saved.
+
+    The head is empty where there is none, labels are None where they are not recorded, the name is as it is recorded, maybe "".
+    """
+    file = directory / "adapter_config.json"
+    if not file.is_file() and (inside := sorted(path.parent.name for path in directory.glob("*/adapter_config.json"))):
+        raise UserError(f"{directory}: there are several adapters inside ({', '.join(inside)}), give the directory of one")
+    said = read_object(file)
+    fields, name = said.get("config"), said.get("name")
+    if said.get("model_type") != "bert":
+        raise UserError(f"{file}: model_type is {said.get('model_type')!r}; minift reads adapters of bert")
+    if not isinstance(fields, dict) or not isinstance(name, str):
+        raise UserError(
+            f"{file}: config {fields!r} and name {name!r} are not what the library writes; save the adapter with it again"
+        )
+    method = check_fields(file, fields)
+    activation = str(fields.get("non_linearity")).lower()
+    if "version" not in said:
+        activation = OLD_ACTIVATIONS.get(activation, activation)
+    if activation not in ACTIVATIONS:
+        raise UserError(f"{file}: non_linearity is {activation}; minift has {', '.join(ACTIVATIONS)}")
+
+    path, tensors = read_either(directory, ADAPTER_FILES)
+    tensors = {theirs.removeprefix("bert."): tensor for theirs, tensor in tensors.items()}
+    layers = 1 + max((int(number) for theirs in tensors for number in re.findall(r"^encoder\.layer\.(\d+)\.", theirs)), default=0)
+    table = names(KINDS[method], layers, name)
+    first = tensors.get(theirs := next(iter(table.values())))
+    if first is None or first.dim() != 2:
+        raise UserError(f"{path}: {theirs} is {'missing' if first is None else f'{tuple(first.shape)}, no matrix'}")
+    size, width = first.shape
+    if said.get("hidden_size") != width:
+        raise UserError(f"{path}: the bottlenecks are of a model of width {width}, {file.name} has {said.get('hidden_size')!r}")
+    if sizes_of(file, fields, layers, width) != {size}:
+        raise UserError(
+            f"{file}: reduction_factor {fields['reduction_factor']!r} does not give {size} channels to every bottleneck"
+        )
+    expected = {table[ours]: tensor for ours, tensor in shapes(table, width, size).items()}
+    check_shapes(path, tensors, expected, f"{size} channels in each of {layers} layers")
+    grafts = {ours: tensors[theirs] for ours, theirs in table.items()}
+
+    options = {"size": size, "activation": ACTIVATIONS[activation]} | ({"norms": False} if method == "houlsby" else {})
+    spec = f"{method}:{','.join(f'{option}={value}' for option, value in options.items())}"
+    return spec, grafts, *read_head(directory, width), str(said.get("model_name") or "")
+
+
+def read_object(path: Path) -> dict:
+    """A JSON file that holds an object."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file, so this is no directory of the adapters library")
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return content
+
+
+def read_either(directory: Path, files: tuple[str, str]) -> tuple[Path, dict[str, Tensor]]:
+    """(path, tensors) of the safetensors file or of the .bin file: the first that is there."""
+    for name, read_one in zip(files, (read_tensors, read_bin), strict=True):
+        if (directory / name).is_file():
+            return directory / name, read_one(directory / name)
+    raise UserError(f"{directory}: there is no {' and no '.join(files)}")
+
+
+def check_fields(file: Path, fields: dict) -> str:
+    """The method that a configuration stands for; what neither expresses is refused."""
+    method = "houlsby" if fields.get("mh_adapter") else "pfeiffer"
+    for field, usual in COMMON.items():
+        value, wanted = fields.get(field, usual), KINDS[method].fields.get(field, usual)
+        if (value or None) != (wanted or None):  # nothing, [], 0 and false are one to the library
+            raise UserError(
+                f"{file}: {field} {value!r} is not supported, only {wanted!r}: minift reads the library's double_seq_bn (houlsby) "
+                "and seq_bn (pfeiffer)"
+            )
+    if unknown := fields.keys() - COMMON.keys() - {*READ, *SILENT}:
+        field = min(unknown)
+        raise UserError(f"{file}: {field} {fields[field]!r} is not known; save the adapter again with adapters 1.x")
+    return method
+
+
+def sizes_of(file: Path, fields: dict, layers: int, width: int) -> set[int]:
+    """Channels that reduction_factor gives: a number, or one for each layer by its number, else for `default`."""
+    factor = fields.get("reduction_factor")
+    each = [factor.get(str(i), factor.get("default")) for i in range(layers)] if isinstance(factor, dict) else [factor]
+    if not all(isinstance(one, int | float) and one >= 1e-6 for one in each):
+        raise UserError(f"{file}: reduction_factor is {factor!r}; a number above 0 is wanted")
+    return {houlsby.size_of(width, 0, one) for one in each}
+
+
+def read_head(directory: Path, width: int) -> tuple[dict[str, Tensor], list[str] | None]:
+    """(weight and bias, labels in their order) of the one linear layer on BERT's pooler that a head of minift is."""
+    file = directory / "head_config.json"
+    if not file.is_file():
+        if there := [name for name in HEAD_FILES if (directory / name).is_file()]:
+            raise UserError(f"{directory}: there is {there[0]}, but no {file.name}, which says what it is; save the adapter again")
+        return {}, None
+    said = read_object(file)
+    fields, wanted, prefix = said, STATIC, "classifier."
+    if isinstance(said.get("config"), dict):
+        fields, wanted, prefix = {"bias": True} | said["config"], FLEXIBLE, f"heads.{said.get('name')}.1."
+    for field, value in wanted.items():
+        if fields.get(field) != value:
+            raise UserError(
+                f"{file}: {field} {fields.get(field)!r} is not supported, only {value!r}: a head of minift is one linear layer on "
+                "BERT's pooler; save the adapter with with_head=False"
+            )
+    path, tensors = read_either(directory, HEAD_FILES)
+    weight, numbered = tensors.get(f"{prefix}weight"), fields.get("label2id")
+    if weight is None or weight.dim() != 2 or len(weight) < 2:
+        shape = "missing" if weight is None else tuple(weight.shape)
+        raise UserError(f"{path}: {prefix}weight is {shape}; a matrix of 2 rows or more, one for each label, is wanted")
+    count = len(weight)
+    like = {f"{prefix}weight": torch.empty(count, width, device="meta"), f"{prefix}bias": torch.empty(count, device="meta")}
+    check_shapes(path, tensors, like, f"{count} labels")
+    numbers = None if numbered is None else numbered.values() if isinstance(numbered, dict) else []
+    if numbers is not None and sorted(numbers, key=repr) != sorted(range(count), key=repr):
+        raise UserError(f"{file}: label2id {numbered!r} does not number {count} labels from 0 to {count - 1}")
+    return {theirs.removeprefix(prefix): tensor for theirs, tensor in tensors.items()}, numbered and sorted(
+        numbered, key=numbered.get
+    )

@@ -1,0 +1,78 @@
+"""README's table of the methods: `python tests/bench/table_methods.py --sst2 DIR --trec DIR`, up to 150 minutes on 2 cores.
+
+The embedded checkpoint, the first 2,000 training rows of each, every method with its default rate and epochs, the last epoch kept;
+accuracy on SST-2's dev set (3 seeds) and on TREC's test file (6 classes, 2 seeds); seconds of training, peak memory of the process
+and bytes of model/ as the SST-2 runs had them. Every run is appended to runs/table_methods-DATA.jsonl; a rerun goes on where it
+stopped. `--only SST-2` and `--only TREC` run beside each other, on one core each (OMP_NUM_THREADS=1).
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from restartable import collect, first_rows
+
+from minift.methods import METHODS
+
+ROWS = 2000
+DATA = {
+    "SST-2": ("train.tsv", "dev.tsv", True, []),
+    "TREC": ("train_5500.label", "TREC_10.label", False, ["--format", "label-first", "--encoding", "latin-1", "--label-part", ":"]),
+}
+SEEDS = {"SST-2": range(3), "TREC": range(2)}
+
+
+def measure(places: dict[str, Path], run: dict) -> dict:
+    rows, test, header, layout = DATA[run["data"]]
+    place = places[run["data"]]
+    with tempfile.TemporaryDirectory() as directory:
+        path = first_rows(place / rows, ROWS, header, Path(directory))
+        files = ["--train", str(path), "--valid", "none", "--test", str(place / test), *layout]
+        flags = ["--method", run["method"], "--seed", str(run["seed"]), "--out", f"{directory}/run"]
+        subprocess.run([sys.executable, "train.py", *files, *flags], check=True, stdout=subprocess.DEVNULL)
+        result = json.loads(Path(directory, "run", "result.json").read_text())
+        size = sum(file.stat().st_size for file in Path(directory, "run", "model").iterdir())
+    return {
+        "accuracy": 100 * result["test"]["accuracy"],
+        "seconds": result["seconds"]["train"],
+        "memory": result["peak_memory_mb"],
+        "bytes": size,
+        **result["parameters"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sst2", type=Path, required=True, help="directory of GLUE's SST-2")
+    parser.add_argument("--trec", type=Path, required=True, help="directory of TREC's two files")
+    parser.add_argument("--only", choices=[*DATA], help="run these, and print no table")
+    arguments = parser.parse_args()
+    places = {"SST-2": arguments.sst2, "TREC": arguments.trec}
+    done = {}
+    for data in [arguments.only] if arguments.only else DATA:
+        wanted = [{"method": m, "data": data, "seed": s} for s in SEEDS[data] for m in METHODS]
+        done[data] = collect(f"table_methods-{data}.jsonl", wanted, partial(measure, places))
+    if arguments.only:
+        return
+    print("| method | trainable | of all | SST-2 | TREC | seconds | memory | model/ |\n|---|---|---|---|---|---|---|---|")
+    for method in METHODS:
+        cells = []
+        for runs in done.values():
+            values = [run["accuracy"] for run in runs if run["run"]["method"] == method]
+            cells.append(f"{statistics.mean(values):.1f} ({', '.join(f'{value:.1f}' for value in values)})")
+        mine = [run for run in done["SST-2"] if run["run"]["method"] == method]
+        first, share = mine[0], mine[0]["trainable"] / mine[0]["total"]
+        seconds, memory = (statistics.median(run[name] for run in mine) for name in ("seconds", "memory"))
+        size = f"{first['bytes'] / 1e6:.2f} MB"
+        print(
+            f"| `{method}` | {first['trainable']:,} | {share:.2%} | {' | '.join(cells)} | {seconds:.0f} | {memory:,} MB | {size} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

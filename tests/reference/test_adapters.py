@@ -1,0 +1,408 @@
+"""minift.formats.adapters against the adapters library: it loads what is written here, and the other way round."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import adapters
+import pytest
+import torch
+import transformers
+from adapters import ConfigUnion, DoubleSeqBnConfig, LoRAConfig, PrefixTuningConfig, SeqBnConfig
+from tiny import CONFIG, tiny_body
+from torch import Tensor, nn
+from twins import bert, close, texts
+
+from minift.adapting import adapt
+from minift.errors import UserError
+from minift.formats.adapters import KINDS, names, read, reduction_to, shapes, write
+from minift.formats.huggingface import to_huggingface
+from minift.methods.houlsby import size_of
+from minift.methods.surgery import delta, load_delta
+from minift.models.resnet import ResNetConfig
+
+LABELS = ["bad", "so so", "good"]
+SPECS = {
+    "houlsby:size=4,activation=gelu,norms=False": ("houlsby", 4, "gelu"),
+    "houlsby:size=21,activation=swish,norms=False": ("houlsby", 21, "swish"),
+    "houlsby:reduction=3,activation=relu,norms=False": ("houlsby", 5, "relu"),
+    "pfeiffer": ("pfeiffer", 1, "relu"),
+    "pfeiffer:size=6,activation=tanh,init=bert": ("pfeiffer", 6, "tanh"),
+}
+
+
+@pytest.fixture(autouse=True)
+def in_float64():
+    """The library makes and fills its bottlenecks in torch's default type."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def static(body: nn.Module, labels: int = len(LABELS)) -> nn.Module:
+    """transformers' classifier on the weights of a plain body, ready for adapters; its head is random."""
+    model = transformers.BertForSequenceClassification(transformers.BertConfig(**vars(body.config), num_labels=labels)).double()
+    weights = {name: tensor.detach().clone() for name, tensor in body.state_dict().items()}
+    assert not model.load_state_dict(to_huggingface(weights, body, "bert."), strict=False).unexpected_keys
+    adapters.init(model)
+    return model.eval()
+
+
+def flexible(body: nn.Module) -> nn.Module:
+    """adapters' own model on the same weights, without a head."""
+    model = adapters.BertAdapterModel(transformers.BertConfig(**vars(body.config))).double()
+    weights = {name: tensor.detach().clone() for name, tensor in body.state_dict().items()}
+    assert not model.load_state_dict(to_huggingface(weights, body, "bert."), strict=False).unexpected_keys
+    return model.eval()
+
+
+def base_only(body: nn.Module) -> nn.Module:
+    return static(body).bert
+
+
+def logits_there(model: nn.Module) -> Tensor:
+    tokens, mask, types = texts()
+    return model.eval()(tokens, mask.long(), types).logits
+
+
+def logits_here(spec: str, grafts: dict[str, Tensor], head: dict[str, Tensor]) -> Tensor:
+    body = bert()
+    adapt(body, spec)
+    load_delta(body, grafts)
+    return nn.functional.linear(body.eval()(*texts()).pooled, head["weight"], head["bias"])
+
+
+def learned(spec: str, dtype: torch.dtype = torch.float64) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(grafts, head) of a run, random."""
+    body = bert()
+    adapt(body, spec)
+    generator = torch.Generator().manual_seed(2)
+    grafts = {name: torch.randn(t.shape, generator=generator, dtype=dtype) * 0.3 for name, t in delta(body).items()}
+    head = {
+        "weight": torch.randn(3, 16, generator=generator, dtype=dtype),
+        "bias": torch.randn(3, generator=generator, dtype=dtype),
+    }
+    return grafts, head
+
+
+def written(directory: Path, spec: str = "pfeiffer:size=4", with_head: bool = True) -> Path:
+    grafts, head = learned(spec)
+    write(directory, spec, CONFIG, grafts, head if with_head else {}, LABELS, "cls", "tiny")
+    return directory
+
+
+def saved(directory: Path, config=None, build=static, safe: bool = False) -> tuple[Path, nn.Module]:
+    """A directory of the library's own, with random weights, and the model that it is of."""
+    model = build(bert())
+    model.add_adapter("mine", config=config or SeqBnConfig(reduction_factor=4), set_active=True)
+    if build is flexible:
+        numbered = dict(enumerate(LABELS))
+        model.add_classification_head("mine", 3, layers=1, activation_function=None, id2label=numbered, use_pooler=True)
+    generator = torch.Generator().manual_seed(2)
+    for name, p in model.named_parameters():
+        if ".mine." in name or name.startswith("classifier."):
+            p.data = torch.randn(p.shape, generator=generator, dtype=torch.float64) * 0.3
+    directory.mkdir()
+    model.save_adapter(str(directory), "mine", use_safetensors=safe)
+    return directory, model
+
+
+def edit(path: Path, **changes) -> None:
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | changes))
+
+
+def edit_fields(directory: Path, **changes) -> None:
+    path = directory / "adapter_config.json"
+    edit(path, config=json.loads(path.read_text())["config"] | changes)
+
+
+def refused(directory: Path, *parts: str) -> None:
+    """One line, with all of these in it."""
+    with pytest.raises(UserError) as error:
+        read(directory)
+    line = str(error.value)
+    assert "\n" not in line
+    assert all(part in line for part in (directory.name, *parts)), line
+
+
+# ---- out ----
+
+
+@pytest.mark.parametrize("build", [static, flexible])
+@pytest.mark.parametrize("safe", [False, True])
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_library_loads_what_is_written(tmp_path, spec, safe, build):
+    grafts, head = learned(spec)
+    write(tmp_path / "out", spec, CONFIG, grafts, head, LABELS, "cls", "tiny")
+    model, info = build(bert()), {}
+    name = model.load_adapter(str(tmp_path / "out"), set_active=True, use_safetensors=safe, loading_info=info)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    close(logits_here(spec, grafts, head), logits_there(model), "logits")
+    numbered = model.heads[name].config["label2id"] if build is flexible else model.config.label2id
+    assert numbered == {label: i for i, label in enumerate(LABELS)}
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_out_and_in_again_bit_for_bit(tmp_path, spec):
+    grafts, head = learned(spec, torch.float32)
+    write(tmp_path / "out", spec, CONFIG, grafts, head, LABELS, "cls", "tiny")
+    method, grafts_again, head_again, labels, base = read(tmp_path / "out")
+    name, size, activation = SPECS[spec]
+    assert method == f"{name}:size={size},activation={activation}" + ",norms=False" * (name == "houlsby")
+    assert (labels, base) == (LABELS, "tiny")
+    for before, again in ((grafts, grafts_again), (head, head_again)):
+        assert before.keys() == again.keys() and all(torch.equal(tensor, again[key]) for key, tensor in before.items())
+    body = tiny_body()
+    adapt(body, method)
+    load_delta(body, grafts_again)
+
+
+def test_without_a_head(tmp_path):
+    assert sorted(path.name for path in written(tmp_path / "out", with_head=False).iterdir()) == [
+        "adapter_config.json",
+        "pytorch_adapter.bin",
+    ]
+    assert read(tmp_path / "out")[2:4] == ({}, None)
+    base_only(bert()).load_adapter(str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("width", [16, 24, 384, 768, 1024])
+def test_the_reduction_factor_gives_the_size_back(width):
+    for size in range(1, 2 * width + 3):
+        assert size_of(width, 0, reduction_to(width, size)) == size == int(width // reduction_to(width, size))
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "line"),
+    [
+        ("houlsby", {}, "train with houlsby:norms=False"),
+        ("houlsby:size=4,norms=True", {}, "train with houlsby:norms=False"),
+        ("lora+pfeiffer", {}, "one method, houlsby or pfeiffer"),
+        ("lora:rank=4", {}, "for houlsby or pfeiffer"),
+        ("pfeiffer", {"pool": "mean"}, "--pool mean"),
+        ("houlsby:norms=False", {"config": ResNetConfig()}, "ResNets"),
+        ("pfeiffer", {"grafts": {}}, "12 missing"),
+        ("pfeiffer:size=3", {}, "(1, 16)"),
+        ("pfeiffer", {"config": replace(CONFIG, num_hidden_layers=2)}, "unexpected"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(tmp_path, method, changes, line):
+    grafts, head = learned("pfeiffer")
+    given = {"config": CONFIG, "grafts": grafts, "head": head, "labels": LABELS, "pool": "cls", "base_name": "tiny"} | changes
+    with pytest.raises(UserError) as error:
+        write(tmp_path / "out", method, **given)
+    assert line in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+# ---- in ----
+
+
+@pytest.mark.parametrize("build", [static, flexible])
+@pytest.mark.parametrize("safe", [False, True])
+@pytest.mark.parametrize(
+    ("config", "spec"),
+    [
+        (SeqBnConfig(), "pfeiffer:size=1,activation=relu"),
+        (SeqBnConfig(reduction_factor=3.2, non_linearity="silu"), "pfeiffer:size=4,activation=swish"),
+        (DoubleSeqBnConfig(reduction_factor=2), "houlsby:size=8,activation=swish,norms=False"),
+        (DoubleSeqBnConfig(reduction_factor=0.8, non_linearity="GELU"), "houlsby:size=19,activation=gelu,norms=False"),
+        (SeqBnConfig(reduction_factor={"1": 8, "default": 7.5}), "pfeiffer:size=2,activation=relu"),
+    ],
+)
+def test_in_and_out_again(tmp_path, config, spec, safe, build):
+    directory, model = saved(tmp_path / "theirs", config, build, safe)
+    method, grafts, head, labels, base = read(directory)
+    assert (method, base) == (spec, "")
+    assert labels == (LABELS if build is flexible else ["LABEL_0", "LABEL_1", "LABEL_2"])  # transformers' own, if not told any
+    expected = logits_there(model)
+    close(logits_here(method, grafts, head), expected, "logits here")
+
+    write(tmp_path / "ours", method, CONFIG, grafts, head, LABELS, "cls", base)
+    again = build(bert())
+    again.load_adapter(str(tmp_path / "ours"), set_active=True)
+    close(logits_there(again), expected, "logits there again")
+
+
+def test_a_base_without_a_head(tmp_path):
+    directory, _ = saved(tmp_path / "theirs", build=base_only)
+    method, grafts, head, labels, _ = read(directory)
+    assert method == "pfeiffer:size=4,activation=relu" and len(grafts) == 12
+    assert head == {} and labels is None
+
+
+def test_all_adapters(tmp_path):
+    _, model = saved(tmp_path / "one")
+    model.add_adapter("other", config="double_seq_bn")
+    model.save_all_adapters(str(tmp_path / "all"))
+    refused(tmp_path / "all", "mine, other", "give the directory of one")
+    assert read(tmp_path / "all" / "mine")[0] == "pfeiffer:size=4,activation=relu"
+    assert read(tmp_path / "all" / "other")[0] == "houlsby:size=1,activation=swish,norms=False"
+
+
+def test_files_without_a_version_meant_other_activations(tmp_path):
+    """As the library reads them: gelu was the approximate one, gelu_orig the exact one."""
+    directory = written(tmp_path / "old")
+    said = json.loads((directory / "adapter_config.json").read_text())
+    del said["version"]
+    for old, new in (("gelu_orig", "gelu"), ("tanh", "tanh")):
+        said["config"]["non_linearity"] = old
+        (directory / "adapter_config.json").write_text(json.dumps(said))
+        assert read(directory)[0] == f"pfeiffer:size=4,activation={new}"
+        model = static(bert())
+        model.load_adapter(str(directory))
+        assert model.adapters_config.get("minift")["non_linearity"] == new
+    said["config"]["non_linearity"] = "gelu"
+    (directory / "adapter_config.json").write_text(json.dumps(said))
+    refused(directory, "gelu_new")
+
+
+@pytest.mark.parametrize(
+    ("config", "parts"),
+    [
+        (adapters.ParBnConfig(), ["is_parallel True"]),
+        (adapters.CompacterPlusPlusConfig(reduction_factor=4), ["phm_layer True"]),
+        (adapters.SeqBnInvConfig(), ["inv_adapter 'nice'"]),
+        (adapters.AdapterPlusConfig(original_ln_after=True), ["residual_before_ln False"]),
+        (PrefixTuningConfig(), ["architecture 'prefix_tuning'"]),
+        (LoRAConfig(), ["architecture 'lora'"]),
+        (adapters.IA3Config(), ["architecture 'lora'"]),
+        (ConfigUnion(SeqBnConfig(), LoRAConfig()), ["architecture 'union'"]),
+        (DoubleSeqBnConfig(output_adapter=False), ["output_adapter False"]),
+        (DoubleSeqBnConfig(original_ln_before=True), ["original_ln_before True", "only False"]),
+        (SeqBnConfig(original_ln_before=False), ["original_ln_before False", "only True"]),
+        (SeqBnConfig(original_ln_after=False, residual_before_ln=False), ["original_ln_after False"]),
+        (SeqBnConfig(ln_before=True), ["ln_before True"]),
+        (SeqBnConfig(ln_after=True), ["ln_after True"]),
+        (SeqBnConfig(residual_before_ln="post_add"), ["residual_before_ln 'post_add'"]),
+        (SeqBnConfig(adapter_residual_before_ln=True), ["adapter_residual_before_ln True"]),
+        (SeqBnConfig(scaling=4.0), ["scaling 4.0"]),
+        (SeqBnConfig(scaling="learned"), ["scaling 'learned'"]),
+        (SeqBnConfig(use_gating=True), ["use_gating True"]),
+        (SeqBnConfig(dropout=0.1), ["dropout 0.1"]),
+        (SeqBnConfig(stochastic_depth=0.1), ["stochastic_depth 0.1"]),
+        (SeqBnConfig(leave_out=[1]), ["leave_out [1]"]),
+        (SeqBnConfig(cross_adapter=True), ["cross_adapter True"]),
+        (SeqBnConfig(non_linearity="leakyrelu"), ["non_linearity is leakyrelu"]),
+        (SeqBnConfig(non_linearity="gelu_new"), ["non_linearity is gelu_new"]),
+        (SeqBnConfig(reduction_factor={"1": 8, "default": 4}), ["does not give 4 channels to every bottleneck"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_the_methods_do_not_express_is_refused(tmp_path, config, parts):
+    directory, _ = saved(tmp_path / "theirs", config, static)
+    refused(directory, *parts)
+
+
+def test_every_field_of_a_bottleneck_is_known(tmp_path):
+    """A field that the library gains shows here, not in a wrong answer."""
+    for config in (SeqBnConfig(), DoubleSeqBnConfig()):
+        directory, _ = saved(tmp_path / str(config.mh_adapter), config, base_only)
+        read(directory)
+    edit_fields(directory, twist=2)
+    refused(directory, "twist 2", "not known")
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"layers": 2}, ["layers 2"]),
+        ({"use_pooler": False}, ["use_pooler False"]),
+        ({"bias": False}, ["bias False"]),
+        ({"head_type": "multilabel_classification"}, ["head_type 'multilabel_classification'"]),
+        ({"label2id": {"a": 0, "b": 1}}, ["label2id", "3 labels"]),
+        ({"label2id": {"a": 0, "b": 1, "c": 1}}, ["label2id", "3 labels"]),
+        ({"label2id": ["a", "b", "c"]}, ["label2id", "3 labels"]),
+    ],
+)
+def test_other_heads_are_refused(tmp_path, changes, parts):
+    directory, _ = saved(tmp_path / "theirs", build=flexible)
+    path = directory / "head_config.json"
+    edit(path, config=json.loads(path.read_text())["config"] | changes)
+    refused(directory, *parts)
+
+
+def test_labels_that_are_not_recorded(tmp_path):
+    directory = written(tmp_path / "out")
+    edit(directory / "head_config.json", label2id=None)
+    _, _, head, labels, _ = read(directory)
+    assert labels is None and len(head["bias"]) == 3
+
+
+def test_heads_of_other_classes_are_refused(tmp_path):
+    directory = written(tmp_path / "out")
+    edit(directory / "head_config.json", model_class="BertForTokenClassification")
+    refused(directory, "model_class 'BertForTokenClassification'", "with_head=False")
+
+    one, _ = saved(tmp_path / "one", build=lambda body: static(body, labels=1))
+    refused(one, "(1, 16)", "2 rows or more")
+
+
+# ---- bad input ----
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:200])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "parts"),
+    [
+        (lambda d: (d / "adapter_config.json").unlink(), ["adapter_config.json", "no such file"]),
+        (lambda d: (d / "adapter_config.json").write_text("{"), ["adapter_config.json", "not valid JSON"]),
+        (lambda d: (d / "adapter_config.json").write_bytes(b"\xff\xfe"), ["adapter_config.json", "not valid JSON"]),
+        (lambda d: (d / "adapter_config.json").write_text("[1]"), ["adapter_config.json", "not a JSON object"]),
+        (lambda d: edit(d / "adapter_config.json", model_type="roberta"), ["'roberta'"]),
+        (lambda d: edit(d / "adapter_config.json", config="pfeiffer"), ["config 'pfeiffer'"]),
+        (lambda d: edit(d / "adapter_config.json", name=None), ["name None"]),
+        (lambda d: edit(d / "adapter_config.json", name="other"), ["adapters.other.", "missing"]),
+        (lambda d: edit(d / "adapter_config.json", hidden_size=32), ["width 16", "32"]),
+        (lambda d: edit_fields(d, reduction_factor=2), ["reduction_factor 2", "4 channels"]),
+        (lambda d: edit_fields(d, reduction_factor="4"), ["reduction_factor", "a number above 0"]),
+        (lambda d: edit_fields(d, reduction_factor=0), ["reduction_factor", "a number above 0"]),
+        (lambda d: edit_fields(d, reduction_factor={"0": 4}), ["reduction_factor", "a number above 0"]),
+        (lambda d: edit_fields(d, mh_adapter=True, original_ln_before=False), ["attention", "missing"]),
+        (lambda d: (d / "pytorch_adapter.bin").unlink(), ["no adapter.safetensors and no pytorch_adapter.bin"]),
+        (lambda d: cut(d / "pytorch_adapter.bin"), ["pytorch_adapter.bin", "cut short"]),
+        (lambda d: (d / "pytorch_adapter.bin").rename(d / "adapter.safetensors"), ["adapter.safetensors", "no safetensors file"]),
+        (lambda d: torch.save([1], d / "pytorch_adapter.bin"), ["not a dictionary of tensors"]),
+        (lambda d: (d / "head_config.json").unlink(), ["pytorch_model_head.bin", "no head_config.json"]),
+        (lambda d: (d / "head_config.json").write_text("nope"), ["head_config.json", "not valid JSON"]),
+        (lambda d: (d / "pytorch_model_head.bin").unlink(), ["no model_head.safetensors and no pytorch_model_head.bin"]),
+        (lambda d: cut(d / "pytorch_model_head.bin"), ["pytorch_model_head.bin", "cut short"]),
+    ],
+)
+def test_bad_files(tmp_path, spoil, parts):
+    directory = written(tmp_path / "out")
+    spoil(directory)
+    refused(directory, *parts)
+
+
+@pytest.mark.parametrize("file", ["pytorch_adapter.bin", "pytorch_model_head.bin"])
+def test_every_tensor_is_wanted_and_no_other(tmp_path, file):
+    directory = written(tmp_path / "out")
+    tensors = torch.load(directory / file)
+    for name, tensor in tensors.items():
+        torch.save({other: t for other, t in tensors.items() if other != name}, directory / file)
+        refused(directory, file, "missing")
+        torch.save(tensors | {name: tensor[..., 1:]}, directory / file)
+        refused(directory, "")
+    for name in ("bert.encoder.layer.0.output.adapters.minift.gate.weight", "bert.encoder.layer.3.output.dense.weight", "x"):
+        torch.save(tensors | {name: torch.zeros(1)}, directory / file)
+        refused(directory, file, "unexpected" if "3" not in name else "")
+    torch.save(tensors, directory / file)
+    read(directory)
+
+
+def test_no_directory(tmp_path):
+    refused(tmp_path / "nowhere", "no such file")
+
+
+def test_the_maps_name_what_the_methods_add():
+    for spec in SPECS:
+        body = tiny_body()
+        adapt(body, spec)
+        kind, size, _ = SPECS[spec]
+        expected = shapes(names(KINDS[kind], 3, "any"), 16, size)
+        assert {name: t.shape for name, t in delta(body).items()} == {name: t.shape for name, t in expected.items()}
