@@ -7,6 +7,8 @@
                                                                          of transformers load
     python convert.py RUN-OR-DIR --to torchvision --out FILE [--check]   what load_state_dict of torchvision's ResNets takes
     python convert.py RUN --to minift --out DIR                          the run as a plain model, what it has added merged
+    python convert.py RUN --to peft|adapters --out DIR                   what the run has added, for the peft or adapters library
+    python convert.py DIR [--base NAME] --out RUN                        such a directory as a run over a converted model
 
 A run of lora, dora or ia3 is merged on its way to transformers and torchvision too.
 
@@ -31,15 +33,17 @@ def main(argv: list[str]) -> int | None:
     )
     parser.add_argument(
         "source",
-        help="hub id, directory of a transformers checkpoint, resnet50, resnet101 or resnet152 (torchvision's V2 weights; V1: "
-        "resnet50-v1, ...), or a .pth or .safetensors file in torchvision's names; with --to a run or a converted directory",
+        help="hub id; directory of a transformers checkpoint, of peft or of the adapters library; resnet50, resnet101 or resnet152 "
+        "(torchvision's V2 weights; V1: resnet50-v1, ...); .pth or .safetensors file in torchvision's names; with --to a run or a "
+        "converted directory",
     )
     parser.add_argument(
-        "--to", choices=[*EXPORTS], help="write another layout: hf = transformers; minift = the run as a plain model"
+        "--to", choices=[*EXPORTS, *ADDED], help="write another layout: hf = transformers; minift = the run as a plain model"
     )
     parser.add_argument(
         "--out", help="directory to write (default: weights/NAME, or below $MINIFT_WEIGHTS); with --to torchvision a file"
     )
+    parser.add_argument("--base", help="of a directory of peft or adapters: the converted model below (default: the recorded one)")
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights written (default: as they are)")
     parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
     parser.add_argument(
@@ -59,6 +63,10 @@ def main(argv: list[str]) -> int | None:
 
 
 def bring_in(arguments: argparse.Namespace) -> int | None:
+    if (Path(arguments.source) / "adapter_config.json").is_file():
+        return bring_in_run(arguments)
+    if arguments.base:
+        raise UserError(f"--base {arguments.base}: {arguments.source} is no directory of peft or of the adapters library")
     from minift.pretrained import read as read_converted
     from minift.pretrained import sha256, weights_directory, write
 
@@ -76,6 +84,29 @@ def bring_in(arguments: argparse.Namespace) -> int | None:
     print(f"dropped  {', '.join(report.dropped) if report.dropped else 'nothing'}")
     print(f"written  {out}, sha256 of model.safetensors {sha256(out / 'model.safetensors')}")
     return check(read_converted(out), place, arguments.dtype) if arguments.check else None
+
+
+def bring_in_run(arguments: argparse.Namespace) -> None:
+    """A directory of peft or of the adapters library as a run."""
+    from minift.formats import adapters, peft
+    from minift.pretrained import write
+
+    place = Path(arguments.source)
+    refuse_flags(arguments, ("dtype", "revision", "preprocessing", "check"), f"{place} holds what was added to a model, as it is")
+    if arguments.out is None:
+        raise UserError(f"{place}: say where the run is to be with --out, as runs/{place.resolve().name}")
+    out = new_place(arguments.out)
+    checkpoint = (peft.read if peft.is_peft(place) else adapters.read_run)(place, arguments.base)
+    write(out, checkpoint)
+    print(f"read     {place}: {checkpoint.method} over {checkpoint.base_name}")
+    print(f"labels   {', '.join(checkpoint.task['labels'])}")
+    print(f"written  {out}; python -m minift.predict {out} ...")
+
+
+def refuse_flags(arguments: argparse.Namespace, names: tuple[str, ...], why: str) -> None:
+    for name in names:
+        if getattr(arguments, name):
+            raise UserError(f"--{name}: {why}")
 
 
 def source_of(arguments: argparse.Namespace) -> tuple[str, Callable]:
@@ -146,12 +177,14 @@ def export(arguments: argparse.Namespace) -> int | None:
 
     if arguments.out is None:
         raise UserError(f"--to {arguments.to}: say where with --out {'FILE.pth' if arguments.to == 'torchvision' else 'DIR'}")
-    for flag in ("revision", "preprocessing"):
-        if getattr(arguments, flag):
-            raise UserError(f"--{flag} belongs to what is read; with --to there is none")
+    refuse_flags(arguments, ("revision", "preprocessing", "base"), "belongs to what is brought in; with --to there is nothing")
     place = find(arguments.source)
     out = new_place(arguments.out)
-    checkpoint = made_plain(read(place))
+    checkpoint = read(place)
+    if arguments.to in ADDED:
+        refuse_flags(arguments, ("dtype", "check"), f"--to {arguments.to} writes what the run has added as it is")
+        return ADDED[arguments.to](checkpoint, out)
+    checkpoint = made_plain(checkpoint)
     cast(checkpoint, arguments.dtype)
     EXPORTS[arguments.to](checkpoint, out, arguments.source)
     return check(checkpoint, out, arguments.dtype) if arguments.check else None
@@ -333,6 +366,28 @@ def random_images(config) -> tuple:
     return "2 images of 96 x 64", (images,), State(images), ...
 
 
+def export_to_peft(checkpoint, out: Path) -> None:
+    from minift.formats import peft
+
+    peft.write(out, checkpoint)
+    print(f"written  {out}; load it with model = {base_model(checkpoint)}; peft.PeftModel.from_pretrained(model, {str(out)!r})")
+
+
+def export_to_adapters(checkpoint, out: Path) -> None:
+    from minift.formats import adapters
+
+    adapters.write_run(out, checkpoint)
+    print(f"written  {out}; load it with model = {base_model(checkpoint)}; "
+          f"adapters.init(model); model.load_adapter({str(out)!r}, set_active=True)")  # fmt: skip
+
+
+def base_model(checkpoint) -> str:
+    """How transformers loads the model that the run started from."""
+    labels = len(checkpoint.task["labels"])
+    return f"transformers.{auto_class(checkpoint)}.from_pretrained({checkpoint.origin.source!r}, num_labels={labels})"
+
+
+ADDED = {"peft": export_to_peft, "adapters": export_to_adapters}
 EXPORTS = {"hf": export_to_hf, "torchvision": export_to_torchvision, "minift": export_to_minift}
 
 if __name__ == "__main__":

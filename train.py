@@ -233,7 +233,7 @@ def run_once(given: Options) -> dict | None:
     from minift.checkpointing import checkpoint_activations
     from minift.errors import look_up
     from minift.finetuned import choose_device, score
-    from minift.methods.surgery import delta, lengthened, mergeable, trains
+    from minift.methods.surgery import delta, lengthened, mergeable
     from minift.optim import OPTIMIZERS
     from minift.optim import precision as precisions
     from minift.optim.groups import make_groups
@@ -320,7 +320,7 @@ def run_once(given: Options) -> dict | None:
                 f"--max-length {options.max_length}: {options.method} takes {taken} of the model's positions, {left} are left"
             )
     new_pooler = options.pool == "cls" and checkpoint.own_pool is None
-    if new_pooler and not trains(body.pooler):
+    if new_pooler and not {name for name in plain if name.startswith("pooler.")} <= own.keys():
         raise UserError(f"{options.model} has no pooler, and {options.method} would not train a new one; add --pool mean")
     task = task_class(labels, options.pool)
     model = task.model(body).to(device, memory_format=torch.channels_last)  # the order in which convolutions are fast

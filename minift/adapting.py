@@ -17,9 +17,9 @@ def split(spec: str) -> list[str]:
     return re.split(rf"\+(?=(?:{'|'.join(METHODS)})(?:[:+]|$))", spec)
 
 
-def parse_methods(spec: str) -> dict[str, Callable[[nn.Module], None]]:
-    """Each method of a spec under its own part of it, options bound."""
-    return {one: parse(one, METHODS, "--method") for one in split(spec)}
+def parse_methods(spec: str) -> list[Callable[[nn.Module], None]]:
+    """The methods of a spec, options bound."""
+    return [parse(one, METHODS, "--method") for one in split(spec)]
 
 
 def names_of(spec: str) -> str:
@@ -30,7 +30,7 @@ def names_of(spec: str) -> str:
 def adapt(body: nn.Module, spec: str) -> None:
     """Freeze the body, then let each method of the spec thaw or wrap what it trains."""
     freeze(body)
-    for one, method in parse_methods(spec).items():
+    for one, method in zip(split(spec), parse_methods(spec), strict=True):
         try:
             method(body)
         except ValueError as error:
@@ -39,12 +39,12 @@ def adapt(body: nn.Module, spec: str) -> None:
 
 def default_lr(spec: str, optimizer: str, width: int) -> float:
     """The method's own rate; of several the lowest, at which none comes apart."""
-    return min(file_of(method).lr(optimizer, width) for method in parse_methods(spec).values())
+    return min(file_of(method).lr(optimizer, width) for method in parse_methods(spec))
 
 
 def default_epochs(spec: str) -> int:
     """The method's own passes over the rows; of several the most."""
-    return max(file_of(method).EPOCHS for method in parse_methods(spec).values())
+    return max(file_of(method).EPOCHS for method in parse_methods(spec))
 
 
 def file_of(method):

@@ -119,8 +119,7 @@ def assemble(checkpoint: Checkpoint, device: str | None) -> FineTuned:
         return t.to(device, torch.float32 if t.is_floating_point() else t.dtype, memory_format=order)
 
     stored = [*checkpoint.tensors.values(), *(checkpoint.origin.tensors.values() if checkpoint.origin else ())]
-    moved = {id(t): t for t in stored}  # a tensor that stands in both is placed once
-    moved = {key: placed(t) for key, t in moved.items()}
+    moved = {key: placed(t) for key, t in {id(t): t for t in stored}.items()}  # what stands in both is placed once
     tensors = {name: moved[id(t)] for name, t in checkpoint.tensors.items()}
     origin = checkpoint.origin
     origin = origin and replace(origin, tensors={name: moved[id(t)] for name, t in origin.tensors.items()})

@@ -1,6 +1,6 @@
 """A run whose method can be merged, as a run with a plain model: convert.py RUN --to minift, hf or torchvision.
 
-What is merged is said in `merged` of the method's file, how in methods/surgery.py. Proved by tests/test_merging.py.
+What is merged is said in `merged` of the method's file, how in methods/surgery.py. Proved by tests/test_deltas.py.
 """
 
 from dataclasses import dataclass, replace

@@ -249,7 +249,9 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint beside `directory`, then put it in its place: a crash leaves every file whole, old or new."""
     elsewhere = ("tensors", "tokenizer", "head", "grafts", "origin")
     config = {key: value for key, value in vars(checkpoint).items() if key not in elsewhere}
-    tensors = checkpoint.tensors | checkpoint.grafts | {HEAD + name: tensor for name, tensor in checkpoint.head.items()}
+    known = checkpoint.origin.tensors if checkpoint.delta and checkpoint.origin else {}  # stands in the base
+    own = {name: tensor for name, tensor in checkpoint.tensors.items() if tensor is not known.get(name)}
+    tensors = own | checkpoint.grafts | {HEAD + name: tensor for name, tensor in checkpoint.head.items()}
     beside = directory.with_name(directory.name + ".part")
     beside.mkdir(parents=True, exist_ok=True)
     write_tensors(beside / "model.safetensors", tensors)

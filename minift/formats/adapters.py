@@ -27,12 +27,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minift.adapting import parse_methods
-from minift.errors import UserError
+from minift.adapting import adapt, parse_methods
+from minift.errors import UserError, look_up
+from minift.formats.bases import find_base, over, usual_settings
 from minift.formats.huggingface import read_bin, untied
 from minift.methods import houlsby, pfeiffer
+from minift.methods.surgery import delta
+from minift.models import MODELS
 from minift.models.bert import BertConfig
-from minift.pretrained import check_shapes, read_json, read_tensors, write_json
+from minift.pretrained import Checkpoint, check_shapes, read_json, read_tensors, write_json
 from minift.specs import options_of
 
 LAYOUT = "adapters.1.3.0"  # whose layout this is; in a file that does not say so the library takes gelu for the approximate one
@@ -123,17 +126,24 @@ def write(
         write_json(directory / "head_config.json", base | said)
 
 
+def write_run(directory: Path, run: Checkpoint) -> None:
+    if run.task is None or not run.delta:
+        raise UserError(f"{run.source}: --to adapters is for a run of houlsby or pfeiffer that started from a converted model")
+    config = look_up(MODELS, run.architecture, "architecture").Config(**run.config)
+    write(directory, run.method, config, run.grafts, run.head, run.task["labels"], run.task["pool"], run.origin.source)
+
+
 def bottlenecks(method: str, config: BertConfig) -> tuple[Kind, int, str]:
     """(kind, channels, activation) of a --method that the library's layout can hold."""
-    parts, known = parse_methods(method), " or ".join(KINDS)
+    methods, known = parse_methods(method), " or ".join(KINDS)
     name = method.partition(":")[0]
-    if len(parts) > 1:
+    if len(methods) > 1:
         raise UserError(f"--method {method}: a directory of the adapters library holds one method, {known}; train with one alone")
     if name not in KINDS:
         raise UserError(f"--method {method}: directories of the adapters library are written for {known}; train with one of them")
     if not isinstance(config, BertConfig):
         raise UserError(f"--method {method}: the adapters library has no ResNets; the run can be used by minift alone")
-    options = options_of(parts[method])
+    options = options_of(methods[0])
     if options.get("norms"):
         raise UserError(
             f"--method {method}: it has changed the LayerNorms, which a directory of the adapters library does not hold; "
@@ -217,6 +227,19 @@ def read(directory: Path) -> tuple[str, dict[str, Tensor], dict[str, Tensor], li
     options = {"size": size, "activation": ACTIVATIONS[activation]} | ({"norms": False} if method == "houlsby" else {})
     spec = f"{method}:{','.join(f'{option}={value}' for option, value in options.items())}"
     return spec, grafts, *read_head(directory, width), str(said.get("model_name") or "")
+
+
+def read_run(directory: Path, base_name: str | None) -> Checkpoint:
+    """A run, as pretrained.read gives it, over a base that has been converted already; base_name None: the recorded one."""
+    method, grafts, head, labels, recorded = read(directory)
+    if not head:
+        raise UserError(f"{directory}: there is no head in it, so nothing could be predicted; save it with its head")
+    base, name = find_base(directory / "adapter_config.json", base_name or recorded)
+    body = base.empty_body()
+    adapt(body, method)
+    check_shapes(directory, grafts, delta(body), f"the base {name}")
+    labels = labels or [f"LABEL_{i}" for i in range(len(head["weight"]))]
+    return over(base, name, method, grafts, head, labels, usual_settings(base, 0))
 
 
 def read_object(path: Path) -> dict:

@@ -1,0 +1,432 @@
+"""Directories of the peft library, read and written: lora, dora, ia3, prefix or prompt, and the head.
+
+adapter_config.json        what the method is, and of which model
+adapter_model.safetensors  its tensors and the head's; where old versions have left adapter_model.bin, that is read
+minift.json                what peft has no place for: labels, how the run read its data, name and sha256 of minift's base; peft
+                           passes it over
+
+What is written here goes onto transformers' model of the base that the run started from, with the same logits:
+
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(labels))
+    model = peft.PeftModel.from_pretrained(model, directory)
+
+The names of layers are transformers' own, by the maps in the models' files. Both ways are strict: every tensor is used, and what
+a configuration asks for beyond minift's methods is refused by name.
+Proved by tests/reference/test_peft.py: peft loads what is written here, and the other way round: logits, float64, 1e-10.
+
+Axes: P virtual tokens, L layers, D width, I inputs, O outputs, C classes.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from minift.adapting import adapt, parse_methods
+from minift.data.reading import LAYOUT_FLAGS
+from minift.errors import UserError
+from minift.formats.bases import find_base, over, usual_settings
+from minift.formats.huggingface import FAMILIES, Family, look_up_module, read_bin
+from minift.methods.prefix import Prefixed
+from minift.methods.prompt import Prompt
+from minift.methods.surgery import delta, lengthened, plain, plain_modules, wrappers
+from minift.pretrained import Checkpoint, check_shapes, read_json, read_tensors, write_json, write_tensors
+from minift.specs import options_of
+
+CONFIG, BESIDE = "adapter_config.json", "minift.json"
+WEIGHTS = {"adapter_model.safetensors": read_tensors, "adapter_model.bin": read_bin}
+PEFT_TYPES = {"lora": "LORA", "dora": "LORA", "ia3": "IA3", "prefix": "PREFIX_TUNING", "prompt": "PROMPT_TUNING"}
+VIRTUAL = ("PREFIX_TUNING", "PROMPT_TUNING")
+PROMPTS = "prompt_embeddings"  # their one tensor
+
+# Parameter of a wrapper -> its name in peft's layer; of an Embedding's other ones
+LEAVES = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector", "scale": "ia3_l"}
+EMBEDDING_LEAVES = {"A": "lora_embedding_A", "B": "lora_embedding_B"}
+
+
+# peft's task_types that are read; the first is written
+TASK_TYPES = {"bert": ("SEQ_CLS", None), "resnet": (None,)}
+
+# ---- what is read of adapter_config.json ----
+
+NAMES = (str, list, type(None))
+
+# peft_type -> field -> (its types in JSON, what peft takes where it is absent)
+READ = {
+    "LORA": {
+        "r": ((int,), 8),
+        "lora_alpha": ((int, float), 8),
+        "lora_dropout": ((int, float), 0.0),
+        "use_rslora": ((bool,), False),
+        "use_dora": ((bool,), False),
+        "init_lora_weights": ((bool, str), True),
+        "target_modules": (NAMES, None),
+        "exclude_modules": (NAMES, None),
+        "layers_to_transform": ((int, list, type(None)), None),
+        "layers_pattern": (NAMES, None),
+    },
+    "IA3": {"target_modules": (NAMES, None), "exclude_modules": (NAMES, None), "feedforward_modules": (NAMES, None)},
+    "PREFIX_TUNING": {"num_virtual_tokens": ((int,), None)},
+    "PROMPT_TUNING": {"num_virtual_tokens": ((int,), None)},
+}
+OF_THE_BASE = {"token_dim": "hidden_size", "num_layers": "num_hidden_layers", "num_attention_heads": "num_attention_heads"}
+SILENT = (  # what was done in training, or is of an effect only with a field that is refused
+    *("peft_type", "task_type", "peft_version", "revision", "auto_mapping", "base_model_name_or_path", "inference_mode"),
+    *("modules_to_save", "megatron_core", "qalora_group_size", "runtime_config", "init_ia3_weights", "init_weights"),
+    *("prefix_projection", "encoder_hidden_size", "prompt_tuning_init", "prompt_tuning_init_text"),
+    *("tokenizer_name_or_path", "tokenizer_kwargs"),
+)
+NOTHING = (None, False, [], {}, "none")  # of a field that is in no table: as if it were absent
+STARTS = (True, False, "gaussian", "orthogonal")  # of A and B alone; pissa, olora, corda, loftq, eva and others change more
+WHY = {
+    "bias": "minift's lora and dora train no biases",
+    "fan_in_fan_out": "the weights of these models are (O, I)",
+    "rank_pattern": "minift's lora has one rank at all its sites",
+    "alpha_pattern": "minift's lora has one alpha at all its sites",
+    "trainable_token_indices": "minift trains no rows of a table",
+    "layer_replication": "minift's models have each layer once",
+    "target_parameters": "minift's lora stands at layers, not at single tensors",
+}
+
+
+def is_peft(directory: Path) -> bool:
+    """Whether this is a directory of peft's; those of the adapters library have a file of the same name."""
+    try:
+        return "peft_type" in read_object(directory / CONFIG)
+    except (OSError, UserError):
+        return False
+
+
+# ---- out ----
+
+
+def write(directory: Path, checkpoint: Checkpoint) -> None:
+    """What a run of one of the five methods has learned. Raises UserError where peft cannot compute the same."""
+    name, options = writable(checkpoint)
+    family = FAMILIES[checkpoint.architecture]
+    body = checkpoint.tuned_body(next(iter(checkpoint.grafts.values())).dtype, copy=False)
+    if PEFT_TYPES[name] in VIRTUAL:
+        config, tensors = virtual_tokens(body, options)
+    else:
+        config, tensors = layers(body, family, name, options)
+    root = root_of(PEFT_TYPES[name])
+    tensors |= {f"{root}{family.head}{leaf}": tensor for leaf, tensor in checkpoint.head.items()}
+    common = {
+        "peft_type": PEFT_TYPES[name],
+        "task_type": TASK_TYPES[checkpoint.architecture][0],
+        "base_model_name_or_path": checkpoint.origin.source if checkpoint.origin.task is None else None,  # transformers' own
+        "inference_mode": True,
+        "modules_to_save": ["classifier"],
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    write_tensors(directory / next(iter(WEIGHTS)), {theirs: tensor.detach().contiguous() for theirs, tensor in tensors.items()})
+    write_json(directory / CONFIG, common | config)
+    beside = {"labels": checkpoint.task["labels"], "settings": checkpoint.settings}
+    write_json(directory / BESIDE, beside | {"base": checkpoint.base, "base_name": checkpoint.base_name})
+
+
+def writable(checkpoint: Checkpoint) -> tuple[str, dict]:
+    """(name, options) of a run's method that a directory of peft's can hold."""
+    if checkpoint.task is None or checkpoint.method is None:
+        raise UserError(f"{checkpoint.source}: a plain model, and a directory of peft's holds what a run has learned; --to hf")
+    method, family = checkpoint.method, FAMILIES[checkpoint.architecture]
+    parts, name = parse_methods(method), method.partition(":")[0]
+    if len(parts) > 1 or name not in PEFT_TYPES:
+        raise UserError(
+            f"--method {method}: a directory of peft's holds one of {', '.join(PEFT_TYPES)}; where the run can be merged, it goes "
+            "out as a plain model with --to hf"
+        )
+    pool, options = checkpoint.task["pool"], options_of(parts[0])
+    if pool != family.pool:
+        raise UserError(
+            f"--method {method}: the head reads pool={pool}, which transformers' classifier cannot; train with --pool {family.pool}"
+        )
+    if options.get("shift") is False:
+        raise UserError(f"--method {method}: the text's positions start at P in peft; train with prefix:shift=true")
+    if options.get("pooler") == "text":
+        raise UserError(f"--method {method}: the pooler sees the virtual tokens too in peft; train with prompt:pooler=all")
+    if not checkpoint.delta or checkpoint.origin is None:
+        raise UserError(f"--method {method}: the run has no base that peft could start from; train from one, without --init random")
+    if pool == "cls" and checkpoint.own_pool is None:
+        raise UserError(f"--method {method}: {checkpoint.base_name} has no pooler, so the run's is not to be had in transformers")
+    return name, options
+
+
+def layers(body: nn.Module, family: Family, name: str, options: dict) -> tuple[dict, dict[str, Tensor]]:
+    """(configuration, tensors under peft's names) of a method that stands beside single layers."""
+    own, wrapped = delta(body), {name_there(body, family, site): wrapper for site, wrapper in wrappers(body).items()}
+    config = {"target_modules": list(wrapped)}
+    if name == "ia3":
+        config["feedforward_modules"] = [theirs for theirs, wrapper in wrapped.items() if wrapper.inputs]
+    else:
+        alpha = options["alpha"]
+        alpha = int(alpha) if alpha.is_integer() else alpha  # an integer by peft's own type
+        config |= {"r": options["rank"], "lora_alpha": alpha, "lora_dropout": options["dropout"]}
+        config |= {"use_rslora": options["rslora"], "use_dora": name == "dora"}
+    return config, {theirs: own[ours].reshape(shape) for ours, theirs, shape in parameters(body, family)}
+
+
+def virtual_tokens(body: nn.Module, options: dict) -> tuple[dict, dict[str, Tensor]]:
+    """The same of prefix and prompt. What a network has computed a prefix with is evaluated, as peft itself does on saving."""
+    prefixes = [wrapper.prefix() for wrapper in wrappers(body).values() if isinstance(wrapper, Prefixed)]
+    prompts = [wrapper.E for wrapper in wrappers(body).values() if isinstance(wrapper, Prompt)]
+    config = {"num_virtual_tokens": options["length"], "num_transformer_submodules": 1}
+    config |= {field: getattr(body.config, ours) for field, ours in OF_THE_BASE.items()}
+    if prefixes:
+        config |= {"prefix_projection": options["mlp"] > 0, "encoder_hidden_size": options["mlp"] or body.config.width}
+    else:
+        config["prompt_tuning_init"] = "RANDOM"
+    return config, {PROMPTS: torch.cat(prefixes or prompts, 1)}  # L times (P, 2D) -> (P, L 2D): K of layer 0, V of layer 0, ...
+
+
+# ---- names and shapes ----
+
+
+def root_of(peft_type: str) -> str:
+    """Before transformers' names: where layers are replaced, peft keeps the model one level deeper."""
+    return "base_model." if peft_type in VIRTUAL else "base_model.model."
+
+
+def name_there(body: nn.Module, family: Family, site: str) -> str:
+    """Of a layer in transformers' model with a head."""
+    return family.prefix + look_up_module(site, body.HUGGINGFACE, body.numbering())
+
+
+def parameters(body: nn.Module, family: Family) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """(name here, name there, shape there) of all that lora, dora or ia3 has added."""
+    for site, wrapper in wrappers(body).items():
+        layer = plain(wrapper)
+        leaves = EMBEDDING_LEAVES if isinstance(layer, nn.Embedding) else LEAVES
+        for leaf, tensor in wrapper.named_parameters(recurse=False):
+            shape = tuple(tensor.shape)
+            if leaf == "m" and isinstance(layer, nn.Conv2d):
+                shape = (1, *shape, 1, 1)
+            if leaf == "scale":
+                shape = (1, *shape) if wrapper.inputs else (*shape, 1)
+            yield f"{site}.{leaf}", f"{root_of('LORA')}{name_there(body, family, site)}.{leaves[leaf]}", shape
+
+
+# ---- in ----
+
+
+def read(directory: Path, base_name: str | None) -> Checkpoint:
+    """A run, as pretrained.read gives it, over a base that has been converted already.
+
+    base_name: by which the base is found; None: the one that is recorded, in minift.json or by peft.
+    """
+    file = directory / CONFIG
+    config = read_object(file)
+    beside = read_object(directory / BESIDE) if (directory / BESIDE).is_file() else {}
+    peft_type = str(config.get("peft_type"))
+    if peft_type not in READ:
+        raise UserError(f"{file}: peft_type is {peft_type!r}; minift reads {', '.join(READ)}")
+    base, name = find_base(file, base_name or beside.get("base_name") or config.get("base_model_name_or_path"))
+    if beside.get("base", base.base) != base.base:
+        raise UserError(
+            f"{directory / BESIDE}: the base has sha256 {str(beside['base'])[:12]}..., {name} has {base.base[:12]}...; name the "
+            "right one with --base"
+        )
+    family = FAMILIES[base.architecture]
+    body = base.empty_body(family.pool)
+    fields = checked(file, config, body, TASK_TYPES[base.architecture])
+    method = METHODS[peft_type](file, fields, body, family)
+    try:
+        adapt(body, method)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    if peft_type == "IA3":
+        check_sides(file, fields, body, family)
+
+    path, tensors = read_weights(directory)
+    head = read_head(path, tensors, root_of(peft_type) + family.head, base.width)
+    grafts = read_grafts(path, tensors, body, family, peft_type, f"{CONFIG} and the base {name}")
+    labels = labels_of(directory / BESIDE, beside, len(head["weight"]))
+    return over(base, name, method, grafts, head, labels, settings_of(directory / BESIDE, beside, base, lengthened(body)))
+
+
+def read_object(path: Path) -> dict:
+    """A JSON file that holds an object."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file, so this is no directory of peft's")
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return content
+
+
+def checked(file: Path, config: dict, body: nn.Module, task_types: tuple[str | None, ...]) -> dict:
+    """The fields of READ with their values; what minift cannot do is refused."""
+    known = READ[config["peft_type"]]
+    fields = {field: config.get(field, absent) for field, (_, absent) in known.items()}
+    for field, value in fields.items():
+        if type(value) not in known[field][0]:
+            raise UserError(f"{file}: {field} is {shortened(value)}, which peft does not write; save the adapter with it again")
+    task_types = task_types[:1] if config["peft_type"] in VIRTUAL else task_types
+    if config.get("task_type") not in task_types:
+        raise UserError(
+            f"{file}: task_type is {config.get('task_type')!r}, and of {type(body).__name__} minift reads {task_types[0]!r}, a "
+            "classifier; train the adapter with this task_type"
+        )
+    wanted = {field: getattr(body.config, ours, None) for field, ours in OF_THE_BASE.items()} | {"num_transformer_submodules": 1}
+    for field, value in config.items():
+        if field in wanted and value not in (None, wanted[field]):
+            raise UserError(f"{file}: {field} is {value!r}, and of the base {wanted[field]!r}; name the right one with --base")
+        if field not in {*known, *wanted, *SILENT} and value not in NOTHING:
+            why = WHY.get(field, "minift has no such thing")
+            raise UserError(f"{file}: {field} {shortened(value)} is not supported: {why}; take an adapter that is without it")
+    saved = config.get("modules_to_save") or []
+    if strange := [module for module in (saved if isinstance(saved, list) else [saved]) if module not in ("classifier", "score")]:
+        raise UserError(f"{file}: modules_to_save has {strange[0]!r}, and minift reads the classifier alone; train without it")
+    if fields.get("init_lora_weights", True) not in STARTS:
+        raise UserError(
+            f"{file}: init_lora_weights {fields['init_lora_weights']!r} changes more than A and B; save it in peft with "
+            "path_initial_model_for_weight_conversion, which makes a plain LoRA of it"
+        )
+    return fields
+
+
+def shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:56]}..."
+
+
+# ---- in: sites ----
+
+
+def lora_of(file: Path, fields: dict, body: nn.Module, family: Family) -> str:
+    name, sites = "dora" if fields["use_dora"] else "lora", sites_of(file, fields, body, family)
+    alpha, dropout, rslora = float(fields["lora_alpha"]), float(fields["lora_dropout"]), str(fields["use_rslora"]).lower()
+    return f"{name}:rank={fields['r']},alpha={alpha},dropout={dropout},rslora={rslora},sites={sites}"
+
+
+def ia3_of(file: Path, fields: dict, body: nn.Module, family: Family) -> str:
+    return f"ia3:sites={sites_of(file, fields, body, family)}"
+
+
+def prefix_of(file: Path, fields: dict, body: nn.Module, family: Family) -> str:
+    return f"prefix:length={fields['num_virtual_tokens']},shift=true"
+
+
+def prompt_of(file: Path, fields: dict, body: nn.Module, family: Family) -> str:
+    return f"prompt:length={fields['num_virtual_tokens']},pooler=all"
+
+
+METHODS = {"LORA": lora_of, "IA3": ia3_of, "PREFIX_TUNING": prefix_of, "PROMPT_TUNING": prompt_of}
+
+
+def sites_of(file: Path, fields: dict, body: nn.Module, family: Family) -> str:
+    """The layers that a configuration names, as the option `sites`: by role where all of a role are among them."""
+    own = [name for name, module in plain_modules(body).items() if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding)]
+    try:
+        sites = {site for site in own if is_target(fields, name_there(body, family, site))}
+    except re.error as error:
+        raise UserError(f"{file}: target_modules, exclude_modules or layers_pattern: no regular expression ({error})") from None
+    if not sites:
+        raise UserError(f"{file}: target_modules {shortened(fields['target_modules'])} names no layer of the base's")
+    roles = {role: {name for name in plain_modules(body) if re.fullmatch(pattern, name)} for role, pattern in body.SITES.items()}
+    inside = [role for role, at in roles.items() if at and at <= sites]
+    left = sites.difference(*(roles[role] for role in inside))
+    return "/".join([*inside, *(re.escape(site) for site in own if site in left)])
+
+
+def is_target(fields: dict, name: str) -> bool:
+    """Whether peft changes the layer of this name."""
+    targets = fields["target_modules"]
+    if names(fields["exclude_modules"], name) or not names(targets, name):
+        return False
+    numbers = fields.get("layers_to_transform")
+    if numbers in (None, []) or isinstance(targets, str):
+        return True
+    patterns = fields["layers_pattern"] or [r"[^.]*"]
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if found := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name):
+            return int(found[1]) in ([numbers] if isinstance(numbers, int) else numbers)
+    return False
+
+
+def names(patterns: str | list[str] | None, name: str) -> bool:
+    """A string is a regular expression for the whole name, each of a list its last parts."""
+    if isinstance(patterns, str):
+        return re.fullmatch(patterns, name) is not None
+    return any(name == pattern or name.endswith(f".{pattern}") for pattern in patterns or ())
+
+
+def check_sides(file: Path, fields: dict, body: nn.Module, family: Family) -> None:
+    """Which side of a layer is scaled follows from its role here, and from feedforward_modules there."""
+    said = fields["feedforward_modules"]
+    for site, wrapper in wrappers(body).items():
+        theirs = name_there(body, family, site)
+        try:
+            inputs = bool(re.fullmatch(said, theirs)) if isinstance(said, str) else theirs.endswith(tuple(said or ()))
+        except (re.error, TypeError) as error:
+            raise UserError(f"{file}: feedforward_modules {shortened(said)} is no pattern and no list of names ({error})") from None
+        if inputs != wrapper.inputs:
+            there, here = ("takes in", "gives out") if inputs else ("gives out", "takes in")
+            raise UserError(
+                f"{file}: by feedforward_modules peft scales what {theirs} {there}, and minift's ia3 what it {here}; train it with "
+                f"this layer {'not ' if inputs else ''}in feedforward_modules"
+            )
+
+
+# ---- in: tensors ----
+
+
+def read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
+    """(path, tensors) of the safetensors file or of the .bin file: the first that is there."""
+    for name, read_one in WEIGHTS.items():
+        if (directory / name).is_file():
+            return directory / name, read_one(directory / name)
+    raise UserError(f"{directory}: there is no {' and no '.join(WEIGHTS)}")
+
+
+def read_head(path: Path, tensors: dict[str, Tensor], prefix: str, width: int) -> dict[str, Tensor]:
+    """Takes weight (C, D) and bias (C) of the head out of `tensors`."""
+    inside = {name: tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+    weight = inside.get(f"{prefix}weight")
+    if weight is None or weight.dim() != 2 or len(weight) < 2:
+        shape = "missing" if weight is None else tuple(weight.shape)
+        raise UserError(
+            f"{path}: {prefix}weight is {shape}; a head of 2 rows or more is wanted, one for each label: save with "
+            "modules_to_save=['classifier']"
+        )
+    like = {"weight": torch.empty(len(weight), width, device="meta"), "bias": torch.empty(len(weight), device="meta")}
+    like = {prefix + leaf: tensor for leaf, tensor in like.items()}
+    check_shapes(path, inside, like, f"a head of {len(weight)} labels on the base")
+    return {name.removeprefix(prefix): tensor for name, tensor in inside.items()}
+
+
+def read_grafts(
+    path: Path, tensors: dict[str, Tensor], body: nn.Module, family: Family, peft_type: str, wanted_by: str
+) -> dict[str, Tensor]:
+    """peft's tensors under minift's names and in minift's shapes. body: after the method, on any device."""
+    own = delta(body)
+    if peft_type in VIRTUAL:
+        check_shapes(path, tensors, {PROMPTS: torch.cat(list(own.values()), 1)}, wanted_by)
+        parts = tensors[PROMPTS].chunk(len(own), 1)
+        return {ours: part.contiguous() for ours, part in zip(own, parts, strict=True)}
+    rows = list(parameters(body, family))
+    check_shapes(path, tensors, {theirs: torch.empty(shape, device="meta") for _, theirs, shape in rows}, wanted_by)
+    return {ours: tensors[theirs].reshape(own[ours].shape) for ours, theirs, _ in rows}
+
+
+# ---- in: minift.json ----
+
+
+def labels_of(file: Path, beside: dict, count: int) -> list[str]:
+    labels = beside.get("labels", [f"LABEL_{i}" for i in range(count)])
+    texts = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    if not texts or len({*labels}) != count or len(labels) != count:
+        raise UserError(f"{file}: labels {shortened(labels)} are no {count} different names, one for each row of the head")
+    return labels
+
+
+def settings_of(file: Path, beside: dict, base: Checkpoint, taken: int) -> dict:
+    """How data is read and batched: as the run did, or as usual. taken: positions that the method takes."""
+    usual, said = usual_settings(base, taken), beside.get("settings", {})
+    if not isinstance(said, dict) or not all(type(value) is type(usual.get(field)) for field, value in said.items()):
+        raise UserError(f"{file}: settings {shortened(said)} are none of a run's; delete the file to go on without its labels")
+    if strange := said.get("layout", {}).keys() - set(LAYOUT_FLAGS):
+        raise UserError(f"{file}: layout has {min(strange)}, which is none of its flags")
+    return usual | said

@@ -1,0 +1,90 @@
+"""convert.py --to peft and --to adapters, and such directories brought in: by the command line, with the libraries themselves."""
+
+import adapters
+import peft
+import pytest
+import torch
+import transformers
+from test_train import run
+from tiny import converted_directory, huggingface_directory, tiny_body
+
+import convert
+import minift
+from minift.errors import UserError
+
+TEXTS = ["the film was very good", "a bad slow book", "never a good hotel ."]
+
+
+@pytest.fixture
+def base(tmp_path):
+    return converted_directory(tmp_path / "base")
+
+
+def probabilities(directory) -> list[float]:
+    return [row["probabilities"]["positive"] for row in minift.load(directory).predict(TEXTS)]
+
+
+def theirs(model, tokenizer) -> list[float]:
+    with torch.inference_mode():
+        return model(**tokenizer(TEXTS, padding=True, return_tensors="pt")).logits.double().softmax(-1)[:, 1].tolist()
+
+
+@pytest.mark.parametrize(
+    ("method", "to"),
+    [
+        ("lora:rank=2", "peft"),
+        ("dora:rank=2", "peft"),
+        ("ia3", "peft"),
+        ("prefix:length=3,shift=true", "peft"),
+        ("prompt:length=3,pooler=all", "peft"),
+        ("houlsby:size=2,norms=false", "adapters"),
+        ("pfeiffer:size=2", "adapters"),
+    ],
+)
+def test_out_and_in_again(tmp_path, base, method, to, capsys):
+    directory = run(tmp_path, base, method=method, max_length=20)
+    expected = probabilities(directory)
+    convert.main([str(directory), "--to", to, "--out", str(tmp_path / "out")])
+    convert.main([str(base), "--to", "hf", "--out", str(tmp_path / "hf")])
+    said = capsys.readouterr().out
+    assert "num_labels=2" in said and "from_pretrained" in said and str(tmp_path / "out") in said
+
+    transformers.logging.set_verbosity_error()
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf", num_labels=2)
+    if to == "peft":
+        model = peft.PeftModel.from_pretrained(model, tmp_path / "out")
+    else:
+        adapters.init(model)
+        model.load_adapter(str(tmp_path / "out"), set_active=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert theirs(model.eval(), tokenizer) == pytest.approx(expected, abs=1e-6)
+
+    convert.main([str(tmp_path / "out"), "--base", str(base), "--out", str(tmp_path / "again")])
+    assert probabilities(tmp_path / "again") == pytest.approx(expected, abs=1e-6)
+    assert "negative, positive" in capsys.readouterr().out
+
+
+def refused(arguments: list, *parts: str) -> None:
+    with pytest.raises(UserError) as caught:
+        convert.main([str(argument) for argument in arguments])
+    assert all(part in str(caught.value) for part in parts) and "\n" not in str(caught.value), caught.value
+
+
+def test_wrong_use_is_one_line(tmp_path, base):
+    lora, bitfit = run(tmp_path, base, "lora", method="lora:rank=2"), run(tmp_path, base, "bitfit", method="bitfit")
+    out = ["--out", tmp_path / "out"]
+    refused([lora, "--to", "adapters", *out], "lora", "houlsby or pfeiffer")
+    refused([bitfit, "--to", "peft", *out], "bitfit", "--to hf")
+    refused([bitfit, "--to", "adapters", *out], "bitfit", "houlsby or pfeiffer")
+    refused([base, "--to", "peft", *out], "plain model")
+    refused([base, "--to", "adapters", *out], "houlsby or pfeiffer")
+    refused([lora, "--to", "peft", *out, "--dtype", "float16"], "--dtype")
+    refused([lora, "--to", "peft", *out, "--base", "x"], "--base")
+    refused([huggingface_directory(tmp_path / "hf"), "--base", "x", *out], "--base x")
+    assert not (tmp_path / "out").exists()
+    convert.main([str(lora), "--to", "peft", "--out", str(tmp_path / "peft")])
+    refused([tmp_path / "peft"], "--out", "runs/peft")
+    refused([tmp_path / "peft", "--check", *out], "--check")
+    other = converted_directory(tmp_path / "other", tiny_body(seed=1))
+    refused([tmp_path / "peft", "--base", other, *out], "sha256", "--base")
+    refused([tmp_path / "peft", "--base", "nowhere", *out], "nowhere", "--base")

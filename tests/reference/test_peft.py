@@ -1,0 +1,590 @@
+"""minift.formats.peft against peft: it loads what is written here, and the other way round."""
+
+import json
+import shutil
+import warnings
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from test_train import run
+from tiny import converted_directory, converted_resnet, photographs, tiny_body, tiny_resnet
+from torch import Tensor, nn
+from twins import close, images, texts
+
+import minift
+import train
+from minift import pretrained
+from minift.adapting import adapt
+from minift.data.reading import Layout
+from minift.errors import UserError
+from minift.formats import huggingface
+from minift.formats.peft import BESIDE, CONFIG, is_peft, read, write
+from minift.methods.surgery import delta
+from minift.pretrained import Checkpoint, sha256
+
+LABELS = ["bad", "so so", "good"]
+SETTINGS = {"batch_size": 4, "precision": "float32", "frozen": 0, "layout": asdict(Layout())}
+WEIGHTS = "adapter_model.safetensors"
+CLASSES = {"bert": "BertForSequenceClassification", "resnet": "ResNetForImageClassification"}
+POOLS = {"bert": "cls", "resnet": "mean"}
+TASKS = {"bert": "text-classification", "resnet": "image-classification"}
+INPUTS = {"bert": texts, "resnet": images}
+
+
+@pytest.fixture(autouse=True)
+def in_float64():
+    """peft makes the embeddings of prefixes and prompts in torch's default type."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory) -> Path:
+    """bert and resnet in minift's layout, bert-hf and resnet-hf in transformers'."""
+    place = tmp_path_factory.mktemp("bases")
+    converted_directory(place / "bert", tiny_body(layer_norm_eps=1e-3).float())
+    converted_resnet(place / "resnet", tiny_resnet().float())
+    for name in CLASSES:
+        huggingface.write(place / f"{name}-hf", pretrained.read(place / name))
+        edit(place / name / "config.json", source=str(place / f"{name}-hf"))
+    return place
+
+
+def plain_there(bases: Path, architecture: str, labels: int = len(LABELS)) -> nn.Module:
+    transformers.logging.set_verbosity_error()
+    loaded = getattr(transformers, CLASSES[architecture])
+    return loaded.from_pretrained(bases / f"{architecture}-hf", num_labels=labels, dtype=torch.float64).eval()
+
+
+def learned(bases: Path, architecture: str, method: str, dtype: torch.dtype = torch.float64) -> Checkpoint:
+    """A run as it is read, with random weights."""
+    origin = pretrained.read(bases / architecture)
+    body = origin.body(POOLS[architecture], dtype)
+    adapt(body, method)
+    generator = torch.Generator().manual_seed(2)
+
+    def random(tensor: Tensor) -> Tensor:
+        return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(dtype) * 0.3
+
+    around = ("m", "scale")
+    grafts = {name: t.detach() * (1 + random(t)) if name.endswith(around) else random(t) for name, t in delta(body).items()}
+    settings = SETTINGS | ({"max_length": 9, "pairs": True} if architecture == "bert" else {})
+    return replace(
+        origin,
+        base=sha256(bases / architecture / "model.safetensors"),
+        base_name=str(bases / architecture),
+        method=method,
+        delta=True,
+        task={"name": TASKS[architecture], "labels": LABELS, "pool": POOLS[architecture]},
+        settings=settings,
+        head={"weight": random(torch.empty(3, origin.width)), "bias": random(torch.empty(3))},
+        grafts=grafts,
+        origin=origin,
+    )
+
+
+def logits_here(checkpoint: Checkpoint) -> Tensor:
+    body = checkpoint.tuned_body(torch.float64).eval()
+    head = {name: tensor.double() for name, tensor in checkpoint.head.items()}
+    return nn.functional.linear(body(*INPUTS[checkpoint.architecture]()).pooled, head["weight"], head["bias"])
+
+
+def logits_there(model: nn.Module) -> Tensor:
+    model.eval()
+    if model.config.model_type == "resnet":
+        return model(pixel_values=images()[0]).logits
+    tokens, mask, types = texts()
+    return model(tokens, mask.long(), token_type_ids=types).logits
+
+
+def loaded_there(bases: Path, architecture: str, directory: Path) -> nn.Module:
+    """As a user of peft does it; a warning is an error."""
+    plain = plain_there(bases, architecture)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return peft.PeftModel.from_pretrained(plain, str(directory))
+
+
+def saved(
+    directory: Path, bases: Path, config, architecture: str = "bert", safe: bool = True, labels: int = len(LABELS)
+) -> nn.Module:
+    """peft's model with random weights; it has been saved into the directory."""
+    model = peft.get_peft_model(plain_there(bases, architecture, labels), config)
+    generator = torch.Generator().manual_seed(2)
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            noise = torch.randn(p.shape, generator=generator, dtype=torch.float64) * 0.3
+            p.data = p.data * (1 + noise) if "magnitude" in name or "ia3_l" in name else noise
+    model.save_pretrained(str(directory), safe_serialization=safe)
+    return model
+
+
+def edit(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_tensors(path: Path, change) -> None:
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def refused(call, *parts: str) -> None:
+    """One line, with all of these in it."""
+    with pytest.raises(UserError) as error:
+        call()
+    line = str(error.value)
+    assert "\n" not in line
+    assert all(part in line for part in parts), line
+
+
+# ---- out ----
+
+OUT = {
+    "bert": [
+        "lora:rank=2",
+        r"lora:rank=3,alpha=5,dropout=0.1,rslora=true,sites=query/feed_forward_hidden/pooler\.dense",
+        r"lora:rank=2,alpha=0.5,sites=word/embeddings\.position/layers\.1\.attention\.output",
+        "dora:rank=2",
+        r"dora:rank=3,alpha=4,rslora=true,dropout=0.2,sites=key/feed_forward_output/pooler\.dense",
+        "ia3",
+        "ia3:sites=peft",
+        r"ia3:sites=query/layers\.1\.feed_forward\.output",
+        "ia3:sites=query",
+        "prefix:length=5,shift=true",
+        "prefix:length=3,shift=true,mlp=7",
+        "prompt:length=4,pooler=all",
+    ],
+    "resnet": [
+        "lora:rank=2",
+        r"lora:rank=3,alpha=4,rslora=true,dropout=0.1,sites=stem\.conv/conv1/shortcut",
+        "dora:rank=2",
+        r"dora:rank=3,alpha=4,sites=stem\.conv/conv3/blocks\.2\.shortcut\.conv",
+    ],
+}
+ALL = [(architecture, method) for architecture, methods in OUT.items() for method in methods]
+
+
+@pytest.mark.parametrize(("architecture", "method"), ALL)
+def test_peft_loads_what_is_written(tmp_path, bases, architecture, method):
+    checkpoint = learned(bases, architecture, method)
+    write(tmp_path / "out", checkpoint)
+    assert is_peft(tmp_path / "out")
+    model = loaded_there(bases, architecture, tmp_path / "out")
+    expected = logits_there(model)
+    close(logits_here(checkpoint), expected, "logits")
+    with torch.no_grad():
+        assert (logits_here(replace(checkpoint, grafts={})) - expected).abs().max() > 1e-3
+
+    model.save_pretrained(str(tmp_path / "again"))
+    ours, theirs = (load_file(tmp_path / name / WEIGHTS) for name in ("out", "again"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    said, again = (json.loads((tmp_path / name / CONFIG).read_text()) for name in ("out", "again"))
+    for field in said.keys() - {"modules_to_save", "target_modules", "feedforward_modules"}:
+        assert said[field] == again[field], field
+
+
+@pytest.mark.parametrize(("architecture", "method"), ALL)
+def test_out_and_in_again_bit_for_bit(tmp_path, bases, architecture, method):
+    checkpoint = learned(bases, architecture, method, torch.float32)
+    write(tmp_path / "out", checkpoint)
+    again = read(tmp_path / "out", None)
+    same = ("architecture", "config", "base", "base_name", "delta", "task", "settings", "preprocessing", "source")
+    assert {name: getattr(again, name) for name in same} == {name: getattr(checkpoint, name) for name in same}
+    assert again.tokenizer is again.origin.tokenizer and (again.tokenizer is None) == (architecture == "resnet")
+    for before, after in (("tensors", "tensors"), ("head", "head"), ("grafts", "grafts")):
+        before, after = getattr(checkpoint, before), getattr(again, after)
+        if "mlp" not in method or before is not checkpoint.grafts:
+            assert before.keys() == after.keys() and all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    write(tmp_path / "second", again)
+    tensors = [(tmp_path / name / WEIGHTS).read_bytes() for name in ("out", "second")]
+    assert tensors[0] == tensors[1]
+    if "mlp" not in method:
+        assert (tmp_path / "out" / CONFIG).read_bytes() == (tmp_path / "second" / CONFIG).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "parts"),
+    [
+        ("lora+ia3", {}, ["lora+ia3", "one of lora, dora, ia3, prefix, prompt", "--to hf"]),
+        ("lora+lora:sites=key", {}, ["one of lora, dora, ia3, prefix, prompt"]),
+        ("houlsby:size=2", {}, ["houlsby:size=2", "--to hf"]),
+        ("bitfit", {}, ["bitfit", "--to hf"]),
+        ("prefix:length=3", {}, ["prefix:shift=true"]),
+        ("prefix:length=3,shift=true,mlp=5", {"tensors": None}, ["has no pooler"]),
+        ("prompt:length=3", {}, ["prompt:pooler=all"]),
+        ("lora", {"task": {"name": "text-classification", "labels": LABELS, "pool": "mean"}}, ["pool=mean", "--pool cls"]),
+        ("lora", {"delta": False, "origin": None}, ["no base", "--init random"]),
+        ("lora", {"task": None}, ["a plain model"]),
+        ("lora", {"method": None}, ["a plain model"]),
+    ],
+)
+def test_what_cannot_be_written_is_refused(tmp_path, bases, method, changes, parts):
+    checkpoint = learned(bases, "bert", method)
+    if changes.get("tensors", 0) is None:
+        changes = {"tensors": {name: t for name, t in checkpoint.tensors.items() if not name.startswith("pooler.")}}
+    refused(lambda: write(tmp_path / "out", replace(checkpoint, **changes)), *parts)
+    assert not (tmp_path / "out").exists()
+
+
+# ---- in ----
+
+LORA = {"task_type": "SEQ_CLS", "r": 2}
+IN = {
+    "lora": (peft.LoraConfig(**LORA), "lora:rank=2,alpha=8.0,dropout=0.0,rslora=false,sites=query/value"),
+    "rslora and dropout": (
+        peft.LoraConfig(**LORA | {"r": 3}, lora_alpha=5, use_rslora=True, lora_dropout=0.1, target_modules=["attention.self.key"]),
+        "lora:rank=3,alpha=5.0,dropout=0.1,rslora=true,sites=key",
+    ),
+    "pattern": (
+        peft.LoraConfig(**LORA, target_modules=r".*\.1\..*(query|dense)", exclude_modules=["intermediate.dense"]),
+        "lora:rank=2,alpha=8.0,dropout=0.0,rslora=false,sites="
+        r"layers\.1\.attention\.query/layers\.1\.attention\.output/layers\.1\.feed_forward\.output",
+    ),
+    "some layers": (
+        peft.LoraConfig(**LORA, target_modules=["query", "pooler.dense"], layers_to_transform=[0, 2]),
+        r"lora:rank=2,alpha=8.0,dropout=0.0,rslora=false,sites=layers\.0\.attention\.query/layers\.2\.attention\.query",
+    ),
+    "one layer": (
+        peft.LoraConfig(**LORA, target_modules=["value"], layers_to_transform=1, layers_pattern="layer"),
+        r"lora:rank=2,alpha=8.0,dropout=0.0,rslora=false,sites=layers\.1\.attention\.value",
+    ),
+    "all linear": (
+        peft.LoraConfig(**LORA, target_modules="all-linear", exclude_modules=r".*\.pooler\..*"),
+        "lora:rank=2,alpha=8.0,dropout=0.0,rslora=false,sites=query/key/value/attention_output/feed_forward_hidden/feed_forward_output",
+    ),
+    "embeddings": (
+        peft.LoraConfig(**LORA, target_modules=["word_embeddings", "token_type_embeddings", "key"], init_lora_weights="gaussian"),
+        r"lora:rank=2,alpha=8.0,dropout=0.0,rslora=false,sites=word/key/embeddings\.token_type",
+    ),
+    "without a task_type": (
+        peft.LoraConfig(r=2, modules_to_save=["classifier"]),
+        "lora:rank=2,alpha=8.0,dropout=0.0,rslora=false,sites=query/value",
+    ),
+    "dora": (
+        peft.LoraConfig(**LORA, use_dora=True, target_modules=["query", "output.dense"], lora_dropout=0.2),
+        "dora:rank=2,alpha=8.0,dropout=0.2,rslora=false,sites=query/attention_output/feed_forward_output",
+    ),
+    "ia3": (peft.IA3Config(task_type="SEQ_CLS"), "ia3:sites=key/value/attention_output/feed_forward_output"),
+    "ia3 by patterns": (
+        peft.IA3Config(task_type="SEQ_CLS", target_modules=r".*(key|value)|.*\d\.output\.dense", feedforward_modules=r".*\.dense"),
+        "ia3:sites=key/value/feed_forward_output",
+    ),
+    "ia3 of outputs": (
+        peft.IA3Config(task_type="SEQ_CLS", target_modules=["intermediate.dense"], feedforward_modules=[]),
+        "ia3:sites=feed_forward_hidden",
+    ),
+    "prefix": (peft.PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=5), "prefix:length=5,shift=true"),
+    "projected prefix": (
+        peft.PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4, prefix_projection=True, encoder_hidden_size=7),
+        "prefix:length=4,shift=true",
+    ),
+    "prompt": (peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=5), "prompt:length=5,pooler=all"),
+    "prompt of words": (
+        peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2, prompt_tuning_init="SAMPLE_VOCAB"),
+        "prompt:length=2,pooler=all",
+    ),
+}
+IN_IMAGES = {
+    "lora": (
+        peft.LoraConfig(r=2, target_modules=r".*\.layer\.1\.convolution|.*shortcut\.convolution", modules_to_save=["classifier"]),
+        None,
+    ),
+    "lora of 3x3": (
+        peft.LoraConfig(r=2, target_modules=r".*\.layer\.1\.convolution", modules_to_save=["classifier"], use_rslora=True),
+        "lora:rank=2,alpha=8.0,dropout=0.0,rslora=true,sites=conv2",
+    ),
+    "dora": (
+        peft.LoraConfig(r=2, use_dora=True, target_modules=r".*layer\.0\.convolution", modules_to_save=["classifier"]),
+        "dora:rank=2,alpha=8.0,dropout=0.0,rslora=false,sites=conv1",
+    ),
+}
+
+
+def compare(directory: Path, bases: Path, architecture: str, config, method: str | None, safe: bool = True) -> None:
+    model = saved(directory, bases, config, architecture, safe)
+    checkpoint = read(directory, str(bases / architecture))
+    if method is not None:
+        assert checkpoint.method == method
+    assert checkpoint.task == {
+        "name": TASKS[architecture],
+        "labels": ["LABEL_0", "LABEL_1", "LABEL_2"],
+        "pool": POOLS[architecture],
+    }
+    close(logits_here(checkpoint), logits_there(model), "logits")
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+@pytest.mark.parametrize("case", IN)
+def test_texts_in(tmp_path, bases, case):
+    compare(tmp_path / "theirs", bases, "bert", *IN[case])
+
+
+@pytest.mark.parametrize("case", IN_IMAGES)
+def test_images_in(tmp_path, bases, case):
+    compare(tmp_path / "theirs", bases, "resnet", *IN_IMAGES[case])
+
+
+def test_bin_files_are_read(tmp_path, bases):
+    compare(tmp_path / "theirs", bases, "bert", *IN["lora"], safe=False)
+    assert (tmp_path / "theirs" / "adapter_model.bin").is_file()
+
+
+def test_the_base_is_the_one_that_peft_has_recorded_and_must_be_converted(tmp_path, bases, monkeypatch):
+    saved(tmp_path / "theirs", bases, peft.LoraConfig(**LORA))
+    edit(tmp_path / "theirs" / CONFIG, base_model_name_or_path="someone/tiny")
+    monkeypatch.setenv("MINIFT_WEIGHTS", str(tmp_path / "weights"))
+    refused(lambda: read(tmp_path / "theirs", None), CONFIG, "someone/tiny", "python convert.py someone/tiny")
+    converted = tmp_path / "weights" / "tiny"
+    shutil.copytree(bases / "bert", converted)
+    edit(converted / "config.json", source="someone/tiny")
+    checkpoint = read(tmp_path / "theirs", None)
+    assert (checkpoint.base_name, checkpoint.base) == ("someone/tiny", sha256(converted / "model.safetensors"))
+    edit(tmp_path / "theirs" / CONFIG, base_model_name_or_path=str(bases / "bert-hf"))
+    refused(lambda: read(tmp_path / "theirs", None), "is not converted yet: python convert.py")
+    edit(tmp_path / "theirs" / CONFIG, base_model_name_or_path=None)
+    refused(lambda: read(tmp_path / "theirs", None), CONFIG, "--base")
+
+
+def test_what_is_usual_of_a_run_that_does_not_say_it(tmp_path, bases):
+    for name, config, length in (("lora", peft.LoraConfig(**LORA), 40), ("prompt", IN["prompt"][0], 35)):
+        saved(tmp_path / name, bases, config)
+        usual = {"batch_size": 32, "precision": "float32", "frozen": 0, "layout": asdict(Layout())}
+        assert read(tmp_path / name, str(bases / "bert")).settings == usual | {"max_length": length, "pairs": False}
+
+
+# ---- a run of train.py, out, in, and used ----
+
+PREDICTED = ["lora:rank=2", "dora:rank=2", "ia3:sites=peft", "prefix:length=3,shift=true", "prompt:length=3,pooler=all"]
+
+
+def kept(checkpoint: Checkpoint) -> Checkpoint:
+    """As a run keeps it: without what is its base's."""
+    return replace(checkpoint, tensors={})
+
+
+@pytest.mark.parametrize("method", PREDICTED)
+def test_predictions_stay(tmp_path, bases, method):
+    torch.set_default_dtype(torch.float32)
+    directory = run(tmp_path, bases / "bert", method=method, max_length=20, epochs=1)
+    write(tmp_path / "peft", pretrained.read(directory / "model"))
+    pretrained.write(tmp_path / "back", kept(read(tmp_path / "peft", None)))
+    before, after = minift.load(directory), minift.load(tmp_path / "back")
+    rows = ["the film was very good", "a bad slow book", "never a good hotel ."]
+    assert after.predict(rows) == before.predict(rows)
+    assert after.settings == before.settings and after.task == before.task
+    read_rows = after.task.read(str(tmp_path / "rows.csv"), Layout(**after.settings["layout"]))
+    assert after.score(read_rows, after.task.ids(read_rows, after.task.labels, False))[0].metrics["loss"] > 0
+
+
+def test_predictions_of_images_stay(tmp_path, bases):
+    torch.set_default_dtype(torch.float32)
+    photographs(tmp_path / "photos", each=6)
+    flags = [
+        "--task",
+        "image-classification",
+        "--train",
+        str(tmp_path / "photos"),
+        "--model",
+        str(bases / "resnet"),
+        "--epochs",
+        "1",
+    ]
+    train.main([*flags, "--method", "dora:rank=2", "--precision", "float32", "--out", str(tmp_path / "run")])
+    write(tmp_path / "peft", pretrained.read(tmp_path / "run" / "model"))
+    pretrained.write(tmp_path / "back", kept(read(tmp_path / "peft", None)))
+    files = [str(tmp_path / "photos" / name / "0.jpg") for name in ("ants", "bees")]
+    assert minift.load(tmp_path / "back").predict(files) == minift.load(tmp_path / "run").predict(files)
+
+
+# ---- refused ----
+
+Q = "base_model.model.bert.encoder.layer.0.attention.self.query"
+REFUSED = {
+    "another type": ({"peft_type": "LOHA"}, ["peft_type is 'LOHA'", "LORA, IA3, PREFIX_TUNING, PROMPT_TUNING"]),
+    "no type": ({"peft_type": None}, ["peft_type is 'None'"]),
+    "another task": ({"task_type": "TOKEN_CLS"}, ["task_type is 'TOKEN_CLS'", "'SEQ_CLS'"]),
+    "bias": ({"bias": "lora_only"}, ["bias 'lora_only'", "no biases"]),
+    "rank_pattern": ({"rank_pattern": {"query": 4}}, ["rank_pattern", "one rank"]),
+    "alpha_pattern": ({"alpha_pattern": {"query": 4}}, ["alpha_pattern", "one alpha"]),
+    "fan_in_fan_out": ({"fan_in_fan_out": True}, ["fan_in_fan_out True"]),
+    "lora_bias": ({"lora_bias": True}, ["lora_bias True"]),
+    "megatron": ({"megatron_config": {"a": 1}}, ["megatron_config"]),
+    "layer_replication": ({"layer_replication": [[0, 2]]}, ["layer_replication [[0, 2]]"]),
+    "tokens": ({"trainable_token_indices": [1, 2]}, ["trainable_token_indices [1, 2]"]),
+    "target_parameters": ({"target_parameters": ["weight"]}, ["target_parameters"]),
+    "a later peft's": ({"use_twist": True}, ["use_twist True", "minift has no such thing"]),
+    "saved modules": ({"modules_to_save": ["classifier", "pooler"]}, ["modules_to_save has 'pooler'"]),
+    "one saved module": ({"modules_to_save": "pooler"}, ["modules_to_save has 'pooler'"]),
+    **{
+        start: ({"init_lora_weights": start}, [f"init_lora_weights '{start}'", "path_initial_model_for_weight_conversion"])
+        for start in ("pissa", "pissa_niter_4", "olora", "loftq", "eva", "corda", "lora_ga")
+    },
+    "no rank": ({"r": None}, ["r is None"]),
+    "a rank of 0": ({"r": 0}, ["rank=0"]),
+    "a rank that is none": ({"r": True}, ["r is True"]),
+    "dropout of 1": ({"lora_dropout": 1.0}, ["dropout=1"]),
+    "no layer": ({"target_modules": ["q_proj"]}, ["target_modules ['q_proj'] names no layer"]),
+    "no pattern": ({"target_modules": "(query"}, ["no regular expression"]),
+    "targets that are no names": ({"target_modules": [1]}, ["target_modules [1] names no layer"]),
+    "more layers": ({"target_modules": ["query", "value", "key"]}, [WEIGHTS, "6 missing", "self.key.lora_A.weight"]),
+    "fewer layers": ({"target_modules": ["query"]}, [WEIGHTS, "6 unexpected", "self.value.lora_A.weight"]),
+    "another rank": ({"r": 3}, [WEIGHTS, "lora_A.weight", "(2, 16)", "(3, 16)"]),
+    "dora": ({"use_dora": True}, [WEIGHTS, "6 missing", "lora_magnitude_vector"]),
+}
+
+
+@pytest.fixture
+def directory(tmp_path, bases) -> Path:
+    saved(tmp_path / "theirs", bases, peft.LoraConfig(**LORA))
+    return tmp_path / "theirs"
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_minift_does_not_do_is_refused(directory, bases, case):
+    changes, parts = REFUSED[case]
+    edit(directory / CONFIG, **changes)
+    refused(lambda: read(directory, str(bases / "bert")), str(directory), *parts)
+
+
+TENSORS = {
+    "missing": (lambda t: t.pop(f"{Q}.lora_B.weight"), ["1 missing", f"{Q}.lora_B.weight"]),
+    "unexpected": (lambda t: t.update({f"{Q}.lora_C": torch.ones(1)}), ["1 unexpected", f"{Q}.lora_C"]),
+    "the base's": (lambda t: t.update({f"{Q}.base_layer.bias": torch.ones(16)}), ["1 unexpected", "base_layer.bias"]),
+    "of another shape": (lambda t: t.update({f"{Q}.lora_A.weight": torch.ones(2, 17)}), [f"{Q}.lora_A.weight", "(2, 17)"]),
+    "no head": (
+        lambda t: [t.pop(f"base_model.model.classifier.{leaf}") for leaf in ("weight", "bias")],
+        ["base_model.model.classifier.weight is missing", "modules_to_save=['classifier']"],
+    ),
+    "no bias of the head": (
+        lambda t: t.pop("base_model.model.classifier.bias"),
+        ["1 missing", "classifier.bias"],
+    ),
+    "a head of another width": (
+        lambda t: t.update({"base_model.model.classifier.weight": torch.ones(3, 17)}),
+        ["classifier.weight is (3, 17)", "(3, 16)"],
+    ),
+    "a head of one row": (
+        lambda t: t.update({"base_model.model.classifier.weight": torch.ones(1, 16)}),
+        ["classifier.weight is (1, 16)", "2 rows or more"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TENSORS)
+def test_every_tensor_is_checked(directory, bases, case):
+    change, parts = TENSORS[case]
+    edit_tensors(directory / WEIGHTS, change)
+    refused(lambda: read(directory, str(bases / "bert")), str(directory / WEIGHTS), *parts)
+
+
+def test_files_that_are_not_what_they_should_be(directory, bases):
+    def call():
+        read(directory, str(bases / "bert"))
+
+    content = (directory / WEIGHTS).read_bytes()
+    (directory / WEIGHTS).write_bytes(content[:-10])
+    refused(call, WEIGHTS, "cut short")
+    (directory / WEIGHTS).unlink()
+    refused(call, str(directory), WEIGHTS, "adapter_model.bin")
+    said = (directory / CONFIG).read_text()
+    (directory / CONFIG).write_text(said[:-9])
+    refused(call, CONFIG, "not valid JSON")
+    assert not is_peft(directory)
+    (directory / CONFIG).write_text("[]")
+    refused(call, CONFIG, "not a JSON object")
+    (directory / CONFIG).unlink()
+    refused(call, CONFIG, "no such file")
+    assert not is_peft(directory)
+
+
+def test_another_base_is_refused(tmp_path, directory, bases):
+    shallow = converted_directory(tmp_path / "shallow", tiny_body(num_hidden_layers=2).float())
+    refused(lambda: read(directory, str(shallow)), WEIGHTS, "unexpected")
+    wide = converted_directory(tmp_path / "wide", tiny_body(hidden_size=24).float())
+    refused(lambda: read(directory, str(wide)), WEIGHTS, "classifier")
+    edit_tensors(directory / WEIGHTS, lambda t: t.update({"base_model.model.classifier.weight": torch.ones(3, 24)}))
+    refused(lambda: read(directory, str(wide)), f"{Q}.lora_A.weight is (2, 16)", f"{wide} asks for (2, 24)")
+    for case, field in (("prefix", "num_layers is 3"), ("prompt", "num_layers is 3")):
+        saved(tmp_path / case, bases, IN[case][0])
+        refused(lambda case=case: read(tmp_path / case, str(shallow)), CONFIG, field, "of the base 2", "--base")
+    refused(lambda: read(directory, str(bases / "resnet")), "task_type is 'SEQ_CLS'", "ResNet")
+    run_of = learned(bases, "bert", "lora:rank=2", torch.float32)
+    pretrained.write(tmp_path / "run", kept(run_of))
+    refused(lambda: read(directory, str(tmp_path / "run")), "no longer plain", "--base")
+
+    write(tmp_path / "ours", run_of)
+    other = converted_directory(tmp_path / "other", tiny_body(seed=1, layer_norm_eps=1e-3).float())
+    refused(lambda: read(tmp_path / "ours", str(other)), BESIDE, "sha256", str(other), "--base")
+    without = pretrained.read(bases / "bert")
+    tensors = {name: tensor for name, tensor in without.tensors.items() if not name.startswith("pooler.")}
+    pretrained.write(tmp_path / "unpooled", replace(without, tensors=tensors))
+    refused(lambda: read(directory, str(tmp_path / "unpooled")), "pooler", "--base")
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "parts"),
+    [
+        (IN["ia3"][0], {"feedforward_modules": []}, ["takes in", "output.dense", "gives out"]),
+        (IN["ia3"][0], {"feedforward_modules": ["key", "dense"]}, ["self.key", "not in feedforward_modules"]),
+        (IN["ia3"][0], {"feedforward_modules": "(dense"}, ["feedforward_modules '(dense' is no pattern"]),
+        (IN["ia3"][0], {"feedforward_modules": [1]}, ["feedforward_modules [1] is no pattern"]),
+        (IN["ia3"][0], {"target_modules": ["word_embeddings"]}, [CONFIG, "Embedding is no Linear"]),
+        (IN["dora"][0], {"target_modules": ["word_embeddings"]}, [CONFIG, "not of Embedding"]),
+        (IN["prefix"][0], {"num_virtual_tokens": 6}, ["prompt_embeddings is (5, 96)", "(6, 96)"]),
+        (IN["prefix"][0], {"num_virtual_tokens": None}, ["num_virtual_tokens is None"]),
+        (IN["prefix"][0], {"num_virtual_tokens": 0}, ["length=0"]),
+        (IN["prefix"][0], {"num_attention_heads": 2}, ["num_attention_heads is 2", "of the base 4"]),
+        (IN["prefix"][0], {"num_transformer_submodules": 2}, ["num_transformer_submodules is 2", "1"]),
+        (IN["prefix"][0], {"task_type": None}, ["task_type is None", "'SEQ_CLS'"]),
+        (IN["prompt"][0], {"token_dim": 32}, ["token_dim is 32", "of the base 16"]),
+        (IN["prompt"][0], {"num_virtual_tokens": 40}, ["length=40"]),
+        (IN["prompt"][0], {"peft_type": "PREFIX_TUNING"}, ["prompt_embeddings is (5, 16)", "(5, 96)"]),
+    ],
+)
+def test_what_else_is_refused(tmp_path, bases, config, changes, parts):
+    saved(tmp_path / "theirs", bases, config)
+    edit(tmp_path / "theirs" / CONFIG, **changes)
+    refused(lambda: read(tmp_path / "theirs", str(bases / "bert")), str(tmp_path / "theirs"), *parts)
+
+
+def test_methods_that_a_resnet_does_not_have(tmp_path, bases):
+    pattern = r".*\.layer\.1\.convolution"
+    config = peft.IA3Config(target_modules=pattern, feedforward_modules=[], modules_to_save=["classifier"])
+    saved(tmp_path / "theirs", bases, config, "resnet")
+    refused(lambda: read(tmp_path / "theirs", str(bases / "resnet")), CONFIG, "ResNet has no")
+    virtual = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3}
+    (tmp_path / "theirs" / CONFIG).write_text(json.dumps(virtual))
+    refused(lambda: read(tmp_path / "theirs", str(bases / "resnet")), CONFIG, "ResNet has no")
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"labels": ["a", "b"]}, ["labels", "no 3 different names"]),
+        ({"labels": ["a", "b", "b"]}, ["labels", "no 3 different names"]),
+        ({"labels": "abc"}, ["labels", "no 3 different names"]),
+        ({"settings": {"batch_size": "32"}}, ["settings"]),
+        ({"settings": {"twist": 1}}, ["settings"]),
+        ({"settings": []}, ["settings"]),
+        ({"settings": {"layout": {"twist": 1}}}, ["layout has twist"]),
+    ],
+)
+def test_the_file_beside_is_checked(tmp_path, bases, changes, parts):
+    write(tmp_path / "out", learned(bases, "bert", "lora:rank=2"))
+    edit(tmp_path / "out" / BESIDE, **changes)
+    refused(lambda: read(tmp_path / "out", None), str(tmp_path / "out" / BESIDE), *parts)
+    (tmp_path / "out" / BESIDE).unlink()
+    assert read(tmp_path / "out", str(bases / "bert")).task["labels"] == ["LABEL_0", "LABEL_1", "LABEL_2"]
+
+
+def test_directories_of_others_are_not_taken_for_pefts(tmp_path, bases):
+    assert not is_peft(bases / "bert") and not is_peft(tmp_path / "nothing")
+    (tmp_path / CONFIG).write_text('{"config": {}, "model_type": "bert"}')  # of the adapters library
+    assert not is_peft(tmp_path)
