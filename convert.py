@@ -63,7 +63,8 @@ def main(argv: list[str]) -> int | None:
 
 
 def bring_in(arguments: argparse.Namespace) -> int | None:
-    if (Path(arguments.source) / "adapter_config.json").is_file():
+    place, name = Path(arguments.source), "adapter_config.json"
+    if (place / name).is_file() or (any(place.glob(f"*/{name}")) and not (place / "config.json").is_file()):
         return bring_in_run(arguments)
     if arguments.base:
         raise UserError(f"--base {arguments.base}: {arguments.source} is no directory of peft or of the adapters library")
@@ -184,15 +185,19 @@ def export(arguments: argparse.Namespace) -> int | None:
     if arguments.to in ADDED:
         refuse_flags(arguments, ("dtype", "check"), f"--to {arguments.to} writes what the run has added as it is")
         return ADDED[arguments.to](checkpoint, out)
-    checkpoint = made_plain(checkpoint)
+    if arguments.to == "minift":
+        refuse_flags(arguments, ("check",), "--to minift has no other library to compare with; --to hf has")
+    checkpoint = made_plain(checkpoint, f", before --dtype {arguments.dtype}" if arguments.dtype else "")
     cast(checkpoint, arguments.dtype)
     EXPORTS[arguments.to](checkpoint, out, arguments.source)
     return check(checkpoint, out, arguments.dtype) if arguments.check else None
 
 
-def made_plain(checkpoint):
-    """A run as a whole model: what its method has added is merged, and what that has changed is printed."""
+def made_plain(checkpoint, when: str = ""):
+    """A run as a whole model: what its method has added is merged, and what that has changed is printed, with `when` behind it."""
     if not checkpoint.grafts:
+        if checkpoint.delta:  # its base may be stored in another type
+            checkpoint.tensors = {name: t.float() if t.is_floating_point() else t for name, t in checkpoint.tensors.items()}
         return replace(checkpoint, delta=False, origin=None)
     from minift.merging import merge_run
 
@@ -200,7 +205,7 @@ def made_plain(checkpoint):
     largest = max(report.weights, key=report.weights.get)
     print(f"merged   {checkpoint.method} in {len(report.weights)} modules, in float32")
     print(f"weights  changed by up to {report.weights[largest]:.2g} ({largest})")
-    print(f"logits   {'not compared' if report.logits is None else f'changed by up to {report.logits:.1e}'}: {report.rows}")
+    print(f"logits   {'not compared' if report.logits is None else f'changed by up to {report.logits:.1e}{when}'}: {report.rows}")
     return whole
 
 
@@ -239,6 +244,28 @@ def export_to_torchvision(checkpoint, out: Path, source: str) -> None:
     if not checkpoint.head:
         print("note     there is no head in it: before load_state_dict, model.fc = torch.nn.Identity()")
     print(f"written  {beside}: labels and preprocessing, which the file cannot hold")
+
+
+def export_to_peft(checkpoint, out: Path) -> None:
+    from minift.formats import peft
+
+    peft.write(out, checkpoint)
+    tell_how(checkpoint, out, f"peft.PeftModel.from_pretrained(model, {str(out)!r})")
+
+
+def export_to_adapters(checkpoint, out: Path) -> None:
+    from minift.formats import adapters
+
+    adapters.write_run(out, checkpoint)
+    tell_how(checkpoint, out, f"adapters.init(model); model.load_adapter({str(out)!r}, set_active=True)")
+
+
+def tell_how(checkpoint, out: Path, load: str) -> None:
+    """How the other library loads what was written, over the same base."""
+    labels = len(checkpoint.task["labels"])
+    print(f"written  {out}; for BASE, what it goes onto: python convert.py {checkpoint.base_name} --to hf --out BASE")
+    print(f"         model = transformers.{auto_class(checkpoint)}.from_pretrained('BASE', num_labels={labels})")
+    print(f"         {load}")
 
 
 def auto_class(checkpoint) -> str:
@@ -364,27 +391,6 @@ def random_images(config) -> tuple:
 
     images = torch.randn(2, config.num_channels, 96, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return "2 images of 96 x 64", (images,), State(images), ...
-
-
-def export_to_peft(checkpoint, out: Path) -> None:
-    from minift.formats import peft
-
-    peft.write(out, checkpoint)
-    print(f"written  {out}; load it with model = {base_model(checkpoint)}; peft.PeftModel.from_pretrained(model, {str(out)!r})")
-
-
-def export_to_adapters(checkpoint, out: Path) -> None:
-    from minift.formats import adapters
-
-    adapters.write_run(out, checkpoint)
-    print(f"written  {out}; load it with model = {base_model(checkpoint)}; "
-          f"adapters.init(model); model.load_adapter({str(out)!r}, set_active=True)")  # fmt: skip
-
-
-def base_model(checkpoint) -> str:
-    """How transformers loads the model that the run started from."""
-    labels = len(checkpoint.task["labels"])
-    return f"transformers.{auto_class(checkpoint)}.from_pretrained({checkpoint.origin.source!r}, num_labels={labels})"
 
 
 ADDED = {"peft": export_to_peft, "adapters": export_to_adapters}

@@ -233,6 +233,7 @@ def run_once(given: Options) -> dict | None:
     from minift.checkpointing import checkpoint_activations
     from minift.errors import look_up
     from minift.finetuned import choose_device, score
+    from minift.formats.huggingface import FAMILIES
     from minift.methods.surgery import delta, lengthened, mergeable
     from minift.optim import OPTIMIZERS
     from minift.optim import precision as precisions
@@ -250,7 +251,7 @@ def run_once(given: Options) -> dict | None:
     # What the flags leave open
     task_class = look_up(TASKS, given.task, "--task")
     foreign = flags_of_other_tasks(given, task_class)
-    parse_methods(given.method)
+    parse_methods(given.method)  # a mistake in it is answered before anything is read
     method_name = names_of(given.method)
     optimizer_name = given.optimizer or task_class.OPTIMIZER
     make_optimizer = parse(optimizer_name, OPTIMIZERS, "--optimizer")
@@ -317,7 +318,7 @@ def run_once(given: Options) -> dict | None:
         left = body.config.max_position_embeddings - taken
         if options.max_length > left:
             raise UserError(
-                f"--max-length {options.max_length}: {options.method} takes {taken} of the model's positions, {left} are left"
+                f"--max-length {options.max_length}: {options.method} takes {taken} of the model's positions, give {left} or less"
             )
     new_pooler = options.pool == "cls" and checkpoint.own_pool is None
     if new_pooler and not {name for name in plain if name.startswith("pooler.")} <= own.keys():
@@ -386,13 +387,14 @@ def run_once(given: Options) -> dict | None:
     checkpoint = replace(
         checkpoint,
         tensors={},  # the body has its own
+        origin=None,
         base=base,
         base_name=None if base is None else str(Path(model_name).resolve()) if Path(model_name).is_dir() else model_name,
         method=options.method,
         delta=is_delta,
         task=described,
         settings=settings,
-        recipe=asdict(options),
+        recipe=asdict(options) | {"train": options.train and str(Path(options.train).resolve())},
     )
     run = Run(Path(options.out), checkpoint, list(own) if is_delta else None)
     run.write_json("config.json", {"flags": asdict(options), "versions": versions()})
@@ -452,7 +454,16 @@ def run_once(given: Options) -> dict | None:
     run.write_json("result.json", result)
     if progress.best is not None and not math.isclose(scores["valid"].metrics[options.monitor], progress.best, rel_tol=1e-6):
         raise AssertionError(f"what was saved scores {scores['valid'].metrics}, recorded was {options.monitor} {progress.best}")
-    print_results(run.directory, parts, data, task, scores, progress, options, to_hf=options.pool == "cls" and mergeable(body))
+    print_results(
+        run.directory,
+        parts,
+        data,
+        task,
+        scores,
+        progress,
+        options,
+        to_hf=options.pool == FAMILIES[checkpoint.architecture].pool and mergeable(body),
+    )
     return result
 
 
@@ -613,15 +624,20 @@ def read_parts(options: Options, task_class) -> tuple[dict, list[str]]:
 def list_methods() -> None:
     from minift.errors import look_up
     from minift.methods import METHODS
+    from minift.models import MODELS
     from minift.specs import as_option, options_of
 
+    width = max(map(len, METHODS))
     for name in METHODS:
         function = look_up(METHODS, name, "--method")
         options = ",".join(f"{key}={as_option(value)}" for key, value in options_of(function).items())
-        print(f"{name:9s} {function.__doc__.splitlines()[0]}")
+        print(f"{name:{width}s} {function.__doc__.splitlines()[0]}")
         if options:
-            print(f"{'':9s} {name}:{options}")
+            print(f"{'':{width}s} {name}:{options}")
     print("\nSeveral in order, joined by +: prefix:length=5+lora:rank=4. What an option means stands in minift/methods/NAME.py.")
+    print("sites=A/B: roles, or regular expressions that the names of modules match in full. Roles")
+    for name in MODELS:
+        print(f"  of {name}: {', '.join(look_up(MODELS, name, '').SITES)}")
 
 
 if __name__ == "__main__":

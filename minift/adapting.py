@@ -19,7 +19,15 @@ def split(spec: str) -> list[str]:
 
 def parse_methods(spec: str) -> list[Callable[[nn.Module], None]]:
     """The methods of a spec, options bound."""
-    return [parse(one, METHODS, "--method") for one in split(spec)]
+    parts = split(spec)
+    for one in parts:
+        name = one.partition(":")[0]
+        if "+" in name:
+            unknown = next(part for part in name.split("+") if part not in METHODS)
+            raise UserError(f"--method {spec}: {unknown!r} is not known; known are {', '.join(METHODS)}")
+        if len(parts) > 1 and name == "probe":
+            raise UserError(f"--method {spec}: probe trains the head alone, as every method does besides; leave it out")
+    return [parse(one, METHODS, "--method") for one in parts]
 
 
 def names_of(spec: str) -> str:

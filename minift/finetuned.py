@@ -1,5 +1,6 @@
 """A trained model in use: load it from a run, label texts or images with it, score it."""
 
+import math
 import re
 import time
 from contextlib import AbstractContextManager, closing
@@ -31,10 +32,11 @@ class FineTuned:
     attached: dict[str | None, "FineTuned"] = field(default_factory=dict)  # other runs over the same base; None: the one loaded
 
     def attach(self, directory: str | Path, name: str) -> None:
-        """Read another run's delta over the base that is in memory already. `use` then switches to it.
+        """Read another run's delta over the base that is in memory already. `use` then switches to it. name: one not in use.
 
         Raises UserError where either run holds a whole model, or the other belongs to another base.
         """
+        self.check_name("attach", name)
         theirs = read_config(place_of(directory))
         for is_delta, run in ((self.checkpoint.delta, "the run that was loaded"), (theirs.get("delta"), directory)):
             if not is_delta:
@@ -61,9 +63,16 @@ class FineTuned:
         It is itself a LoRA, whose rank is the sum of theirs. The runs must have the same labels.
         """
         self.attached.setdefault(None, replace(self))
+        self.check_name("combine", name)
+        if not all(isinstance(weight, int | float) and math.isfinite(weight) for weight in weights.values()):
+            raise UserError(f"combine: {weights} has a weight that is no finite number")
         if not weights or (absent := [one for one in weights if one not in self.attached]):
             raise UserError(f"combine: {f'no run is attached as {absent[0]!r}' if weights else 'a weight for each run is wanted'}")
         self.attached[name] = combined([(self.attached[one], weight) for one, weight in weights.items()])
+
+    def check_name(self, caller: str, name: str) -> None:
+        if not isinstance(name, str) or not name or name in self.attached:
+            raise UserError(f"{caller}: {name!r} is {'taken' if name in self.attached else 'no name'}; give another one with name=")
 
     @property
     def settings(self) -> dict:
@@ -118,11 +127,10 @@ def assemble(checkpoint: Checkpoint, device: str | None) -> FineTuned:
         order = torch.channels_last if t.ndim == 4 else torch.preserve_format
         return t.to(device, torch.float32 if t.is_floating_point() else t.dtype, memory_format=order)
 
-    stored = [*checkpoint.tensors.values(), *(checkpoint.origin.tensors.values() if checkpoint.origin else ())]
-    moved = {key: placed(t) for key, t in {id(t): t for t in stored}.items()}  # what stands in both is placed once
-    tensors = {name: moved[id(t)] for name, t in checkpoint.tensors.items()}
-    origin = checkpoint.origin
-    origin = origin and replace(origin, tensors={name: moved[id(t)] for name, t in origin.tensors.items()})
+    tensors = {name: placed(t) for name, t in checkpoint.tensors.items()}
+    moved = {id(t): tensors[name] for name, t in checkpoint.tensors.items()}
+    origin = checkpoint.origin  # goes on holding the same tensors; what the run has replaced stays where it was
+    origin = origin and replace(origin, tensors={name: moved.get(id(t), t) for name, t in origin.tensors.items()})
     named = dict(checkpoint.task)
     task = look_up(TASKS, named.pop("name"), "task")(**named)
     model = task.model(replace(checkpoint, tensors=tensors).tuned_body(copy=False))
@@ -140,8 +148,16 @@ def combined(runs: list[tuple[FineTuned, float]]) -> FineTuned:
     for run, _ in runs:
         if names_of(run.checkpoint.method) != "lora":
             raise UserError(f"combine: only LoRAs can be added up, and here is a run of {run.checkpoint.method}")
-        if run.task != first.task:
-            raise UserError(f"combine: the labels differ, {', '.join(first.task.labels[:5])} and {', '.join(run.task.labels[:5])}")
+        if run.checkpoint.origin is None:
+            raise UserError("combine: a run holds a whole model and not a delta, so there is no base to share")
+        for what in ("labels", "pool"):
+            one, other = first.checkpoint.task[what], run.checkpoint.task[what]
+            if one != other:
+                raise UserError(f"combine: the {what} of the runs differ, {str(one)[:80]} and {str(other)[:80]}")
+        for what in ("pairs", "max_length", "precision"):
+            one, other = first.settings.get(what), run.settings.get(what)
+            if one != other:
+                raise UserError(f"combine: the runs were trained with different settings, {what} {one} and {other}")
     found = [wrappers(run.model.body) for run, _ in runs]
     ranks = [len(next(iter(loras.values())).A) for loras in found]
     sites = list(dict.fromkeys(site for loras in found for site in loras))

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from minift.data.reading import Layout
 from minift.data.samples import REVIEWS
 from minift.errors import UserError
 from minift.finetuned import FineTuned, assemble, logits_of
-from minift.methods.surgery import merge, plain
+from minift.methods.surgery import merge, plain, unmerge
 from minift.pretrained import Checkpoint
 
 ROWS = 64
@@ -32,21 +33,26 @@ def merge_run(checkpoint: Checkpoint) -> tuple[Checkpoint, Report]:
 
     The logits are compared in float32, on 64 rows of the training file, drawn with a fixed seed, where that file is still there.
     """
-    settings = checkpoint.settings | {"precision": "float32"}
-    tuned = assemble(replace(checkpoint, settings=settings), "cpu")
+    tuned = assemble(replace(checkpoint, settings=checkpoint.settings | {"precision": "float32"}), "cpu")
     body = tuned.model.body
-    rows, said = training_rows(tuned)
-    before = None if rows is None else logits(tuned, rows)
     try:
         wrapped = merge(body)
     except ValueError as error:
         raise UserError(f"{checkpoint.method}: {error}") from None
-    weights = {
-        name: (body.get_submodule(name).weight - plain(wrapper).weight).abs().max().item() for name, wrapper in wrapped.items()
-    }
-    change = None if rows is None else (logits(tuned, rows) - before).abs().max().item()
-    whole = replace(checkpoint, tensors=body.state_dict(), grafts={}, origin=None, method=None, delta=False)
-    return whole, Report(weights, change, said)
+    state = body.state_dict()
+    weights = {name: change(body.get_submodule(name), plain(wrapper)) for name, wrapper in wrapped.items()}
+    rows, said = training_rows(tuned)
+    if rows is not None:
+        merged = logits(tuned, rows)
+        unmerge(body, wrapped)
+        largest = (logits(tuned, rows) - merged).abs().max().item()
+    whole = replace(checkpoint, tensors=state, grafts={}, origin=None, method=None, delta=False)
+    return whole, Report(weights, None if rows is None else largest, said)
+
+
+def change(merged: nn.Module, layer: nn.Module) -> float:
+    """The largest change of a weight or a bias."""
+    return max((p - q).abs().max().item() for p, q in zip(merged.parameters(), layer.parameters(), strict=True))
 
 
 def logits(tuned: FineTuned, rows):

@@ -11,7 +11,9 @@ found by name and known by the sha256 of its model.safetensors.
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, field
+import re
+import typing
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -29,6 +31,8 @@ from minift.models.resnet import DEPTHS
 LAYOUT = 1
 HEAD = "head."
 CHECKOUT = Path(__file__).parent.parent
+ELSEWHERE = ("tensors", "tokenizer", "head", "grafts", "origin")  # fields of Checkpoint that do not stand in config.json
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 @dataclass
@@ -104,15 +108,20 @@ def untrained(name: str) -> Checkpoint | None:
     return Checkpoint("resnet", {"depths": DEPTHS[name]}, {}, None, f"{name} without weights", preprocessing=preprocessing)
 
 
+def short_name(name: str) -> str:
+    """The last part of a path, of this system or another, or of a hub id."""
+    return re.split(r"[\\/]", name.rstrip("\\/"))[-1]
+
+
 def places(name: str) -> list[Path]:
     """Where a converted checkpoint of this name may lie."""
-    short = name.rstrip("/").split("/")[-1]
+    short = short_name(name)
     return [Path(name), weights_directory() / short, CHECKOUT / "weights" / short, Path(__file__).parent / "weights" / short]
 
 
 def find(name: str) -> Path:
     """Where --model NAME lies: a directory; else $MINIFT_WEIGHTS/NAME; else weights/NAME of the checkout, or of the package."""
-    short = name.rstrip("/").split("/")[-1]
+    short = short_name(name)
     for place in places(name):
         if is_converted(place / "model"):  # a run
             return place / "model"
@@ -135,7 +144,7 @@ def is_converted(directory: Path) -> bool:
     """Whether this is a converted checkpoint or a run's model/."""
     try:
         return "minift" in json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         return False
 
 
@@ -145,6 +154,8 @@ def read_config(directory: Path) -> dict:
     if not path.is_file():
         raise UserError(f"{directory}: there is no config.json, so this is neither a converted checkpoint nor a run")
     config = read_json(path)
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: no JSON object, so this is neither a converted checkpoint nor a run")
     if "flags" in config:
         raise UserError(f"{directory}: this run was stopped before its first epoch was over, so no model was saved")
     if "minift" not in config:
@@ -178,7 +189,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """A safetensors file that others may read too: the library makes it for its owner alone."""
-    save_file(tensors, path, metadata={"format": "pt"})
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
     path.chmod(0o644)
 
 
@@ -198,17 +209,26 @@ def read(directory: Path, base: Checkpoint | None = None) -> Checkpoint:
     base: what the run's delta belongs to, where that has been read already; None: it is looked for.
     """
     config = read_config(directory)
+    check_config(directory / "config.json", config)
     file = directory / "model.safetensors"
     tensors = read_tensors(file)
     head = {name.removeprefix(HEAD): tensors.pop(name) for name in list(tensors) if name.startswith(HEAD)}
     described = {key: value for key, value in config.items() if key != "minift"}
     checkpoint = Checkpoint(tensors=tensors, head=head, tokenizer=None, **described)
-    body = checkpoint.empty_body(checkpoint.task["pool"] if checkpoint.task else checkpoint.own_pool)
-    plain = body.state_dict().keys()
-    if checkpoint.method:
-        adapt(body, checkpoint.method)
+    try:
+        body = checkpoint.empty_body(checkpoint.task["pool"] if checkpoint.task else checkpoint.own_pool)
+        plain = body.state_dict().keys()
+        if checkpoint.method:
+            adapt(body, checkpoint.method)
+    except (UserError, TypeError, ValueError) as error:
+        raise UserError(f"{directory / 'config.json'}: {error}") from None
     expected = delta(body) if checkpoint.delta else {plain_name(name): tensor for name, tensor in body.state_dict().items()}
     check_shapes(file, tensors, expected)
+    if checkpoint.task:
+        classes = len(checkpoint.task["labels"])
+        layer = nn.Linear(checkpoint.width, classes, device="meta").state_dict()
+        named = [{HEAD + name: tensor for name, tensor in part.items()} for part in (head, layer)]
+        check_shapes(file, *named, f"the {classes} labels of config.json")
     checkpoint.grafts = {name: tensors.pop(name) for name in list(tensors) if name not in plain}
     if checkpoint.delta:
         checkpoint.origin = base or read_base(directory, checkpoint)
@@ -219,9 +239,34 @@ def read(directory: Path, base: Checkpoint | None = None) -> Checkpoint:
     return checkpoint
 
 
+def check_config(path: Path, config: dict) -> None:
+    """What a config.json holds is of the types that Checkpoint has, and complete. The file may have been edited by hand."""
+    types = typing.get_type_hints(Checkpoint)
+    stored = {f.name for f in fields(Checkpoint)} - set(ELSEWHERE)
+    wanted = {"architecture", "config", "source"}
+    wanted |= {"base", "base_name", "method"} if config.get("delta") else set()
+    for name in sorted(config.keys() - stored - {"minift"}):
+        raise UserError(f"{path}: {name} is no field of a checkpoint; known are {', '.join(sorted(stored))}")
+    for name in sorted(stored & config.keys() | wanted):
+        if not isinstance(config.get(name), types[name]) or (name in wanted and config[name] is None):
+            raise UserError(
+                f"{path}: {name} is {config.get(name)!r}, and not what a checkpoint has there; convert or train it again"
+            )
+    if (task := config.get("task")) is None:
+        return
+    labels = task.get("labels")
+    named = isinstance(labels, list) and all(isinstance(label, str) for label in labels) and len({*labels}) == len(labels)
+    if task.keys() != {"name", "labels", "pool"} or task["pool"] not in ("cls", "mean") or not named:
+        raise UserError(f"{path}: task is {task!r}; a name, different labels, and pool cls or mean are wanted")
+    settings = config.get("settings") or {}
+    if not isinstance(settings.get("batch_size"), int) or settings.get("precision", "float32") not in PRECISIONS:
+        raise UserError(f"{path}: settings are {settings!r}; a batch_size and a precision of {', '.join(PRECISIONS)} are wanted")
+
+
 def read_base(directory: Path, run: Checkpoint) -> Checkpoint:
     """What the delta of a run belongs to: looked for by the name that the run knows it by, known by its bits."""
-    found = [place for name in places(run.base_name) for place in (name / "model", name) if is_converted(place)]
+    found = [place for name in places(run.base_name) for place in (name / "model", name)]
+    found = [place for place in found if is_converted(place) and (place / "model.safetensors").is_file()]
     for place in found:
         if sha256(place / "model.safetensors") == run.base:
             return read(place)
@@ -247,8 +292,7 @@ def check_shapes(where: Path, tensors: dict[str, Tensor], expected: dict[str, Te
 
 def write(directory: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint beside `directory`, then put it in its place: a crash leaves every file whole, old or new."""
-    elsewhere = ("tensors", "tokenizer", "head", "grafts", "origin")
-    config = {key: value for key, value in vars(checkpoint).items() if key not in elsewhere}
+    config = {key: value for key, value in vars(checkpoint).items() if key not in ELSEWHERE}
     known = checkpoint.origin.tensors if checkpoint.delta and checkpoint.origin else {}  # stands in the base
     own = {name: tensor for name, tensor in checkpoint.tensors.items() if tensor is not known.get(name)}
     tensors = own | checkpoint.grafts | {HEAD + name: tensor for name, tensor in checkpoint.head.items()}

@@ -44,7 +44,7 @@ class Run:
     def save(self, model: nn.Module) -> None:
         tensors, head = plain_state(model.body), model.head.state_dict()
         tensors = tensors if self.saved is None else {name: tensors[name] for name in self.saved}
-        tensors, head = ({name: t.detach().cpu().contiguous() for name, t in part.items()} for part in (tensors, head))
+        tensors, head = ({name: t.detach().cpu() for name, t in part.items()} for part in (tensors, head))
         write(self.directory / "model", replace(self.template, tensors=tensors, head=head))
 
     def restore(self, model: nn.Module) -> None:
@@ -69,6 +69,7 @@ def choose_directory(out: str | None, data: Path, model: str, method: str) -> Pa
         return directory
     stem = data.parent.resolve().name if data.stem.lower().startswith("train") else data.stem
     name = re.sub(r"[^\w.=-]+", "-", f"{stem}-{Path(model).name}-{method}")  # a colon is no letter of a name on Windows
+    name = name[:100]
     directory, number = Path("runs") / name, 1
     while directory.exists():
         number += 1

@@ -6,6 +6,8 @@ from functools import partial
 
 from minift.errors import UserError, look_up
 
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", tuple: "numbers joined by /"}
+
 
 def parse(spec: str, table: dict[str, str], flag: str) -> Callable:
     """The function that `table` names, with the options of `spec` bound.
@@ -19,13 +21,17 @@ def parse(spec: str, table: dict[str, str], flag: str) -> Callable:
     options = {}
     for part in filter(None, rest.split(",")):
         option, equals, value = part.partition("=")
+        if option in options:
+            raise UserError(f"{flag} {spec}: {option} is given twice")
         if option not in known or not equals:
             listed = ", ".join(f"{key}={as_option(default)}" for key, default in known.items()) or "none"
-            raise UserError(f"{flag} {spec}: {part!r} is no option of {name}; options, with their defaults: {listed}")
+            raise UserError(
+                f"{flag} {spec}: {part!r} is no option of {name} (a value holds no comma); options, with their defaults: {listed}"
+            )
         try:
             options[option] = convert(value, type(known[option]))
         except ValueError:
-            raise UserError(f"{flag} {spec}: {option} is a {type(known[option]).__name__}, not {value!r}") from None
+            raise UserError(f"{flag} {spec}: {option} is {KINDS[type(known[option])]}, not {value!r}") from None
     return partial(function, **options)
 
 

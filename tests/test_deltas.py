@@ -5,16 +5,18 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_train import result, run
 from tiny import converted_directory, converted_resnet, photographs, tiny_body
 
 import convert
 import minift
 import train
+from minift.adapting import adapt
 from minift.errors import UserError
 from minift.finetuned import logits_of
 from minift.methods.surgery import delta
-from minift.pretrained import read, read_tensors
+from minift.pretrained import places, read, read_tensors, write
 
 TEXTS = ["the film was very good", "a bad slow book", "never a good hotel ."]
 
@@ -33,9 +35,11 @@ def test_a_run_saves_what_trained_and_predicts_with_it(tmp_path, base, method):
     directory = run(tmp_path, base, method=method, test=tmp_path / "rows.csv")
     tuned = minift.load(directory)
     body = tuned.model.body
-    own = {*delta(body), "head.weight", "head.bias"} if read(directory / "model").grafts else None
+    operated = tiny_body()
+    adapt(operated, method)
     saved = names_saved(directory)
-    assert own is None or saved == own
+    assert saved == {*delta(operated), "head.weight", "head.bias"}
+    assert body.state_dict().keys() == operated.state_dict().keys()
     assert not any("base" in name.split(".") for name in saved)
     assert not (directory / "model" / "tokenizer.json").exists()
     trained = sum(read_tensors(directory / "model" / "model.safetensors")[name].numel() for name in saved)
@@ -80,6 +84,7 @@ def test_another_base_and_a_missing_one_are_refused(tmp_path, base, monkeypatch)
     expected = minift.load(directory).predict(TEXTS)
     moved = tmp_path / "elsewhere" / "base"
     moved.parent.mkdir()
+    assert [place.name for place in places(r"C:\models\base")][1:] == ["base"] * 3
     base.rename(moved)
     refused(lambda: minift.load(directory), "lora:rank=2", str(base), "that is not there", "MINIFT_WEIGHTS")
     monkeypatch.setenv("MINIFT_WEIGHTS", str(moved.parent))
@@ -96,6 +101,59 @@ def test_what_is_saved_is_checked(tmp_path, base):
     refused(lambda: read(directory), "layers.0.attention.query.A", "(2, 16)")
     (directory / "config.json").write_text(json.dumps(config | {"method": "bitfit"}))
     refused(lambda: read(directory), "do not fit config.json")
+
+
+def edited(directory, **changes):
+    path = directory / "model" / "config.json"
+    original = path.read_text()
+    config = json.loads(original)
+    for key, value in changes.items():
+        config.pop(key) if value is ... else config.update({key: value})
+    path.write_text(json.dumps(config))
+    return lambda: path.write_text(original)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("config", ...),
+        ("config", {"hidden_size": 16, "stranger": 1}),
+        ("architecture", "resnet"),
+        ("architecture", None),
+        ("base", None),
+        ("base_name", 5),
+        ("method", "nothing"),
+        ("method", 5),
+        ("task", {}),
+        ("task", {"name": "text-classification", "labels": ["a", "b"], "pool": "x"}),
+        ("task", {"name": "text-classification", "labels": ["a", "a"], "pool": "cls"}),
+        ("task", {"name": "text-classification", "labels": ["a", "b", "c"], "pool": "cls"}),
+        ("settings", None),
+        ("settings", {"batch_size": 8, "precision": "foo"}),
+        ("stranger", 1),
+    ],
+)
+def test_a_config_that_was_edited_by_hand_is_one_line(tmp_path, run_of_lora, key, value):
+    restore = edited(run_of_lora, **{key: value})
+    try:
+        refused(lambda: minift.load(run_of_lora), "model")
+    finally:
+        restore()
+
+
+@pytest.fixture(scope="module")
+def run_of_lora(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("once")
+    return run(directory, converted_directory(directory / "base"), method="lora:rank=2")
+
+
+def test_a_head_that_is_not_the_labels_is_one_line(tmp_path, run_of_lora):
+    file = run_of_lora / "model" / "model.safetensors"
+    before, tensors = file.read_bytes(), read_tensors(file)
+    for changed in ({"head.weight": tensors["head.weight"][:1]}, {"head.foo": tensors["head.bias"].clone()}):
+        save_file(tensors | changed, file)
+        refused(lambda: minift.load(run_of_lora), "head.", "labels")
+    file.write_bytes(before)
 
 
 def test_the_best_epoch_comes_back_although_unfreezing_has_switched_stages_off(tmp_path, base):
@@ -117,8 +175,8 @@ def test_batch_norms_that_moved_are_saved_and_the_others_are_not(tmp_path):
 
 
 def test_positions_that_a_method_takes_are_counted(tmp_path, base):
-    refused(lambda: run(tmp_path, base, method="prompt:length=35"), "--max-length 40", "5 are left")
-    refused(lambda: run(tmp_path, base, method="prefix:length=35,shift=True"), "5 are left")
+    refused(lambda: run(tmp_path, base, method="prompt:length=35"), "--max-length 40", "give 5 or less")
+    refused(lambda: run(tmp_path, base, method="prefix:length=35,shift=True"), "give 5 or less")
     run(tmp_path, base, "short", method="prompt:length=20", max_length=20, epochs=1)
 
 
@@ -131,7 +189,16 @@ def test_positions_that_a_method_takes_are_counted(tmp_path, base):
         ("lora+dora", "put dora first"),
         ("dora+lora", "already"),
         ("lora+nothing", "is not known"),
+        ("lora+", "'' is not known"),
+        ("lora+probe", "leave it out"),
+        ("lora:rank=4,rank=8", "given twice"),
+        ("lora:sites=query,value", "no comma"),
+        ("lora:sites=query/", "before and behind every /"),
+        ("lora:rank=100000000000", "65,536"),
+        ("houlsby:size=4,reduction=2", "size=4"),
+        ("pfeiffer:reduction=nan", "reduction=nan"),
         ("prefix:length=0", "length=0"),
+        ("prefix:std=inf", "std=inf"),
         ("lora:sites=attention_norm", "LayerNorm"),
     ],
 )
@@ -164,6 +231,21 @@ def test_attaching_is_refused_for_another_base_and_for_whole_models(tmp_path, ba
     refused(lambda: minift.load(first).attach(other, "x"), "belongs to", "base2")
     refused(lambda: minift.load(first).attach(full, "x"), "whole model")
     refused(lambda: minift.load(full).attach(first, "x"), "whole model")
+
+
+def test_names_and_weights_that_cannot_be_are_refused(tmp_path, base):
+    first = run(tmp_path, base, "first", method="lora:rank=2")
+    tuned = minift.load(first)
+    tuned.attach(first, "a")
+    for name in ("a", None, "", 5):
+        refused(lambda name=name: tuned.attach(first, name), "attach", repr(name))
+    refused(lambda: tuned.combine({"a": 1.0}, "a"), "taken")
+    refused(lambda: tuned.combine({"a": float("nan")}), "finite")
+    refused(lambda: tuned.combine({}), "weight")
+    tuned.attach(run(tmp_path, base, "short", method="lora:rank=2", max_length=20), "short")
+    refused(lambda: tuned.combine({"a": 1.0, "short": 1.0}), "max_length 40 and 20")
+    whole = minift.load(run(tmp_path, base, "random", init="random", method="lora:rank=2"))
+    refused(lambda: whole.combine({None: 1.0}), "whole model")
 
 
 def test_combined_loras_are_the_weighted_sum_of_their_changes(tmp_path, base):
@@ -207,9 +289,37 @@ def test_a_merged_run_is_plain_and_computes_the_same(tmp_path, base, method, cap
     run(tmp_path, tmp_path / "plain", "next", epochs=0)
 
 
+@pytest.mark.parametrize("method", ["lora:rank=2", "dora:rank=2,sites=conv1/conv3/shortcut"])
+def test_a_merged_resnet_is_plain_and_computes_the_same(tmp_path, method):
+    photographs(tmp_path / "photos", each=8)
+    base = converted_resnet(tmp_path / "resnet")
+    flags = ["--task", "image-classification", "--train", str(tmp_path / "photos"), "--model", str(base), "--epochs", "2"]
+    train.main([*flags, "--method", method, "--precision", "float32", "--lr", "1e-2", "--out", str(tmp_path / "run")])
+    convert.main([str(tmp_path / "run"), "--to", "minift", "--out", str(tmp_path / "plain")])
+    files = [str(tmp_path / "photos" / name / "0.jpg") for name in ("ants", "bees")]
+    one, other = (
+        logits_of(t.model, t.prepare(t.task.rows(files)), 8, t.precision)
+        for t in (minift.load(tmp_path / "run"), minift.load(tmp_path / "plain"))
+    )
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["lora:rank=2", "bitfit"])
+def test_over_a_base_in_float16_a_run_is_whole_in_float32(tmp_path, base, method):
+    checkpoint = read(base)
+    checkpoint.tensors = {name: tensor.half() for name, tensor in checkpoint.tensors.items()}
+    write(tmp_path / "half", checkpoint)
+    directory = run(tmp_path, tmp_path / "half", method=method)
+    convert.main([str(directory), "--to", "minift", "--out", str(tmp_path / "plain")])
+    assert {t.dtype for t in read_tensors(tmp_path / "plain" / "model.safetensors").values()} == {torch.float32}
+    found = [row["score"] for row in minift.load(tmp_path / "plain").predict(TEXTS)]
+    assert found == pytest.approx([row["score"] for row in minift.load(directory).predict(TEXTS)], abs=1e-5)
+
+
 def test_what_cannot_be_merged_says_why_and_a_run_of_it_is_no_model_to_start_from(tmp_path, base):
     directory = run(tmp_path, base, method="houlsby:size=2")
     refused(lambda: convert.main([str(directory), "--to", "hf", "--out", str(tmp_path / "hf")]), "houlsby", "not linear")
+    refused(lambda: convert.main([str(directory), "--to", "minift", "--check", "--out", str(tmp_path / "hf")]), "--check")
     assert not (tmp_path / "hf").exists()
     refused(lambda: run(tmp_path, directory, "next"), "houlsby:size=2", "merge")
 

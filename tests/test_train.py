@@ -245,7 +245,7 @@ WRONG = {
         "known are constant, linear, cosine, polynomial, inverse-sqrt, slanted-triangular",
     ),
     "no such option of a schedule": ({"schedule": "cosine:power=2"}, "'power=2' is no option of cosine"),
-    "a word for a number": ({"schedule": "polynomial:power=two"}, "power is a float, not 'two'"),
+    "a word for a number": ({"schedule": "polynomial:power=two"}, "power is a number, not 'two'"),
     "two warm-ups": ({"schedule": "slanted-triangular", "warmup": 0.3}, "a rise of its own"),
     "patience without validation": ({"patience": 2, "valid": "none"}, "--patience with --valid none"),
     "a decay that grows": ({"layer_decay": 1.5}, "--layer-decay 1.5"),

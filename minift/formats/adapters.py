@@ -4,6 +4,7 @@ adapter_config.json     what the bottlenecks are, and of which model
 pytorch_adapter.bin     their tensors; the library may write adapter.safetensors in its place, which is read first
 head_config.json        the head, where there is one, and its labels
 pytorch_model_head.bin  its tensors; or model_head.safetensors
+minift.json             of a run: what the library has no place for; see bases.py
 
 What is written here goes onto the base that the run started from, in either of two ways, with the same logits:
 
@@ -29,13 +30,13 @@ from torch import Tensor
 
 from minift.adapting import adapt, parse_methods
 from minift.errors import UserError, look_up
-from minift.formats.bases import find_base, over, usual_settings
+from minift.formats.bases import find_base, over, read_object, source_of_base, write_beside
 from minift.formats.huggingface import read_bin, untied
 from minift.methods import houlsby, pfeiffer
 from minift.methods.surgery import delta
 from minift.models import MODELS
 from minift.models.bert import BertConfig
-from minift.pretrained import Checkpoint, check_shapes, read_json, read_tensors, write_json
+from minift.pretrained import Checkpoint, check_shapes, read_tensors, write_json
 from minift.specs import options_of
 
 LAYOUT = "adapters.1.3.0"  # whose layout this is; in a file that does not say so the library takes gelu for the approximate one
@@ -130,7 +131,8 @@ def write_run(directory: Path, run: Checkpoint) -> None:
     if run.task is None or not run.delta:
         raise UserError(f"{run.source}: --to adapters is for a run of houlsby or pfeiffer that started from a converted model")
     config = look_up(MODELS, run.architecture, "architecture").Config(**run.config)
-    write(directory, run.method, config, run.grafts, run.head, run.task["labels"], run.task["pool"], run.origin.source)
+    write(directory, run.method, config, run.grafts, run.head, run.task["labels"], run.task["pool"], source_of_base(run) or "")
+    write_beside(directory, run)
 
 
 def bottlenecks(method: str, config: BertConfig) -> tuple[Kind, int, str]:
@@ -234,22 +236,11 @@ def read_run(directory: Path, base_name: str | None) -> Checkpoint:
     method, grafts, head, labels, recorded = read(directory)
     if not head:
         raise UserError(f"{directory}: there is no head in it, so nothing could be predicted; save it with its head")
-    base, name = find_base(directory / "adapter_config.json", base_name or recorded)
+    base, name = find_base(directory, base_name, recorded)
     body = base.empty_body()
     adapt(body, method)
     check_shapes(directory, grafts, delta(body), f"the base {name}")
-    labels = labels or [f"LABEL_{i}" for i in range(len(head["weight"]))]
-    return over(base, name, method, grafts, head, labels, usual_settings(base, 0))
-
-
-def read_object(path: Path) -> dict:
-    """A JSON file that holds an object."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file, so this is no directory of the adapters library")
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not a JSON object")
-    return content
+    return over(base, name, method, grafts, head, directory, labels)
 
 
 def read_either(directory: Path, files: tuple[str, str]) -> tuple[Path, dict[str, Tensor]]:

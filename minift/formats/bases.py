@@ -1,41 +1,94 @@
-"""The base of a run that comes from another library: found among the converted models, and put under what was read."""
+"""What a run of another library lacks to be one of minift's: its base, found among the converted models, labels and settings.
+
+minift.json   beside the library's own files, which pass it over: labels, sha256 and name of the base, how the run read its data
+"""
 
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from torch import Tensor
 
-from minift.data.reading import Layout
+from minift.data.reading import LAYOUT_FLAGS, Layout
 from minift.errors import UserError
 from minift.formats.huggingface import FAMILIES
-from minift.pretrained import Checkpoint, find, read, sha256
+from minift.pretrained import PRECISIONS, Checkpoint, find, read, read_json, sha256, write_json
 
+BESIDE = "minift.json"
 TASKS = {"bert": "text-classification", "resnet": "image-classification"}
 
 
-def find_base(file: Path, name: str | None) -> tuple[Checkpoint, str]:
+# ---- out ----
+
+
+def write_beside(directory: Path, run: Checkpoint) -> None:
+    said = {"labels": run.task["labels"], "settings": run.settings, "base": run.base, "base_name": run.base_name}
+    write_json(directory / BESIDE, said)
+
+
+def source_of_base(run: Checkpoint) -> str | None:
+    """By which transformers knows the base; None where that is itself a run."""
+    return run.origin.source if run.origin.task is None else None
+
+
+# ---- in ----
+
+
+def read_object(path: Path) -> dict:
+    """A JSON file that holds an object."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file, so this is no directory of peft or of the adapters library")
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return content
+
+
+def read_beside(directory: Path) -> dict:
+    """minift.json; empty where there is none."""
+    return read_object(directory / BESIDE) if (directory / BESIDE).is_file() else {}
+
+
+def find_base(directory: Path, name: str | None, recorded: object) -> tuple[Checkpoint, str]:
     """(the base, whose own field `base` is its sha256, the name by which it is found again)
 
-    file: what records the name, for messages.
+    name: what the user has said; recorded: what the library has, for where neither the user nor minift.json says it.
     """
+    beside = read_beside(directory)
+    name = name or beside.get("base_name") or recorded
     if not name or not isinstance(name, str):
-        raise UserError(f"{file}: its base is recorded as {name!r}; say with --base which converted model it belongs to")
+        raise UserError(f"{directory}: its base is recorded as {name!r}; say with --base which converted model it belongs to")
     try:
         place = find(name)
         base = read(place)
     except UserError as error:
-        raise UserError(f"{file}: its base: {error}; another one is given with --base") from None
+        raise UserError(f"{directory}: its base: {error}; another one is given with --base") from None
     if base.grafts:
         raise UserError(f"{place}: a run of {base.method}, whose layers are no longer plain; name a plain base with --base")
     if FAMILIES[base.architecture].pool == "cls" and base.own_pool is None:
-        raise UserError(f"{file}: the head reads BERT's pooler, and {place} has none; name another base with --base")
-    return replace(base, base=sha256(place / "model.safetensors")), str(Path(name).resolve()) if Path(name).is_dir() else name
+        raise UserError(f"{directory}: the head reads BERT's pooler, and {place} has none; name another base with --base")
+    base = replace(base, base=sha256(place / "model.safetensors"))
+    if beside.get("base", base.base) != base.base:
+        raise UserError(
+            f"{directory / BESIDE}: the base has sha256 {str(beside['base'])[:12]}..., {name} has {base.base[:12]}...; name the "
+            "right one with --base"
+        )
+    return base, str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def over(
-    base: Checkpoint, name: str, method: str, grafts: dict[str, Tensor], head: dict[str, Tensor], labels: list[str], settings: dict
+    base: Checkpoint,
+    name: str,
+    method: str,
+    grafts: dict[str, Tensor],
+    head: dict[str, Tensor],
+    directory: Path,
+    labels: list[str] | None = None,
+    taken: int = 0,
 ) -> Checkpoint:
-    """The run, as pretrained.read gives one. base, name: from find_base."""
+    """The run, as pretrained.read gives one. base, name: from find_base.
+
+    labels: what the library records, for where minift.json says none. taken: positions that the method takes.
+    """
     pool = FAMILIES[base.architecture].pool
     plain = base.empty_body(pool).state_dict().keys()
     return replace(
@@ -45,17 +98,34 @@ def over(
         method=method,
         delta=True,
         recipe=None,
-        task={"name": TASKS[base.architecture], "labels": labels, "pool": pool},
-        settings=settings,
+        task={"name": TASKS[base.architecture], "labels": labels_of(directory, len(head["weight"]), labels), "pool": pool},
+        settings=settings_of(directory, base, taken),
         head=head,
         grafts=grafts,
         origin=base,
     )
 
 
-def usual_settings(base: Checkpoint, taken: int) -> dict:
-    """How data is read and batched where nothing is recorded. taken: positions that the method takes."""
+def labels_of(directory: Path, count: int, recorded: list[str] | None) -> list[str]:
+    beside = read_beside(directory)
+    labels = beside.get("labels") or recorded or [f"LABEL_{i}" for i in range(count)]
+    texts = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    if not texts or len({*labels}) != count or len(labels) != count:
+        where = directory / BESIDE if "labels" in beside else directory
+        raise UserError(f"{where}: labels {str(labels)[:60]} are no {count} different names, one for each row of the head")
+    return labels
+
+
+def settings_of(directory: Path, base: Checkpoint, taken: int) -> dict:
+    """How data is read and batched: as the run did, or as usual."""
     usual = {"batch_size": 32, "precision": "float32", "frozen": 0, "layout": asdict(Layout())}
-    if base.tokenizer is None:
-        return usual
-    return usual | {"max_length": min(128, base.config["max_position_embeddings"] - taken), "pairs": False}
+    if base.tokenizer is not None:
+        usual |= {"max_length": min(128, base.config["max_position_embeddings"] - taken), "pairs": False}
+    said, file = read_beside(directory).get("settings", {}), directory / BESIDE
+    if not isinstance(said, dict) or not all(type(value) is type(usual.get(field)) for field, value in said.items()):
+        raise UserError(f"{file}: settings {str(said)[:60]} are none of a run's; delete the file to go on without its labels")
+    if strange := said.get("layout", {}).keys() - set(LAYOUT_FLAGS):
+        raise UserError(f"{file}: layout has {min(strange)}, which is none of its flags")
+    if said.get("precision", "float32") not in PRECISIONS:
+        raise UserError(f"{file}: precision {said['precision']!r} is none of {', '.join(PRECISIONS)}")
+    return usual | said

@@ -25,26 +25,22 @@ import torch
 from torch import Tensor, nn
 
 from minift.adapting import adapt, parse_methods
-from minift.data.reading import LAYOUT_FLAGS
 from minift.errors import UserError
-from minift.formats.bases import find_base, over, usual_settings
+from minift.formats.bases import find_base, over, read_object, source_of_base, write_beside
 from minift.formats.huggingface import FAMILIES, Family, look_up_module, read_bin
+from minift.methods import dora, ia3, lora, prefix
 from minift.methods.prefix import Prefixed
 from minift.methods.prompt import Prompt
 from minift.methods.surgery import delta, lengthened, plain, plain_modules, wrappers
-from minift.pretrained import Checkpoint, check_shapes, read_json, read_tensors, write_json, write_tensors
+from minift.pretrained import Checkpoint, check_shapes, read_tensors, write_json, write_tensors
 from minift.specs import options_of
 
-CONFIG, BESIDE = "adapter_config.json", "minift.json"
+CONFIG = "adapter_config.json"
 WEIGHTS = {"adapter_model.safetensors": read_tensors, "adapter_model.bin": read_bin}
 PEFT_TYPES = {"lora": "LORA", "dora": "LORA", "ia3": "IA3", "prefix": "PREFIX_TUNING", "prompt": "PROMPT_TUNING"}
 VIRTUAL = ("PREFIX_TUNING", "PROMPT_TUNING")
-PROMPTS = "prompt_embeddings"  # their one tensor
 
-# Parameter of a wrapper -> its name in peft's layer; of an Embedding's other ones
-LEAVES = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector", "scale": "ia3_l"}
-EMBEDDING_LEAVES = {"A": "lora_embedding_A", "B": "lora_embedding_B"}
-
+LEAVES = lora.PEFT_NAMES | dora.PEFT_NAMES | ia3.PEFT_NAMES
 
 # peft's task_types that are read; the first is written
 TASK_TYPES = {"bert": ("SEQ_CLS", None), "resnet": (None,)}
@@ -116,15 +112,14 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
     common = {
         "peft_type": PEFT_TYPES[name],
         "task_type": TASK_TYPES[checkpoint.architecture][0],
-        "base_model_name_or_path": checkpoint.origin.source if checkpoint.origin.task is None else None,  # transformers' own
+        "base_model_name_or_path": source_of_base(checkpoint),
         "inference_mode": True,
         "modules_to_save": ["classifier"],
     }
     directory.mkdir(parents=True, exist_ok=True)
-    write_tensors(directory / next(iter(WEIGHTS)), {theirs: tensor.detach().contiguous() for theirs, tensor in tensors.items()})
+    write_tensors(directory / next(iter(WEIGHTS)), {theirs: tensor.detach() for theirs, tensor in tensors.items()})
     write_json(directory / CONFIG, common | config)
-    beside = {"labels": checkpoint.task["labels"], "settings": checkpoint.settings}
-    write_json(directory / BESIDE, beside | {"base": checkpoint.base, "base_name": checkpoint.base_name})
+    write_beside(directory, checkpoint)
 
 
 def writable(checkpoint: Checkpoint) -> tuple[str, dict]:
@@ -178,7 +173,8 @@ def virtual_tokens(body: nn.Module, options: dict) -> tuple[dict, dict[str, Tens
         config |= {"prefix_projection": options["mlp"] > 0, "encoder_hidden_size": options["mlp"] or body.config.width}
     else:
         config["prompt_tuning_init"] = "RANDOM"
-    return config, {PROMPTS: torch.cat(prefixes or prompts, 1)}  # L times (P, 2D) -> (P, L 2D): K of layer 0, V of layer 0, ...
+    flat = torch.cat(prefixes or prompts, 1)  # L times (P, 2D) -> (P, L 2D): K of layer 0, V of layer 0, ...
+    return config, {prefix.PEFT_NAME: flat}
 
 
 # ---- names and shapes ----
@@ -198,7 +194,7 @@ def parameters(body: nn.Module, family: Family) -> Iterator[tuple[str, str, tupl
     """(name here, name there, shape there) of all that lora, dora or ia3 has added."""
     for site, wrapper in wrappers(body).items():
         layer = plain(wrapper)
-        leaves = EMBEDDING_LEAVES if isinstance(layer, nn.Embedding) else LEAVES
+        leaves = lora.PEFT_NAMES_OF_EMBEDDING if isinstance(layer, nn.Embedding) else LEAVES
         for leaf, tensor in wrapper.named_parameters(recurse=False):
             shape = tuple(tensor.shape)
             if leaf == "m" and isinstance(layer, nn.Conv2d):
@@ -218,16 +214,10 @@ def read(directory: Path, base_name: str | None) -> Checkpoint:
     """
     file = directory / CONFIG
     config = read_object(file)
-    beside = read_object(directory / BESIDE) if (directory / BESIDE).is_file() else {}
     peft_type = str(config.get("peft_type"))
     if peft_type not in READ:
         raise UserError(f"{file}: peft_type is {peft_type!r}; minift reads {', '.join(READ)}")
-    base, name = find_base(file, base_name or beside.get("base_name") or config.get("base_model_name_or_path"))
-    if beside.get("base", base.base) != base.base:
-        raise UserError(
-            f"{directory / BESIDE}: the base has sha256 {str(beside['base'])[:12]}..., {name} has {base.base[:12]}...; name the "
-            "right one with --base"
-        )
+    base, name = find_base(directory, base_name, config.get("base_model_name_or_path"))
     family = FAMILIES[base.architecture]
     body = base.empty_body(family.pool)
     fields = checked(file, config, body, TASK_TYPES[base.architecture])
@@ -242,18 +232,7 @@ def read(directory: Path, base_name: str | None) -> Checkpoint:
     path, tensors = read_weights(directory)
     head = read_head(path, tensors, root_of(peft_type) + family.head, base.width)
     grafts = read_grafts(path, tensors, body, family, peft_type, f"{CONFIG} and the base {name}")
-    labels = labels_of(directory / BESIDE, beside, len(head["weight"]))
-    return over(base, name, method, grafts, head, labels, settings_of(directory / BESIDE, beside, base, lengthened(body)))
-
-
-def read_object(path: Path) -> dict:
-    """A JSON file that holds an object."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file, so this is no directory of peft's")
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not a JSON object")
-    return content
+    return over(base, name, method, grafts, head, directory, taken=lengthened(body))
 
 
 def checked(file: Path, config: dict, body: nn.Module, task_types: tuple[str | None, ...]) -> dict:
@@ -403,30 +382,9 @@ def read_grafts(
     """peft's tensors under minift's names and in minift's shapes. body: after the method, on any device."""
     own = delta(body)
     if peft_type in VIRTUAL:
-        check_shapes(path, tensors, {PROMPTS: torch.cat(list(own.values()), 1)}, wanted_by)
-        parts = tensors[PROMPTS].chunk(len(own), 1)
+        check_shapes(path, tensors, {prefix.PEFT_NAME: torch.cat(list(own.values()), 1)}, wanted_by)
+        parts = tensors[prefix.PEFT_NAME].chunk(len(own), 1)
         return {ours: part.contiguous() for ours, part in zip(own, parts, strict=True)}
     rows = list(parameters(body, family))
     check_shapes(path, tensors, {theirs: torch.empty(shape, device="meta") for _, theirs, shape in rows}, wanted_by)
     return {ours: tensors[theirs].reshape(own[ours].shape) for ours, theirs, _ in rows}
-
-
-# ---- in: minift.json ----
-
-
-def labels_of(file: Path, beside: dict, count: int) -> list[str]:
-    labels = beside.get("labels", [f"LABEL_{i}" for i in range(count)])
-    texts = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
-    if not texts or len({*labels}) != count or len(labels) != count:
-        raise UserError(f"{file}: labels {shortened(labels)} are no {count} different names, one for each row of the head")
-    return labels
-
-
-def settings_of(file: Path, beside: dict, base: Checkpoint, taken: int) -> dict:
-    """How data is read and batched: as the run did, or as usual. taken: positions that the method takes."""
-    usual, said = usual_settings(base, taken), beside.get("settings", {})
-    if not isinstance(said, dict) or not all(type(value) is type(usual.get(field)) for field, value in said.items()):
-        raise UserError(f"{file}: settings {shortened(said)} are none of a run's; delete the file to go on without its labels")
-    if strange := said.get("layout", {}).keys() - set(LAYOUT_FLAGS):
-        raise UserError(f"{file}: layout has {min(strange)}, which is none of its flags")
-    return usual | said

@@ -1,4 +1,7 @@
-"""Ways to fine-tune by name; each file says what it trains, with which learning rate and for how many epochs by default."""
+"""Ways to fine-tune by name. Each file says what it trains, with which rate (`lr`) and for how many epochs (`EPOCHS`) by default.
+
+STARTS_AS_PRETRAINED: whether the model computes at the start what the pretrained one does. tests/contract/ holds a method to it.
+"""
 
 METHODS = {
     "full": "minift.methods.full:full",

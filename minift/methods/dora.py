@@ -23,6 +23,7 @@ from minift.methods.surgery import Wrapper, find, wrap
 EPOCHS = 10
 SITES = ("query/value", "conv2")
 STARTS_AS_PRETRAINED = True
+PEFT_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"}
 
 
 def lr(optimizer: str, width: int) -> float:
@@ -36,7 +37,7 @@ class DoRA(LoRA):
     def __init__(self, base: nn.Module, rank: int, scale: float, dropout: float):
         if not isinstance(base, nn.Linear | nn.Conv2d):
             wrapped = ", which wraps one: put dora first, or at other sites" if isinstance(base, Wrapper) else ""
-            raise ValueError(f"sites: DoRA splits the weight of a plain Linear or Conv2d, not of {type(base).__name__}{wrapped}")
+            raise ValueError(f"DoRA splits the weight of a plain Linear or Conv2d, not of {type(base).__name__}{wrapped}")
         super().__init__(base, rank, scale, dropout)
         self.m = nn.Parameter(rows_norm(base.weight.detach()))
 

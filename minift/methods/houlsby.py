@@ -11,6 +11,8 @@ Axes: B batch, S sequence, D width, C channels, Y height, X width of the map, M 
 Proved by tests/reference/test_houlsby.py: adapters' outputs and gradients, float64, 1e-10.
 """
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,6 +21,7 @@ from minift.methods.surgery import Wrapper, find, thaw, wrap
 EPOCHS = 10
 SITES = ("attention_branch/feed_forward_branch", "branch")
 STARTS_AS_PRETRAINED = True
+REDUCTION = 16.0
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "swish": F.silu, "tanh": F.tanh}
 STARTS = {"identity": (0.02, 0.0), "houlsby": (0.01, 0.01), "bert": (0.02, 0.02)}  # deviations of W_down and W_up
 
@@ -79,15 +82,21 @@ def size_of(width: int, size: int, reduction: float) -> int:
 
 def check(size: int, reduction: float, activation: str, init: str) -> None:
     """Raises ValueError for a value that no bottleneck could have."""
-    if size < 0 or reduction <= 0:
-        raise ValueError(f"size={size}, reduction={reduction:g}: a size of 1 or more, or a reduction above 0, is wanted")
+    if not (0 <= size <= 65_536 and 0.01 <= reduction < math.inf) or (size and reduction != REDUCTION):
+        raise ValueError(f"size={size}, reduction={reduction:g}: a size of 1 to 65,536, or a reduction of 0.01 or more, is wanted")
     for option, value, known in (("activation", activation, ACTIVATIONS), ("init", init, STARTS)):
         if value not in known:
             raise ValueError(f"{option}={value}: known are {', '.join(known)}")
 
 
 def houlsby(
-    body: nn.Module, *, reduction: float = 16.0, size: int = 0, activation: str = "gelu", init: str = "identity", norms: bool = True
+    body: nn.Module,
+    *,
+    reduction: float = REDUCTION,
+    size: int = 0,
+    activation: str = "gelu",
+    init: str = "identity",
+    norms: bool = True,
 ) -> None:
     """A bottleneck behind each sub-layer, and the LayerNorms; not mergeable.
 

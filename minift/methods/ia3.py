@@ -20,6 +20,7 @@ PAPER = "key/value/feed_forward_output"
 PEFT = f"{PAPER}/attention_output"
 INPUTS = "feed_forward_output/attention_output"  # what is scaled where it takes in, not where it gives out
 STARTS_AS_PRETRAINED = True
+PEFT_NAMES = {"scale": "ia3_l"}
 
 
 def lr(optimizer: str, width: int) -> float:
@@ -33,7 +34,7 @@ class IA3(Wrapper):
     def __init__(self, base: nn.Module, inputs: bool):
         super().__init__(base)
         if not isinstance(plain(base), nn.Linear):
-            raise ValueError(f"sites: {type(plain(base)).__name__} is no Linear")
+            raise ValueError(f"{type(plain(base)).__name__} is no Linear")
         self.inputs = inputs
         W = plain(base).weight
         self.scale = nn.Parameter(torch.ones(W.shape[1 if inputs else 0], dtype=W.dtype, device=W.device))
@@ -54,6 +55,6 @@ def ia3(body: nn.Module, *, sites: str = "") -> None:
     sites: `peft` adds the attention's output. Others by role or regular expression: the feed-forward and attention outputs are
     scaled where they take in, all others where they give out.
     """
-    at_inputs = find(body, "", (INPUTS,))
-    for name, layer in find(body, {"": PAPER, "peft": PEFT}.get(sites, sites)).items():
-        wrap(body, {name: layer}, lambda module, inputs=name in at_inputs: IA3(module, inputs))
+    inputs = [*find(body, "", (INPUTS,)).values()]
+    found = find(body, {"": PAPER, "peft": PEFT}.get(sites, sites))
+    wrap(body, found, lambda layer: IA3(layer, any(layer is one for one in inputs)))

@@ -24,6 +24,8 @@ from minift.methods.surgery import Wrapper, find, plain, wrap
 EPOCHS = 10
 SITES = ("query/value", "conv2")  # of a transformer, as in the paper's section 7.1; of a ResNet the 3x3 convolutions
 STARTS_AS_PRETRAINED = True
+PEFT_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight"}  # parameter here -> in peft's layer
+PEFT_NAMES_OF_EMBEDDING = {"A": "lora_embedding_A", "B": "lora_embedding_B"}
 
 
 def lr(optimizer: str, width: int) -> float:
@@ -36,8 +38,8 @@ class LoRA(Wrapper):
 
     def __init__(self, base: nn.Module, rank: int, scale: float, dropout: float):
         super().__init__(base)
-        if isinstance(plain(base), nn.Embedding) and base is not plain(base):
-            raise ValueError(f"sites: {type(base).__name__} has no row in the table for each id that comes in: put lora first")
+        if isinstance(plain(base), nn.Embedding) and isinstance(base, Wrapper) and not isinstance(base, LoRA):
+            raise ValueError(f"{type(base).__name__} has no row in the table for each id that comes in: put lora first")
         self.scale = scale
         self.A, self.B = factors(plain(base), rank)
         self.dropout = nn.Identity() if isinstance(plain(base), nn.Embedding) else nn.Dropout(dropout)
@@ -62,11 +64,9 @@ class LoRA(Wrapper):
 def factors(layer: nn.Module, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
     """A and B of a layer, as they start. Raises ValueError for a layer that has no such factors."""
     if not isinstance(layer, nn.Linear | nn.Conv2d | nn.Embedding):
-        raise ValueError(f"sites: {type(layer).__name__} is neither Linear nor Conv2d nor Embedding")
+        raise ValueError(f"{type(layer).__name__} is neither Linear nor Conv2d nor Embedding")
     if isinstance(layer, nn.Conv2d) and (layer.groups > 1 or layer.padding_mode != "zeros"):
-        raise ValueError(
-            f"sites: a convolution with groups={layer.groups} and padding_mode={layer.padding_mode} has no such factors"
-        )
+        raise ValueError(f"a convolution with groups={layer.groups} and padding_mode={layer.padding_mode} has no such factors")
     W = layer.weight
     if isinstance(layer, nn.Embedding):
         A, B = W.new_zeros(rank, W.shape[0]), torch.randn(W.shape[1], rank, dtype=W.dtype, device=W.device)
@@ -86,9 +86,9 @@ def change(layer: nn.Module, A: Tensor, B: Tensor, scale: float) -> Tensor:
 
 def scale_of(rank: int, alpha: float, dropout: float, rslora: bool) -> float:
     """s; raises ValueError for a value out of range."""
-    if rank < 1 or not 0 < alpha < math.inf or not 0 <= dropout < 1:
+    if not 1 <= rank <= 65_536 or not 0 < alpha < math.inf or not 0 <= dropout < 1:
         raise ValueError(
-            f"rank={rank}, alpha={alpha:g}, dropout={dropout:g}: rank is 1 or more, alpha above 0 and finite, "
+            f"rank={rank}, alpha={alpha:g}, dropout={dropout:g}: rank is 1 to 65,536, alpha above 0 and finite, "
             "dropout from 0 to below 1"
         )
     return alpha / (math.sqrt(rank) if rslora else rank)

@@ -11,7 +11,7 @@ Proved by tests/reference/test_pfeiffer.py: adapters' outputs and gradients, flo
 
 from torch import Tensor, nn
 
-from minift.methods.houlsby import Bottleneck, check, size_of
+from minift.methods.houlsby import REDUCTION, Bottleneck, check, size_of
 from minift.methods.surgery import Wrapper, find, wrap
 
 EPOCHS = 10
@@ -44,7 +44,9 @@ class DoubleNorm(Wrapper):
         return self.base(s + self.adapter(self.base(s)))
 
 
-def pfeiffer(body: nn.Module, *, reduction: float = 16.0, size: int = 0, activation: str = "relu", init: str = "identity") -> None:
+def pfeiffer(
+    body: nn.Module, *, reduction: float = REDUCTION, size: int = 0, activation: str = "relu", init: str = "identity"
+) -> None:
     """One bottleneck a layer, behind the feed-forward half; not mergeable.
 
     size: channels of the bottleneck; 0: the width divided by `reduction`, rounded down, at least 1.

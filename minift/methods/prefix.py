@@ -4,6 +4,7 @@
 
 flat (mlp=0):     P_K and P_V of every layer are the parameters, as in P-tuning v2 (Liu et al. 2022, arXiv:2110.07602)
 mlp=h:            [P_K; P_V] of layer i = W_i tanh(W E + b) + b_i, with E (P, D) and W (h, D) common to all layers, W_i (2D, h)
+                  (E and W count as the lowest layer's: for --layer-decay, for --unfreeze)
 
 Two conventions are published for the positions of the text. With shift=false they stay 0, 1, ..., as in the paper's own equations
 and in adapters; with shift=true they are P, P+1, ..., as in peft and P-tuning v2, which pass the prefix as a cache of the past.
@@ -15,6 +16,8 @@ Axes: B batch, H heads, P prefix, S sequence, d width of a head, D = H d, h hidd
 Proved by tests/reference/test_prefix.py: outputs and gradients of peft and of adapters, flat and mlp, float64, 1e-10.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +26,7 @@ from minift.methods.surgery import Wrapper, find, wrap
 EPOCHS = 10
 SITES = ("attend",)
 STARTS_AS_PRETRAINED = False
+PEFT_NAME = "prompt_embeddings"  # of all layers' prefixes side by side
 
 
 def lr(optimizer: str, width: int) -> float:
@@ -103,15 +107,17 @@ def prefix(body: nn.Module, *, length: int = 10, mlp: int = 0, shift: bool = Fal
     length: P. mlp: hidden width of the reparametrising network; 0: none. shift: whether the text's positions start at P.
     std: of what starts at random.
     """
-    if length < 1 or mlp < 0 or std <= 0:
+    if not (1 <= length <= 65_536 and 0 <= mlp <= 65_536 and 0 < std < math.inf):
         raise ValueError(
-            f"length={length}, mlp={mlp}, std={std:g}: a length of 1 or more, an mlp of 0 or more, an std above 0 are wanted"
+            f"length={length}, mlp={mlp}, std={std:g}: a length up to 65,536, an mlp from 0 to that, a finite std above 0"
         )
     width, weight = body.config.width, next(body.parameters())
     kind = {"dtype": weight.dtype, "device": weight.device}
     encoder = Encoder(length, width, mlp, std, kind) if mlp else None
-    for i, (name, attend) in enumerate(find(body, "", SITES).items()):
-        made = Projected(encoder, width, mlp, i == 0, kind) if mlp else Flat(length, width, std, kind)
-        wrap(body, {name: attend}, lambda base, made=made: Prefixed(base, made))
+    sites = find(body, "", SITES)
+    made = iter(
+        [Projected(encoder, width, mlp, i == 0, kind) if mlp else Flat(length, width, std, kind) for i in range(len(sites))]
+    )
+    wrap(body, sites, lambda attend: Prefixed(attend, next(made)))
     if shift:
         wrap(body, find(body, "positions"), lambda positions: Shifted(positions, length))

@@ -1,4 +1,7 @@
-"""Linear probe: the body stays as it is, the head alone trains (Kornblith et al. 2019, arXiv:1805.08974, section 3)."""
+"""Linear probe: the body stays as it is, the head alone trains (Kornblith et al. 2019, arXiv:1805.08974, section 3).
+
+Proved by tests/methods/test_surgery.py (what stands still) and tests/reference/test_trajectory.py.
+"""
 
 from torch import nn
 

@@ -5,9 +5,9 @@
 The virtual tokens have token type 0 and positions 0 .. P-1, the text's start at P, as in peft; every layer sees them, and a task
 sees the text's tokens alone. What the pooler reads is an option: `pooler=text` the text's own tokens, [CLS] first; `pooler=all` the
 virtual ones before them too, as in peft.
-E starts as the vectors of P words drawn from the vocabulary, which Lester et al. found better than random ones (section 3.2);
-`init=random` is peft's default, N(0, 1).
-Differs from the paper in that it is an encoder that is prompted.
+E starts as the vectors of P tokens drawn from the vocabulary (Lester et al., section 3.2); `init=random` is peft's, N(0, 1).
+Differs from the paper in that it is an encoder that is prompted, and in drawing from all of the vocabulary, not from its most
+common part.
 
 Axes: B batch, P virtual tokens, S sequence, D width.
 Proved by tests/reference/test_prompt.py: peft's outputs and gradients, float64, 1e-10.
@@ -20,6 +20,7 @@ from minift.methods.surgery import Wrapper, find, plain, wrap
 
 EPOCHS = 10
 STARTS_AS_PRETRAINED = False
+PEFT_NAME = "prompt_embeddings"
 
 
 def lr(optimizer: str, width: int) -> float:

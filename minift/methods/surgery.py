@@ -115,16 +115,18 @@ def find(body: nn.Module, sites: str, defaults: tuple[str, ...] = ()) -> dict[st
         sites = next((roles for roles in defaults if set(roles.split("/")) <= body.SITES.keys()), "")
         if not sites:
             wanted = " or ".join(roles.replace("/", " and ") for roles in defaults)
-            raise ValueError(f"{type(body).__name__} has no {wanted}, which is where it belongs")
+            raise ValueError(f"it belongs at {wanted}, and a {type(body).__name__} has no such place")
     modules, found = plain_modules(body), {}
     for site in sites.split("/"):
         try:
             pattern = re.compile(body.SITES.get(site, site))
         except re.error as error:
             raise ValueError(f"sites={site}: no regular expression ({error})") from None
+        if not site:
+            raise ValueError(f"sites={sites}: a role or a regular expression is wanted before and behind every /")
         at = {name: module for name, module in modules.items() if pattern.fullmatch(name)}
         if not at:
-            near = difflib.get_close_matches(site, [*body.SITES, *modules], 3, 0.5)
+            near = difflib.get_close_matches(site, list(dict.fromkeys([*body.SITES, *modules])), 3, 0.5)
             meant = f"did you mean {' or '.join(near)}? " if near else ""
             raise ValueError(f"sites={site}: no module has such a name; {meant}known roles are {', '.join(body.SITES)}")
         found |= at
@@ -143,12 +145,14 @@ def wrap(body: nn.Module, sites: dict[str, nn.Module], make: Callable[[nn.Module
             made[name] = make(module)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        inner = module
+        inner, new = module, own_names(made[name])
         while isinstance(inner, Wrapper):
-            if shared := own_names(inner) & own_names(made[name]):
-                there, new, both = type(inner).__name__, type(made[name]).__name__, ", ".join(sorted(shared))
-                raise ValueError(f"{name}: {there} is there already, and {new} has {both} as well; a site takes one of them")
+            if shared := own_names(inner) & new:
+                there, here, both = type(inner).__name__, type(made[name]).__name__, ", ".join(sorted(shared))
+                raise ValueError(f"{name}: {there} is there already, and {here} has {both} as well; a site takes one of them")
             inner = inner.base
+        if shared := new & set(own_tensors(inner)):
+            raise ValueError(f"{name} has a {min(shared)} of its own; what a wrapper adds must be called otherwise")
     for name, wrapper in made.items():
         put(body, name, wrapper)
 
@@ -191,6 +195,7 @@ def merged_layer(wrapper: Wrapper) -> nn.Module:
     layer = chain.pop()
     if not isinstance(getattr(layer, "weight", None), Tensor):
         wrapper.merged(torch.empty(0), None)  # says why not
+        raise ValueError(f"{type(wrapper).__name__} cannot be merged: {type(layer).__name__} has no weight")
     dtype = layer.weight.dtype
     wide = torch.promote_types(dtype, torch.float32)
     bias = getattr(layer, "bias", None)

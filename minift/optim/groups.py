@@ -72,7 +72,9 @@ def make_groups(
         for leaf, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
-            name = ".".join(piece for piece in (part, *path.split("."), leaf) if piece not in ("", "base"))  # the plain model's
+            name = ".".join(
+                piece for piece in (part, *path.split("."), leaf) if piece not in ("", "base")
+            )  # as surgery's plain_name
             stage = part or next(stage for prefix, stage in prefixes if name.startswith(prefix))
             decay = 0.0 if spared(name, module) else weight_decay
             group = groups.setdefault((stage, decay), Group(stage, rates[stage], decay, [], []))

@@ -1,7 +1,7 @@
 """What the contract runs over: every row of METHODS on a tiny BERT and a tiny ResNet, and what is done to them alike.
 
-Nothing here or in the tests knows a method by its name: a row that is added to the table is held to every promise. VARIANTS are
-options under which a method builds something else; a promise is kept under them as well.
+test_methods.py and test_pairs.py know no method by its name: a row that is added to the table is held to every promise. VARIANTS
+are options under which a method builds something else; a promise is kept under them as well.
 """
 
 import importlib

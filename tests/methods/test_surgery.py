@@ -7,9 +7,7 @@ import torch
 from tiny import tiny_body
 from torch import nn
 
-from minift.methods import METHODS
-from minift.methods.surgery import freeze, thaw
-from minift.optim import OPTIMIZERS
+from minift.methods.surgery import Wrapper, find, freeze, thaw, wrap, wrappers
 
 
 class TinyNet(nn.Module):
@@ -87,8 +85,14 @@ def test_a_copy_freezes_itself_and_not_the_original():
     assert twin.layers[0].training and not body.layers[0].training
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_says_its_rate_and_epochs(name):
-    module = __import__(METHODS[name].partition(":")[0], fromlist=["lr"])
-    rates = [module.lr(optimizer, width) for optimizer in OPTIMIZERS for width in (128, 768, 1024)]
-    assert all(0 < rate < 1 for rate in rates) and module.EPOCHS >= 1 and module.__doc__
+class Named(Wrapper):
+    def __init__(self, base):
+        super().__init__(base)
+        self.weight = nn.Parameter(torch.ones(16))
+
+
+def test_a_wrapper_may_not_take_a_name_of_the_layer():
+    body = tiny_body()
+    with pytest.raises(ValueError, match=r"^layers\.0\.attention\.query has a weight of its own"):
+        wrap(body, find(body, "query"), Named)
+    assert not wrappers(body)

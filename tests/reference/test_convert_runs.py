@@ -10,6 +10,7 @@ from tiny import converted_directory, huggingface_directory, tiny_body
 
 import convert
 import minift
+import train
 from minift.errors import UserError
 
 TEXTS = ["the film was very good", "a bad slow book", "never a good hotel ."]
@@ -62,6 +63,35 @@ def test_out_and_in_again(tmp_path, base, method, to, capsys):
     convert.main([str(tmp_path / "out"), "--base", str(base), "--out", str(tmp_path / "again")])
     assert probabilities(tmp_path / "again") == pytest.approx(expected, abs=1e-6)
     assert "negative, positive" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("method", "to"), [("ia3", "peft"), ("pfeiffer:size=2", "adapters")])
+def test_what_a_run_is_comes_back_and_another_base_is_refused(tmp_path, base, method, to):
+    lines = ["text,other,label", *(f"the film was {w},very {w},{w}" for w in ("good", "bad") * 12)]
+    (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n")
+    flags = {"--train": tmp_path / "pairs.csv", "--model": base, "--method": method, "--max-length": 20, "--epochs": 1}
+    train.main(
+        [*map(str, (part for pair in flags.items() for part in pair)), "--pair-column", "other", "--out", str(tmp_path / "run")]
+    )
+    convert.main([str(tmp_path / "run"), "--to", to, "--out", str(tmp_path / "out")])
+    convert.main([str(tmp_path / "out"), "--out", str(tmp_path / "again")])  # the base by the name that was written
+    first, again = (minift.load(tmp_path / place) for place in ("run", "again"))
+    assert again.settings == first.settings and again.checkpoint.task == first.checkpoint.task
+    assert again.predict(["good"], ["bad"]) == first.predict(["good"], ["bad"])
+    other = converted_directory(tmp_path / "other", tiny_body(seed=1))
+    refused([tmp_path / "out", "--base", other, "--out", tmp_path / "no"], "sha256", "--base")
+
+
+def test_a_run_as_base_is_not_called_what_it_came_from(tmp_path, base, capsys):
+    first = run(tmp_path, base, "first", method="bitfit")
+    for method, to, file in (("ia3", "peft", "adapter_config.json"), ("pfeiffer:size=2", "adapters", "adapter_config.json")):
+        second = run(tmp_path, first, f"second-{to}", method=method)
+        capsys.readouterr()
+        convert.main([str(second), "--to", to, "--out", str(tmp_path / to)])
+        assert f"python convert.py {first} --to hf" in capsys.readouterr().out
+        assert "base-source" not in (tmp_path / to / file).read_text()
+        convert.main([str(tmp_path / to), "--out", str(tmp_path / f"again-{to}")])
+        assert probabilities(tmp_path / f"again-{to}") == probabilities(second)
 
 
 def refused(arguments: list, *parts: str) -> None:

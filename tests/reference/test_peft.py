@@ -23,7 +23,8 @@ from minift.adapting import adapt
 from minift.data.reading import Layout
 from minift.errors import UserError
 from minift.formats import huggingface
-from minift.formats.peft import BESIDE, CONFIG, is_peft, read, write
+from minift.formats.bases import BESIDE
+from minift.formats.peft import CONFIG, is_peft, read, write
 from minift.methods.surgery import delta
 from minift.pretrained import Checkpoint, sha256
 
@@ -340,7 +341,7 @@ def test_the_base_is_the_one_that_peft_has_recorded_and_must_be_converted(tmp_pa
     saved(tmp_path / "theirs", bases, peft.LoraConfig(**LORA))
     edit(tmp_path / "theirs" / CONFIG, base_model_name_or_path="someone/tiny")
     monkeypatch.setenv("MINIFT_WEIGHTS", str(tmp_path / "weights"))
-    refused(lambda: read(tmp_path / "theirs", None), CONFIG, "someone/tiny", "python convert.py someone/tiny")
+    refused(lambda: read(tmp_path / "theirs", None), "theirs", "someone/tiny", "python convert.py someone/tiny")
     converted = tmp_path / "weights" / "tiny"
     shutil.copytree(bases / "bert", converted)
     edit(converted / "config.json", source="someone/tiny")
@@ -349,7 +350,7 @@ def test_the_base_is_the_one_that_peft_has_recorded_and_must_be_converted(tmp_pa
     edit(tmp_path / "theirs" / CONFIG, base_model_name_or_path=str(bases / "bert-hf"))
     refused(lambda: read(tmp_path / "theirs", None), "is not converted yet: python convert.py")
     edit(tmp_path / "theirs" / CONFIG, base_model_name_or_path=None)
-    refused(lambda: read(tmp_path / "theirs", None), CONFIG, "--base")
+    refused(lambda: read(tmp_path / "theirs", None), "theirs", "--base")
 
 
 def test_what_is_usual_of_a_run_that_does_not_say_it(tmp_path, bases):

@@ -201,6 +201,6 @@ def test_start():
 def test_values_out_of_range_are_refused_in_one_line(options):
     body = tiny_body()
     before = [id(module) for module in body.modules()]
-    with pytest.raises(ValueError, match="are wanted") as error:
+    with pytest.raises(ValueError, match="a finite std above 0") as error:
         prefix(body, **options)
     assert "\n" not in str(error.value) and before == [id(module) for module in body.modules()]
