@@ -58,6 +58,23 @@ def texts() -> tuple[Tensor, Tensor, Tensor]:
     return tokens, mask, (torch.arange(12) >= 5).long().expand(4, 12)
 
 
+def inputs(vocabulary: int, padded: bool, pairs: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(tokens, mask, token types) of four rows."""
+    tokens = torch.randint(vocabulary, (4, 12), generator=torch.Generator().manual_seed(1))
+    mask = torch.arange(12) < torch.tensor([12, 7, 3, 1])[:, None] if padded else None
+    types = (torch.arange(12) >= 5).long().expand(4, 12) if pairs else None
+    return tokens, mask, types
+
+
+def hidden_states(body: nn.Module, tokens, mask, types) -> list[Tensor]:
+    """What the embeddings and every layer of a BERT give."""
+    state, hidden = body.begin(tokens, mask, types), []
+    for stage in body.walk():
+        state = stage(state)
+        hidden.append(state.hidden)
+    return hidden[: len(body.layers) + 1]
+
+
 def images(channels: int = 3) -> tuple[Tensor]:
     return (torch.randn(3, channels, 36, 44, dtype=torch.float64, generator=torch.Generator().manual_seed(1)),)
 

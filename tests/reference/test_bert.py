@@ -7,9 +7,10 @@ import pytest
 import torch
 import transformers
 from tiny import CONFIG, tiny_body
+from twins import hidden_states, inputs
 
 from minift.formats.huggingface import names, to_huggingface
-from minift.models.bert import Bert, BertConfig, State
+from minift.models.bert import Bert, BertConfig
 from minift.pretrained import read
 
 MINILM = Path(__file__).parents[2] / "weights" / "minilm-l6"
@@ -23,29 +24,12 @@ def twin(body: Bert) -> transformers.BertModel:
     return reference
 
 
-def inputs(config: BertConfig, padded: bool, pairs: bool) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    generator = torch.Generator().manual_seed(1)
-    tokens = torch.randint(config.vocab_size, (4, 12), generator=generator)
-    mask = torch.arange(12) < torch.tensor([12, 7, 3, 1])[:, None] if padded else None
-    types = (torch.arange(12) >= 5).long().expand(4, 12) if pairs else None
-    return tokens, mask, types
-
-
-def hidden_states(body: Bert, tokens, mask, types) -> list[torch.Tensor]:
-    state = State(tokens, torch.zeros_like(tokens) if types is None else types, mask)
-    hidden = []
-    for stage in body.walk():
-        state = stage(state)
-        hidden.append(state.hidden)
-    return hidden[: body.config.num_hidden_layers + 1]
-
-
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
 @pytest.mark.parametrize(("padded", "pairs"), [(False, False), (True, False), (False, True), (True, True)])
 def test_twin_in_float64(activation, padded, pairs):
     body = tiny_body(hidden_act=activation, layer_norm_eps=1e-3).double().eval()
     reference = twin(body).eval()
-    tokens, mask, types = inputs(body.config, padded, pairs)
+    tokens, mask, types = inputs(body.config.vocab_size, padded, pairs)
     expected = reference(tokens, None if mask is None else mask.long(), types, output_hidden_states=True)
     state = body(tokens, mask, types)
 
@@ -66,7 +50,7 @@ def test_dropout_sits_where_the_reference_has_it():
     """With every dropout at p = 0.5 and the same random numbers drawn in the same order, outputs are equal in train mode."""
     body = tiny_body(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5).double().train()
     reference = twin(body).train()
-    tokens, mask, types = inputs(body.config, padded=True, pairs=True)
+    tokens, mask, types = inputs(body.config.vocab_size, padded=True, pairs=True)
     torch.manual_seed(3)
     ours = body(tokens, mask, types)
     torch.manual_seed(3)
@@ -92,7 +76,7 @@ def test_initial_weights_follow_the_same_rule():
 def test_without_pooler():
     body = tiny_body(pool=None).double().eval()
     reference = twin(body).eval()
-    tokens, mask, types = inputs(CONFIG, padded=True, pairs=True)
+    tokens, mask, types = inputs(CONFIG.vocab_size, padded=True, pairs=True)
     state = body(tokens, mask, types)
     assert state.pooled is None
     torch.testing.assert_close(

@@ -12,6 +12,7 @@ import torch
 import transformers
 from tiny import tiny_body
 from torch import Tensor, nn
+from twins import hidden_states, inputs
 
 from minift.formats.huggingface import to_huggingface
 from minift.methods.prefix import Encoder, Flat, prefix
@@ -91,21 +92,6 @@ def ours_of(name: str, theirs: Tensor, body: Bert) -> Tensor:
     if name.endswith("keys_values"):  # (P, 2LD): K of layer 0, V of layer 0, K of layer 1, ...
         return theirs.view(P, L, -1)[:, i]
     return theirs if ".encoder." in name else theirs.unflatten(0, (L, -1))[i]
-
-
-def inputs(vocabulary: int, padded: bool, pairs: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    tokens = torch.randint(vocabulary, (4, 12), generator=torch.Generator().manual_seed(1))
-    mask = torch.arange(12) < torch.tensor([12, 7, 3, 1])[:, None] if padded else None
-    types = (torch.arange(12) >= 5).long().expand(4, 12) if pairs else None
-    return tokens, mask, types
-
-
-def hidden_states(body: Bert, tokens, mask, types) -> list[Tensor]:
-    state, hidden = body.begin(tokens, mask, types), []
-    for stage in body.walk():
-        state = stage(state)
-        hidden.append(state.hidden)
-    return hidden[: len(body.layers) + 1]
 
 
 def prefixed(body: Bert, build: Callable, mlp: int, shift: bool) -> Twin:

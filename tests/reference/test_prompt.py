@@ -10,6 +10,7 @@ import torch
 import transformers
 from tiny import tiny_body
 from torch import Tensor
+from twins import hidden_states, inputs
 
 from minift.formats.huggingface import to_huggingface
 from minift.methods.prompt import prompt
@@ -51,21 +52,6 @@ def prompted(body: Bert, pooler: str) -> tuple[Callable, Tensor]:
     with torch.no_grad():
         delta(body)["embeddings.word.E"].copy_(E)
     return call, E
-
-
-def inputs(vocabulary: int, padded: bool, pairs: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    tokens = torch.randint(vocabulary, (4, 12), generator=torch.Generator().manual_seed(1))
-    mask = torch.arange(12) < torch.tensor([12, 7, 3, 1])[:, None] if padded else None
-    types = (torch.arange(12) >= 5).long().expand(4, 12) if pairs else None
-    return tokens, mask, types
-
-
-def hidden_states(body: Bert, tokens, mask, types) -> list[Tensor]:
-    state, hidden = body.begin(tokens, mask, types), []
-    for stage in body.walk():
-        state = stage(state)
-        hidden.append(state.hidden)
-    return hidden[: len(body.layers) + 1]
 
 
 @pytest.mark.parametrize("pooler", ["text", "all"])
