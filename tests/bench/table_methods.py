@@ -2,8 +2,8 @@
 
 The embedded checkpoint, the first 2,000 training rows of each, every method with its default rate and epochs, the last epoch kept;
 accuracy on SST-2's dev set (3 seeds) and on TREC's test file (6 classes, 2 seeds); seconds of training, peak memory of the process
-and bytes of model/ as the first run on SST-2 had them. Every run is appended to runs/table_methods-DATA.jsonl; a rerun goes on where
-it stopped. `--only SST-2` and `--only TREC` run beside each other, on one core each (OMP_NUM_THREADS=1).
+and bytes of model/ as the first run on SST-2 had them. Every run is appended to runs/table_methods-DATA.jsonl; a rerun goes on
+where it stopped. `--only SST-2` and `--only TREC` run beside each other, on one core each (OMP_NUM_THREADS=1).
 """
 
 import argparse
