@@ -114,8 +114,11 @@ def place_of(directory: str | Path) -> Path:
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory; a run's directory is wanted, as runs/NAME")
     place = directory / "model" if (directory / "model").is_dir() else directory
-    if read_config(place).get("task") is None:
+    config = read_config(place)
+    if config.get("task") is None:
         raise UserError(f"{directory}: a body without a head; train one first: python train.py --model {directory} --train FILE")
+    if "batch_size" not in (config.get("settings") or {}):
+        raise UserError(f"{place / 'config.json'}: settings do not say how the run read its data")
     return place
 
 

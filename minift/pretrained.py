@@ -259,7 +259,7 @@ def check_config(path: Path, config: dict) -> None:
     if task.keys() != {"name", "labels", "pool"} or task["pool"] not in ("cls", "mean") or not named:
         raise UserError(f"{path}: task is {task!r}; a name, different labels, and pool cls or mean are wanted")
     settings = config.get("settings") or {}
-    if not isinstance(settings.get("batch_size"), int) or settings.get("precision", "float32") not in PRECISIONS:
+    if not isinstance(settings.get("batch_size", 1), int) or settings.get("precision", "float32") not in PRECISIONS:
         raise UserError(f"{path}: settings are {settings!r}; a batch_size and a precision of {', '.join(PRECISIONS)} are wanted")
 
 

@@ -11,8 +11,11 @@ STARTS_AS_PRETRAINED = True
 
 
 def lr(optimizer: str, width: int) -> float:
-    """SGD: 1e-1. AdamW: 1e-3 (Ben Zaken et al. 2022, section 4: 1e-4 to 1e-3)."""
-    return 1e-1 if optimizer == "sgd" else 1e-3
+    """SGD: 1e-1. AdamW: 3e-3, above the paper's 1e-4 to 1e-3 (section 4).
+
+    The embedded model on 2,000 rows of SST-2, 1,000 others held out, one seed: 82.4 % at 1e-3, 83.8 % at 3e-3, 83.7 % at 1e-2.
+    """
+    return 1e-1 if optimizer == "sgd" else 3e-3
 
 
 def bitfit(body: nn.Module) -> None:

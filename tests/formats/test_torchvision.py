@@ -222,7 +222,7 @@ def test_wrong_use(tmp_path):
         (["--to", "torchvision"], "--to torchvision: say where with --out FILE.pth"),
         (
             ["--to", "torchvision", "--out", str(tmp_path / "new.pth"), "--preprocessing", "v1"],
-            "--preprocessing belongs to what is read",
+            "--preprocessing: belongs to what is brought in",
         ),
         (["--to", "torchvision", "--out", str(tmp_path / "new.pth")], "no such directory"),
     ):
