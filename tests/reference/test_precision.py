@@ -11,13 +11,14 @@ from random import Random
 import pytest
 import torch
 import torch.nn.functional as F
-from reference.test_bert import inputs, twin
+from reference.test_bert import twin
 from tiny import CONFIG, tiny_body
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import Bottleneck, ResNet
+from twins import inputs
 
 from minift.formats.huggingface import names
 from minift.models.bert import Bert
@@ -294,7 +295,7 @@ def test_every_name_of_the_table_is_a_function_and_is_tested_once():
 
 def bert():
     """A model, its inputs, and what of its output to train on."""
-    tokens, mask, types = inputs(CONFIG, padded=True, pairs=True)
+    tokens, mask, types = inputs(CONFIG.vocab_size, padded=True, pairs=True)
     return tiny_body(), (tokens, mask, types), lambda state: state.pooled
 
 
