@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from typing import ClassVar
 
+import pytest
 import torch
 from tiny import tiny_body, tiny_resnet
 from torch import Tensor, nn
@@ -174,3 +175,14 @@ def assert_merged_twins(body: nn.Module, theirs: nn.Module, given: tuple[Tensor,
         close(tensor, expected[name], name)
     for y, was in zip(outputs(body, given), before, strict=True):
         close(y, was, "output")
+
+
+def assert_refused(methods: tuple[Callable, ...], base: Callable[[], nn.Module], sites: str, said: str) -> None:
+    """The last of the methods, at the sites where the others stand already, says so in one line."""
+    body = base()
+    freeze(body)
+    for method in methods[:-1]:
+        method(body, sites=sites)
+    with pytest.raises(ValueError, match=said) as refused:
+        methods[-1](body, sites=sites)
+    assert "\n" not in str(refused.value)

@@ -30,13 +30,13 @@ from torch import Tensor
 
 from minift.adapting import adapt, parse_methods
 from minift.errors import UserError, look_up
-from minift.formats.bases import find_base, over, read_object, source_of_base, write_beside
-from minift.formats.huggingface import read_bin, untied
+from minift.formats.bases import find_base, over, read_either, read_object, source_of_base, write_beside
+from minift.formats.huggingface import untied
 from minift.methods import houlsby, pfeiffer
 from minift.methods.surgery import delta
 from minift.models import MODELS
 from minift.models.bert import BertConfig
-from minift.pretrained import Checkpoint, check_shapes, read_tensors, write_json
+from minift.pretrained import Checkpoint, check_shapes, write_json
 from minift.specs import options_of
 
 LAYOUT = "adapters.1.3.0"  # whose layout this is; in a file that does not say so the library takes gelu for the approximate one
@@ -241,14 +241,6 @@ def read_run(directory: Path, base_name: str | None) -> Checkpoint:
     adapt(body, method)
     check_shapes(directory, grafts, delta(body), f"the base {name}")
     return over(base, name, method, grafts, head, directory, labels)
-
-
-def read_either(directory: Path, files: tuple[str, str]) -> tuple[Path, dict[str, Tensor]]:
-    """(path, tensors) of the safetensors file or of the .bin file: the first that is there."""
-    for name, read_one in zip(files, (read_tensors, read_bin), strict=True):
-        if (directory / name).is_file():
-            return directory / name, read_one(directory / name)
-    raise UserError(f"{directory}: there is no {' and no '.join(files)}")
 
 
 def check_fields(file: Path, fields: dict) -> str:

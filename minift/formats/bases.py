@@ -10,8 +10,8 @@ from torch import Tensor
 
 from minift.data.reading import LAYOUT_FLAGS, Layout
 from minift.errors import UserError
-from minift.formats.huggingface import FAMILIES
-from minift.pretrained import PRECISIONS, Checkpoint, find, read, read_json, sha256, write_json
+from minift.formats.huggingface import FAMILIES, read_bin
+from minift.pretrained import PRECISIONS, Checkpoint, find, read, read_json, read_tensors, sha256, write_json
 
 BESIDE = "minift.json"
 TASKS = {"bert": "text-classification", "resnet": "image-classification"}
@@ -41,6 +41,14 @@ def read_object(path: Path) -> dict:
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a JSON object")
     return content
+
+
+def read_either(directory: Path, files: tuple[str, ...]) -> tuple[Path, dict[str, Tensor]]:
+    """(path, tensors) of the safetensors file or of the .bin file: the first that is there."""
+    for name, read_one in zip(files, (read_tensors, read_bin), strict=True):
+        if (directory / name).is_file():
+            return directory / name, read_one(directory / name)
+    raise UserError(f"{directory}: there is no {' and no '.join(files)}")
 
 
 def read_beside(directory: Path) -> dict:

@@ -26,17 +26,17 @@ from torch import Tensor, nn
 
 from minift.adapting import adapt, parse_methods
 from minift.errors import UserError
-from minift.formats.bases import find_base, over, read_object, source_of_base, write_beside
-from minift.formats.huggingface import FAMILIES, Family, look_up_module, read_bin
+from minift.formats.bases import find_base, over, read_either, read_object, source_of_base, write_beside
+from minift.formats.huggingface import FAMILIES, Family, look_up_module
 from minift.methods import dora, ia3, lora, prefix
 from minift.methods.prefix import Prefixed
 from minift.methods.prompt import Prompt
 from minift.methods.surgery import delta, lengthened, plain, plain_modules, wrappers
-from minift.pretrained import Checkpoint, check_shapes, read_tensors, write_json, write_tensors
+from minift.pretrained import Checkpoint, check_shapes, write_json, write_tensors
 from minift.specs import options_of
 
 CONFIG = "adapter_config.json"
-WEIGHTS = {"adapter_model.safetensors": read_tensors, "adapter_model.bin": read_bin}
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PEFT_TYPES = {"lora": "LORA", "dora": "LORA", "ia3": "IA3", "prefix": "PREFIX_TUNING", "prompt": "PROMPT_TUNING"}
 VIRTUAL = ("PREFIX_TUNING", "PROMPT_TUNING")
 
@@ -117,7 +117,7 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
         "modules_to_save": ["classifier"],
     }
     directory.mkdir(parents=True, exist_ok=True)
-    write_tensors(directory / next(iter(WEIGHTS)), {theirs: tensor.detach() for theirs, tensor in tensors.items()})
+    write_tensors(directory / WEIGHTS[0], {theirs: tensor.detach() for theirs, tensor in tensors.items()})
     write_json(directory / CONFIG, common | config)
     write_beside(directory, checkpoint)
 
@@ -229,7 +229,7 @@ def read(directory: Path, base_name: str | None) -> Checkpoint:
     if peft_type == "IA3":
         check_sides(file, fields, body, family)
 
-    path, tensors = read_weights(directory)
+    path, tensors = read_either(directory, WEIGHTS)
     head = read_head(path, tensors, root_of(peft_type) + family.head, base.width)
     grafts = read_grafts(path, tensors, body, family, peft_type, f"{CONFIG} and the base {name}")
     return over(base, name, method, grafts, head, directory, taken=lengthened(body))
@@ -350,14 +350,6 @@ def check_sides(file: Path, fields: dict, body: nn.Module, family: Family) -> No
 
 
 # ---- in: tensors ----
-
-
-def read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
-    """(path, tensors) of the safetensors file or of the .bin file: the first that is there."""
-    for name, read_one in WEIGHTS.items():
-        if (directory / name).is_file():
-            return directory / name, read_one(directory / name)
-    raise UserError(f"{directory}: there is no {' and no '.join(WEIGHTS)}")
 
 
 def read_head(path: Path, tensors: dict[str, Tensor], prefix: str, width: int) -> dict[str, Tensor]:

@@ -7,7 +7,20 @@ import peft
 import pytest
 import torch
 from torch import nn
-from twins import assert_merged_twins, assert_twins, bert, close, images, net, outputs, resnet, texts, trained, twins
+from twins import (
+    assert_merged_twins,
+    assert_refused,
+    assert_twins,
+    bert,
+    close,
+    images,
+    net,
+    outputs,
+    resnet,
+    texts,
+    trained,
+    twins,
+)
 
 from minift.methods.dora import dora
 from minift.methods.ia3 import ia3
@@ -122,11 +135,4 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(case):
-    methods, base, sites, said = REFUSED[case]
-    body = base()
-    freeze(body)
-    for method in methods[:-1]:
-        method(body, sites=sites)
-    with pytest.raises(ValueError, match=said) as refused:
-        methods[-1](body, sites=sites)
-    assert "\n" not in str(refused.value)
+    assert_refused(*REFUSED[case])
