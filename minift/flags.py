@@ -1,28 +1,94 @@
-"""A dataclass as a command line: every field is a flag, the comment beside it is its help."""
+"""A dataclass as a command line: every field that `flag` makes is a flag, with its help and its range beside it."""
 
 import argparse
-import inspect
-import re
+import math
 import typing
-from dataclasses import fields
+from dataclasses import Field, field, fields
+
+from minift.errors import UserError
+
+
+def flag(
+    default,
+    help: str,
+    *,
+    choices: tuple[str, ...] | None = None,
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+    several: bool = False,
+):
+    """A field of a dataclass of flags.
+
+    choices: the words that it takes. least, above, below, most: least <= value <= most, above < value < below; a number is always
+    finite. several: values joined by commas are a grid, of which each run takes one.
+    """
+    limits = {"at least": least, "above": above, "below": below, "at most": most}
+    limits = {words: limit for words, limit in limits.items() if limit is not None}
+    return field(default=default, metadata={"help": help, "choices": choices, "limits": limits, "several": several})
+
+
+def spelled(name: str) -> str:
+    """The flag of a field, as it is typed."""
+    return "--" + name.replace("_", "-")
+
+
+def kind_of(f: Field, types: dict) -> type:
+    """The type of a flag's value; of `X | None` it is X."""
+    return next(kind for kind in (*typing.get_args(types[f.name]), types[f.name]) if kind is not type(None))
 
 
 def add_flags(parser: argparse.ArgumentParser, options: type, inherited: str | None = None) -> None:
-    """One flag for every field: `name: type = default  # help`. A field of type `X | None` is unset unless given.
+    """One flag for every field. A field of type `X | None` is unset unless given.
 
     inherited: where an unset flag takes its value from instead of the field's default; it is then None in the parsed arguments.
     """
-    comments = {}
-    for cls in reversed(options.__mro__[:-1]):
-        comments |= dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.*)$", inspect.getsource(cls), re.MULTILINE))
     types = typing.get_type_hints(options)
     for f in fields(options):
-        kind = next(t for t in (*typing.get_args(types[f.name]), types[f.name]) if t is not type(None))
+        kind, several = kind_of(f, types), f.metadata["several"]
         shown = f" (default: {inherited})" if inherited else "" if f.default is None else f" (default: {f.default})"
-        form = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind, "metavar": kind.__name__.upper()}
-        parser.add_argument(
-            "--" + f.name.replace("_", "-"),
-            default=None if inherited else f.default,
-            help=(comments[f.name] + shown).replace("%", "%%"),
-            **form,
-        )
+        form = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": grid(kind) if several else kind}
+        if kind is not bool:
+            form["metavar"] = kind.__name__.upper()
+        default = None if inherited else f.default
+        parser.add_argument(spelled(f.name), default=default, help=(f.metadata["help"] + shown).replace("%", "%%"), **form)
+
+
+def grid(kind: type):
+    """text -> one value of this type, or a tuple of several that commas part."""
+
+    def values(text: str):
+        several = tuple(kind(part) for part in text.split(","))
+        return several if len(several) > 1 else several[0]
+
+    values.__name__ = kind.__name__  # argparse names it where a value does not parse
+    return values
+
+
+def check_ranges(options) -> None:
+    """Raises UserError for the first flag whose value lies outside its range."""
+    for f in fields(options):
+        value = getattr(options, f.name)
+        for one in value if isinstance(value, tuple) else (value,):
+            if one is not None and not (f.metadata["several"] and one == f.default):
+                check_range(f, one)
+
+
+def check_range(f: Field, value) -> None:
+    choices, limits = f.metadata["choices"], f.metadata["limits"]
+    if choices and value not in choices:
+        raise UserError(f"{spelled(f.name)} {value}: expected {' or '.join([', '.join(choices[:-1]), choices[-1]])}")
+    if isinstance(value, str) or isinstance(value, bool):
+        if value == "":
+            raise UserError(f"{spelled(f.name)} is empty: give it a value or leave it out")
+        return
+    holds = {
+        "at least": lambda limit: value >= limit,
+        "above": lambda limit: value > limit,
+        "below": lambda limit: value < limit,
+        "at most": lambda limit: value <= limit,
+    }
+    if not math.isfinite(value) or not all(holds[words](limit) for words, limit in limits.items()):
+        what = " and ".join(f"{words} {limit:g}" for words, limit in limits.items())
+        raise UserError(f"{spelled(f.name)} {value}: expected a {'whole ' if isinstance(f.default, int) else ''}number {what}".rstrip())

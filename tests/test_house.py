@@ -16,8 +16,8 @@ ALLOWED = {
     "models": {"torch", "minift.models"},
     "methods": {"torch", "minift.methods"},
     "optim": {"torch", "minift.optim"},
-    "tasks": {"torch", "numpy", "minift.tasks", "minift.data", "minift.metrics", "minift.errors"},
-    "data": {"torch", "torchvision", "PIL", "numpy", "tokenizers", "tqdm", "minift.data", "minift.errors"},
+    "tasks": {"torch", "numpy", "minift.tasks", "minift.data", "minift.metrics", "minift.errors", "minift.flags"},
+    "data": {"torch", "torchvision", "PIL", "numpy", "tokenizers", "tqdm", "minift.data", "minift.errors", "minift.flags"},
 }
 
 

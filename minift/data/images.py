@@ -9,12 +9,13 @@ What is decided is said; nothing is skipped silently.
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from minift.data.reading import READERS, Layout, by_value, file_format, label_names, read_jsonl, read_rows, read_text
+from minift.data.examples import Examples
+from minift.data.reading import READERS, Layout, by_value, file_format, label_names, read_jsonl, read_texts, read_text
 from minift.errors import UserError
 
 EXTENSIONS = {
@@ -27,38 +28,24 @@ PATHS = ("path", "file", "filename", "file_name", "filepath", "file_path", "imag
 
 
 @dataclass
-class Images:
-    """A list of pictures, as `Rows` is one of texts."""
+class Images(Examples):
+    """A list of image files with their classes; `lines` where a table lists them."""
 
-    path: Path  # the directory, table or picture that was named
     files: list[Path]
-    labels: list[str] | None
-    lines: list[int] | None  # line of the table on which each row begins; None: there is no table
-    decided: list[str] = field(default_factory=list)  # what to tell the user
+    labels: list[str] | None = None
     shortened: int = 0  # labels of which --label-part has kept a part
 
-    EXAMPLE = "photo.jpg"  # of an input on the command line
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def take(self, chosen: np.ndarray) -> "Images":
-        def pick(values):
-            return None if values is None else [values[i] for i in chosen]
-
-        return Images(self.path, pick(self.files), pick(self.labels), pick(self.lines), self.decided, self.shortened)
+    ROWS = ("files", "labels")
+    EXAMPLE = "photo.jpg"
 
     def inputs(self) -> list[dict[str, str]]:
-        """What each row says, as predictions repeat it."""
         return [{"image": str(file)} for file in self.files]
 
-    def place(self, row: int) -> str:
-        """Where to look for a row, before what it says; a file needs no more than its path."""
-        return "" if self.lines is None else f"line {self.lines[row]}: "
-
     def where(self, row: int) -> str:
-        """The row's place for an error: the table's line, else the file."""
-        return str(self.files[row]) if self.lines is None else f"{self.path}:{self.lines[row]}"
+        return str(self.files[row]) if self.lines is None else super().where(row)
+
+    def strata(self) -> list[str] | None:
+        return self.labels
 
 
 # ---- which files there are ----
@@ -83,7 +70,7 @@ def read_images(path: str | Path, labelled: bool = True, layout: Layout | None =
         return read_table(path, labelled, layout)
     if labelled:
         raise UserError(f"{path}: one picture, without a class; name a directory of class folders or a table of path,label")
-    return Images(path, [path], None, None, ["one picture"])
+    return Images(path, [path], decided=["one picture"])
 
 
 def read_folders(path: Path) -> Images:
@@ -116,7 +103,7 @@ def read_folders(path: Path) -> Images:
     decided = [f"{len(folders):,} class folders"]
     if loose:
         decided.append(f"{loose:,} images beside the class folders left out: they have no class")
-    return Images(path, files, labels, None, decided + said_of(left_out))
+    return Images(path, files, labels, decided=decided + said_of(left_out))
 
 
 def read_directory(path: Path) -> Images:
@@ -124,11 +111,12 @@ def read_directory(path: Path) -> Images:
     if not files:
         seen = f"; it holds {counted(left_out)}" if left_out else ""
         raise UserError(f"{path}: no images in it{seen}; {' '.join(sorted(EXTENSIONS))} files are wanted")
-    return Images(path, files, None, None, [f"images of {len({file.parent for file in files}):,} folders", *said_of(left_out)])
+    decided = [f"images of {len({file.parent for file in files}):,} folders", *said_of(left_out)]
+    return Images(path, files, decided=decided)
 
 
 def read_table(path: Path, labelled: bool, layout: Layout) -> Images:
-    rows = read_rows(path, path_column(path, labelled, layout), labelled)
+    rows = read_texts(path, path_column(path, labelled, layout), labelled)
     files = [path.parent / text.strip() for text in rows.texts]
     for line, text in zip(rows.lines, rows.texts, strict=True):
         if not text.strip():
@@ -139,7 +127,7 @@ def read_table(path: Path, labelled: bool, layout: Layout) -> Images:
         raise UserError(f"{path}:{rows.lines[missing[0]]}: no such file: {files[missing[0]]}{more}; "
                         "mend the path, which is taken from the table's own directory, or take the row out")  # fmt: skip
     decided = [re.sub(r"^columns text =", "columns image =", entry) for entry in rows.decided]
-    return Images(path, files, rows.labels, rows.lines, decided, rows.shortened)
+    return Images(path, files, rows.labels, rows.shortened, lines=rows.lines, decided=decided)
 
 
 def path_column(path: Path, labelled: bool, layout: Layout) -> Layout:
@@ -154,7 +142,7 @@ def path_column(path: Path, labelled: bool, layout: Layout) -> Layout:
     columns, records = read_jsonl(path, text) if kind == "jsonl" else (None, READERS[kind](path, text, []))
     rows = [cells for _, cells in records if cells]
     if not rows:
-        return layout  # read_rows says what is wrong
+        return layout  # read_texts says what is wrong
 
     def is_image(cell) -> bool:
         return isinstance(cell, str) and Path(cell.strip()).suffix.lower() in EXTENSIONS

@@ -14,11 +14,13 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from minift.data.examples import Examples
+from minift.data.layout import TextLayout
 from minift.errors import UserError
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
@@ -37,66 +39,28 @@ LABELS = ("label", "labels", "class", "category", "sentiment", "target", "gold_l
 USUAL = {*TEXTS, *LABELS, *(name for pair in PAIRS for name in pair)}
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How data is to be read: flags that train, evaluate and predict share. The last two are for images, the others for tables."""
-
-    format: str = "auto"  # auto (by extension), csv, tsv, jsonl, label-first (lines of `label text`), lines
-    header: str = "auto"  # yes, no, or auto: yes where the first row holds a usual or a given column name
-    encoding: str = "utf-8"  # of the data files, as in latin-1
-    text_column: str | None = None  # name, or number from 1; unset: by the usual names
-    pair_column: str | None = None  # second text of a pair, likewise
-    label_column: str | None = None  # likewise
-    label_part: str | None = None  # keep what stands before this in a label: ':' makes NUM of NUM:dist
-    skip_bad_images: bool = False  # leave out images that cannot be read, counted; else they are listed and nothing starts
-    workers: int | None = None  # processes that read images; unset: one for each core, at most 8
-
-
-LAYOUT_FLAGS = [f.name for f in fields(Layout)]
-
-
-def check_table_flags(path: str | Path, given: list[str]) -> None:
-    """given: names of the layout's flags that the user has set; all but the last two say nothing of a directory."""
-    unfit = [name for name in given if name in LAYOUT_FLAGS[:-2]]
-    if unfit and Path(path).is_dir():
-        raise UserError(f"--{unfit[0].replace('_', '-')}: {path} is a directory; the flag describes a table")
-
-
 @dataclass
-class Rows:
-    path: Path
+class Texts(Examples):
+    """Texts, or pairs of texts, with their labels."""
+
     texts: list[str]
-    pairs: list[str] | None
-    labels: list[str] | None
-    lines: list[int]  # line of the file on which each row begins
+    pairs: list[str] | None = None
+    labels: list[str] | None = None
     shortened: int = 0  # labels of which --label-part has kept a part
-    decided: list[str] = field(default_factory=list)  # what to tell the user
 
-    EXAMPLE = '"some text"'  # of an input on the command line
-
-    def __len__(self) -> int:
-        return len(self.texts)
+    ROWS = ("texts", "pairs", "labels")
+    EXAMPLE = '"some text"'
 
     def inputs(self) -> list[dict[str, str]]:
-        """What each row says, as predictions repeat it."""
         if self.pairs is None:
             return [{"text": text} for text in self.texts]
         return [{"text": text, "pair": pair} for text, pair in zip(self.texts, self.pairs, strict=True)]
 
-    def place(self, row: int) -> str:
-        """Where to look for a row, before what it says."""
-        return f"line {self.lines[row]}: "
-
-    def take(self, chosen: np.ndarray) -> "Rows":
-        def pick(values):
-            return None if values is None else [values[i] for i in chosen]
-
-        return Rows(
-            self.path, pick(self.texts), pick(self.pairs), pick(self.labels), pick(self.lines), self.shortened, self.decided
-        )
+    def strata(self) -> list[str] | None:
+        return self.labels
 
 
-def read_rows(path: str | Path, layout: Layout, labelled: bool = True) -> Rows:
+def read_texts(path: str | Path, layout: TextLayout, labelled: bool = True) -> Texts:
     """Read a file. labelled: every row must have a label; else no label column is looked for.
 
     Raises UserError, with file and line, for a missing or empty file, broken encoding, a column that is not there, a row of
@@ -163,10 +127,10 @@ def read_rows(path: str | Path, layout: Layout, labelled: bool = True) -> Rows:
     empty = sum(not text.strip() for text in texts)
     if empty:
         decided.append(f"{empty} rows with an empty text")
-    return Rows(path, texts, pairs, labels, lines, shortened, decided)
+    return Texts(path, texts, pairs, labels, shortened, lines=lines, decided=decided)
 
 
-def file_format(path: Path, layout: Layout) -> str:
+def file_format(path: Path, layout: TextLayout) -> str:
     if layout.format in READERS or layout.format == "jsonl":
         return layout.format
     if layout.format != "auto":
@@ -266,7 +230,7 @@ def read_jsonl(path: Path, text: str) -> tuple[list[str], list[Record]]:
     return list(columns), [(n, [value.get(column) for column in columns] if value else []) for n, value in objects]
 
 
-def read_header(records: list[Record], layout: Layout) -> list[str] | None:
+def read_header(records: list[Record], layout: TextLayout) -> list[str] | None:
     """The column names, or None where the file has no header."""
     if layout.header not in ("auto", "yes", "no"):
         raise UserError(f"--header {layout.header}: known are auto, yes, no")
@@ -285,7 +249,7 @@ def is_number(name: str) -> bool:
 
 
 def choose_columns(
-    path: Path, columns: list[str] | None, first: list, layout: Layout, labelled: bool, records: list[Record]
+    path: Path, columns: list[str] | None, first: list, layout: TextLayout, labelled: bool, records: list[Record]
 ) -> dict[str, int]:
     """Role (text, pair, label) -> index of its column: what the flags say, else the first usual name that has no other role."""
     shown = columns or [str(cell)[:30] for cell in first]
@@ -362,7 +326,7 @@ def as_label(path: Path, line: int, column: str, cell) -> str:
 # ---- labels and splits ----
 
 
-def label_names(rows: Rows) -> list[str]:
+def label_names(rows: Texts) -> list[str]:
     """The labels in the order of their ids: by value where all are whole numbers, else by the alphabet."""
     counts = Counter(rows.labels)
     if len(counts) == 1:
@@ -381,7 +345,7 @@ def by_value(labels: Iterable[str]) -> list[str]:
     return sorted(labels, key=(lambda label: (int(label), label)) if numbers else None)
 
 
-def label_ids(rows: Rows, names: list[str]) -> np.ndarray:
+def label_ids(rows: Texts, names: list[str]) -> np.ndarray:
     """(N) ids; a label that training has not seen is an error with its line."""
     ids = {name: i for i, name in enumerate(names)}
     for line, label in zip(rows.lines, rows.labels, strict=True):
