@@ -1,14 +1,15 @@
-"""The frozen trunk of a body: run lean, and its output computed once per example and kept.
+"""Frozen stages: run lean, and their output computed once for each unit and kept.
 
-The lowest stages in which nothing trains give the same output for the same input as long as the run lasts. `Trunk` computes it
-without a graph, with every BatchNorm folded into the convolution before it:
+The lowest stages in which nothing trains give the same output for the same input as long as the run lasts. `FrozenStages` computes
+it without a graph, with every BatchNorm folded into the convolution before it:
 
     BN(conv(x; W)) = conv(x; W gamma/sigma) + beta - mu gamma/sigma,    sigma = sqrt(var + eps)
 
-`Kept` holds it for every row and hands it out in batches from which `body.resume` goes on; `Recomputed` runs the trunk afresh for
-every batch, where each epoch sees new pictures or nothing can be kept.
+`CachedFeatures` holds it for every unit, and every variant of a unit, and hands it out in batches from which `body.resume` goes on;
+`OnTheFly` runs the stages for every batch, where each epoch sees new pictures or nothing can be kept. What flows over the boundary
+and how it is shaped the body says in `carried`; no field of a State is known here by name.
 
-Axes: B rows of a batch, S sequence, T tokens of all rows together.
+Axes: B units of a batch, S sequence, T positions of all units together.
 Proved by tests/test_cache.py: stored bits come back as they are, runs equal those without a cache.
 """
 
@@ -35,11 +36,10 @@ from minift.errors import UserError
 from minift.methods.surgery import trains
 
 PLACES = {"memory": "in memory", "disk": "on disk"}
-KINDS = ("auto", *PLACES, "off")
 
 
 def depth(body: nn.Module) -> int:
-    """How many modules of `body.walk()` belong to the trunk: those of the lowest stages in which nothing trains."""
+    """How many modules of `body.walk()` are frozen: those of the lowest stages in which nothing trains."""
     done = 0
     for names in body.stages.values():
         modules = [body.get_submodule(name) for name in names]
@@ -49,11 +49,11 @@ def depth(body: nn.Module) -> int:
     return done
 
 
-class Trunk:
-    """The lowest `done` modules of a body, frozen: batch in, batch with the state that they leave out.
+class FrozenStages:
+    """The lowest `done` modules of a body: batch in, batch with the state that they leave out.
 
-    precision: the run's, as `optim.precision.around` makes it. Of modules with a BatchNorm the trunk holds copies with the
-    BatchNorm folded in, in channels-last order; the others are the body's own.
+    precision: the run's, entered around every forward. Of modules with a BatchNorm this holds copies with the BatchNorm folded in,
+    in channels-last order; the others are the body's own.
     """
 
     def __init__(self, body: nn.Module, done: int, precision: AbstractContextManager):
@@ -61,6 +61,7 @@ class Trunk:
         self.done = done
         self.precision = precision
         self.complete = done == len(list(body.walk()))
+        self.carried = body.carried(done)
         self.modules = [folded(module, getattr(precision, "dtype", None)) for module in islice(body.walk(), done)]
 
     def __call__(self, batch: Batch) -> Batch:
@@ -68,12 +69,10 @@ class Trunk:
             state = self.body.begin(*batch.inputs)
             for module in self.modules:
                 state = module(state)
-        kept = {"pooled": state.pooled} if self.complete else {"hidden": state.hidden}
-        if getattr(state, "mask", None) is not None and not self.complete:
-            kept["mask"] = state.mask
         # what is handed on must be an ordinary tensor: a graph cannot save one that was made in inference mode
-        state = state._make([None] * len(state))._replace(**{name: tensor.clone() for name, tensor in kept.items()})
-        return Batch((), batch.labels, state, self.done)
+        fields = {name: getattr(state, name) for name in self.carried}
+        state = state.only(**{name: value if value is None else value.clone() for name, value in fields.items()})
+        return replace(batch, inputs=(), state=state, done=self.done)
 
 
 def folded(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
@@ -91,99 +90,69 @@ def folded(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     return module.to(dtype=dtype, memory_format=torch.channels_last)
 
 
-def is_ragged(state: tuple, trunk: Trunk) -> bool:
-    """Whether what the trunk leaves of a row is as long as the row: BERT's hidden states are, what is pooled is not."""
-    return "mask" in state._fields and not trunk.complete
+class OnTheFly(Data):
+    """Data seen through frozen stages, which run for every batch."""
 
+    def __init__(self, data: Data, frozen: FrozenStages):
+        self.data = data
+        self.frozen = frozen
+        self.lengths = data.lengths
+        self.variants = data.variants
 
-def pieces(batch: Batch, trunk: Trunk) -> tuple[tuple, Tensor]:
-    """(a state without tensors, what is to be kept of the batch's: (B, ...), or (T, D) without padding where rows differ)"""
-    state = batch.state
-    output = state.pooled if trunk.complete else state.hidden
-    if is_ragged(state, trunk):
-        output = output.flatten(0, 1) if state.mask is None else output[state.mask]  # (B, S, D) -> (T, D)
-    return state._make([None] * len(state)), output
+    @property
+    def rows(self) -> np.ndarray:
+        return self.data.rows
 
+    def order(self, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+        return self.data.order(batch_size, seed, epoch)
 
-@dataclass
-class Recomputed:
-    """Data seen through the trunk, which runs for every batch."""
-
-    data: object
-    trunk: Trunk
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def describe(self) -> dict[str, int]:
+    def describe(self) -> dict[str, int | str]:
         return self.data.describe()
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return self.data.lengths
-
-    @property
-    def draws(self) -> int | None:
-        return self.data.draws
-
-    @property
-    def labels(self) -> np.ndarray | None:
-        return self.data.labels
 
     def batches(self, order: list[np.ndarray], device: torch.device, epoch: int | None = None) -> Iterator[Batch]:
         with contextlib.closing(self.data.batches(order, device, epoch)) as stream:
             for batch in stream:
-                yield self.trunk(batch)
+                yield self.frozen(batch)
 
 
-class Kept(Recomputed):
-    """Data seen through the trunk, whose output was kept for every row, or for every row of each of its `data.draws` views.
+class CachedFeatures(OnTheFly):
+    """Data seen through frozen stages whose output was kept for every variant of every unit.
 
-    Rows of different lengths (BERT's) lie one behind the other without padding, so that what a row has is read back as one piece.
+    Say, three texts of 4, 2 and 3 tokens, of which the frozen stages leave `hidden` ("ragged") and `mask` ("real"): `stored` holds
+    one tensor (9, D), in which the units lie one behind the other without padding, in the order in which they were computed:
+
+        positions  4   2   3          of unit 0, 1, 2
+        start      0   7   4          where unit 2 was computed before unit 1
+
+    A batch of units 1 and 0 is read back as `hidden` (2, 4, D), its padding 0, and `mask` (2, 4) from the positions. What is "unit"
+    (a pooled vector, a map) has one position. Variant v of unit u has the number v N + u.
+    What else a batch holds, targets and counts above all, is kept as it came.
     """
 
-    def __init__(self, data, trunk: Trunk, batch_size: int, device: torch.device, file: Path | None = None):
-        """file: where the tensor lies, new; None: in memory. device: on which the trunk runs; what is kept lies on the CPU."""
-        super().__init__(data, trunk)
-        N = len(data)
-        self.empty, output = pieces(next(super().batches([np.zeros(1, dtype=np.int64)], device)), trunk)
-        self.ragged = is_ragged(self.empty, trunk)
-        self.sizes = np.tile(data.lengths if self.ragged else np.ones(N, dtype=np.int64), data.draws)  # pieces of each row
-        self.starts = np.zeros(N * data.draws, dtype=np.int64)
-        self.flat = new_tensor((int(self.sizes.sum()), *output.shape[1:]), output.dtype, file)
-        order, used = by_length(data.lengths, batch_size), 0
-        bar = tqdm(total=N * data.draws, desc="frozen trunk", unit="row", leave=False, disable=None)
-        for view in range(data.draws):
-            for rows, batch in zip(order, super().batches(order, device, view), strict=True):
-                _, output = pieces(batch, trunk)
-                at = view * N + rows
-                self.starts[at] = used + np.cumsum(self.sizes[at]) - self.sizes[at]
-                self.flat[used : used + len(output)] = output.cpu()
-                used += len(output)
-                bar.update(len(rows))
+    def __init__(self, data: Data, frozen: FrozenStages, batch_size: int, device: torch.device, file: Path | None = None):
+        """file: where the tensor lies, new; None: in memory. device: on which the stages run; what is kept lies on the CPU."""
+        super().__init__(data, frozen)
+        N, V = len(data), data.variants
+        first = next(super().batches([np.zeros(1, dtype=np.int64)], device))
+        self.empty = first.state.only()
+        (self.name, tensor), self.mask = kept_field(first, frozen)
+        self.positions = np.tile(data.lengths if self.ragged else np.ones(N, dtype=np.int64), V)
+        self.start = np.zeros(N * V, dtype=np.int64)
+        self.stored = new_tensor((int(self.positions.sum()), *tensor.shape[1 + self.ragged :]), tensor.dtype, file)
+        self.batch_of: list[tuple[Batch, int] | None] = [None] * (N * V)  # what came with each unit, and its place in there
+        order, filled = by_length(data.lengths, batch_size), 0
+        bar = tqdm(total=N * V, desc="frozen stages", unit="row", leave=False, disable=None)
+        for variant in range(V):
+            for units, batch in zip(order, super().batches(order, device, variant), strict=True):
+                output = getattr(batch.state, self.name)
+                if self.ragged:
+                    output = output[real(data.lengths[units], output.shape[1]).to(output.device)]  # (B, S, ...) -> (T, ...)
+                numbers = variant * N + units
+                self.start[numbers] = filled + np.cumsum(self.positions[numbers]) - self.positions[numbers]
+                self.stored[filled : filled + len(output)] = output.cpu()
+                filled += len(output)
+                bar.update(len(units))
         bar.close()
-
-    def batches(self, order: list[np.ndarray], device: torch.device, epoch: int | None = None) -> Iterator[Batch]:
-        return (self.collate(rows + (epoch or 0) % self.data.draws * len(self)).to(device) for rows in order)
-
-    def collate(self, rows: np.ndarray) -> Batch:
-        """rows: numbers of rows, N added for each view before theirs."""
-        labels = None if self.labels is None else torch.from_numpy(self.labels[rows % len(self)])
-        if not self.ragged:
-            output = self.flat[torch.from_numpy(self.starts[rows])]
-            state = self.empty._replace(**{"pooled" if self.trunk.complete else "hidden": output})
-            return Batch((), labels, state, self.trunk.done)
-        sizes = self.sizes[rows]
-        real = np.arange(sizes.max()) < sizes[:, None]  # (B, S)
-        output = self.flat[torch.from_numpy((self.starts[rows][:, None] + np.arange(sizes.max()))[real])]  # (T of these rows, D)
-        if real.all():
-            return Batch((), labels, self.empty._replace(hidden=output.view(*real.shape, -1)), self.trunk.done)
-        mask = torch.from_numpy(real)
-        hidden = output.new_zeros(*real.shape, output.shape[-1])  # (B, S, D)
-        hidden[mask] = output
-        return Batch((), labels, self.empty._replace(hidden=hidden, mask=mask), self.trunk.done)
-
-
 def new_tensor(shape: tuple[int, ...], dtype: torch.dtype, file: Path | None) -> Tensor:
     """An empty tensor in memory, or in a file that is gone with the process; on Windows it stays and may be deleted."""
     if file is None:

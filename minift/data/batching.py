@@ -1,9 +1,13 @@
-"""Which rows go into which batch: similar lengths together, so that little is padding.
+"""Units in batches: similar lengths together, so that little is padding; and what a task makes of its rows.
 
-The order is a pure function of (seed, epoch): a run can go on in the middle of an epoch without a stored random state.
+A unit is what goes through the model at once: a row, or a window of a row. All that is random here is a pure function of (seed,
+epoch, unit): a run can go on in the middle of an epoch without a stored random state.
+
+Axes: N units, B units of a batch.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,45 +16,92 @@ from torch import Tensor
 WINDOW = 50  # batches
 
 
-def shuffled(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """All rows once, in batches in random order. Rows are shuffled, sorted by length within windows of 50 batches, and cut.
+@dataclass
+class Batch:
+    """Units that go through the model together: as the body takes them, or as the state that frozen stages have left."""
 
-    lengths: (N). Returns arrays of row numbers; of each window's batches only the last may be shorter than batch_size.
+    inputs: tuple[Tensor | None, ...]  # of the body's forward, (B, ...) each
+    targets: tuple[Tensor, ...]  # what the head and the loss read, (B, ...) each; () in prediction
+    rows: np.ndarray  # (B) the number of the row of each unit
+    counts: Tensor  # (B) float32 on the CPU: what the loss of each unit is a sum over, as 1 label, n words; 0 where nothing counts
+    smoothing: float = 0.0  # label smoothing: a training batch's
+    state: tuple | None = None  # the body's State after its first `done` modules; None: the body starts from `inputs`
+    done: int = 0
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device; the counts stay on the CPU, where no one has to wait for them."""
+
+        def move(tensors):
+            return (x.to(device, non_blocking=True) if isinstance(x, Tensor) else x for x in tensors)
+
+        state = None if self.state is None else self.state._make(move(self.state))
+        return replace(self, inputs=tuple(move(self.inputs)), targets=tuple(move(self.targets)), state=state)
+
+
+class Data:
+    """The rows of a split, ready for the model. A task's `prepare` returns a subclass.
+
+    A subclass has `batches` and `lengths`; where a row may have several units it has `rows` as well.
+    """
+
+    lengths: np.ndarray  # (N) of the units: tokens
+    variants: int | None = 1  # how many different things training makes of a unit, in turn over the epochs; None: a new one each time
+
+    @property
+    def rows(self) -> np.ndarray:
+        """(N) the number of the row of each unit. The units of a row stand together."""
+        return np.arange(len(self.lengths))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def order(self, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+        """The batches of an epoch of training, as arrays of unit numbers: a pure function of its arguments."""
+        return shuffled(self.lengths, batch_size, seed, epoch)
+
+    def batches(self, order: list[np.ndarray], device: torch.device, epoch: int | None = None) -> Iterator[Batch]:
+        """A Batch on the device for every array of unit numbers in `order`. epoch None is evaluation, where nothing is random."""
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, int | str]:
+        """Figures for the table of the data."""
+        return {}
+
+
+def shuffled(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """All units once, in batches in random order. Units are shuffled, sorted by length within windows of 50 batches, and cut.
+
+    lengths: (N). Returns arrays of unit numbers; of each window's batches only the last may be shorter than batch_size.
     """
     random = np.random.default_rng((seed, epoch))
     order = random.permutation(len(lengths))
     window = WINDOW * batch_size
     batches = []
     for start in range(0, len(order), window):
-        rows = order[start : start + window]
-        batches += in_order(rows[np.argsort(lengths[rows], kind="stable")], batch_size)
+        units = order[start : start + window]
+        batches += in_order(units[np.argsort(lengths[units], kind="stable")], batch_size)
     return [batches[i] for i in random.permutation(len(batches))]
 
 
 def by_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """All rows once, the longest first: a memory that is too small shows at once, and nothing is random."""
+    """All units once, the longest first: a memory that is too small shows at once, and nothing is random."""
     return in_order(np.argsort(-lengths, kind="stable"), batch_size)
 
 
-def in_order(rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    return [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+def in_windows(data: Data, batch_size: int) -> Iterator[list[np.ndarray]]:
+    """The batches of prediction: windows of about 50 batches in the order of the rows, each sorted by length.
 
-
-@dataclass
-class Batch:
-    """Rows that go through the model together: as the body takes them, or as the state that a frozen trunk has left.
-
-    Axes: B rows.
+    No row is parted by the end of a window, so that after each window its rows are complete.
     """
+    rows, start = data.rows, 0
+    while start < len(rows):
+        end = min(start + WINDOW * batch_size, len(rows))
+        while end < len(rows) and rows[end] == rows[end - 1]:
+            end += 1
+        units = np.arange(start, end)
+        yield in_order(units[np.argsort(-data.lengths[units], kind="stable")], batch_size)
+        start = end
 
-    inputs: tuple[Tensor | None, ...]  # of the body's forward, (B, ...) each
-    labels: Tensor | None  # (B) ids, or (B, C) shares of the classes where rows are mixed
-    state: tuple | None = None  # the body's State after its first `done` stages; None: the body starts from `inputs`
-    done: int = 0
 
-    def to(self, device: torch.device) -> "Batch":
-        def move(x):
-            return x.to(device, non_blocking=True) if isinstance(x, Tensor) else x
-
-        state = None if self.state is None else self.state._make(map(move, self.state))
-        return Batch(tuple(map(move, self.inputs)), move(self.labels), state, self.done)
+def in_order(units: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    return [units[i : i + batch_size] for i in range(0, len(units), batch_size)]

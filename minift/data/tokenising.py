@@ -1,36 +1,36 @@
-"""Texts to token ids, in one batched call; token ids to padded batches.
+"""Texts to token ids; token ids to padded batches.
 
 Axes: B rows of a batch, S its longest row.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
-from minift.data.batching import Batch
-from minift.data.reading import Rows
+from minift.data.batching import Batch, Data
+
+CHUNK = 1000  # rows a call: what the tokenizer holds of a row besides its ids is many times as large
 
 
 @dataclass
-class Encoded:
+class Encoded(Data):
+    """Texts or pairs of texts as token ids, one unit a row."""
+
     tokens: list[np.ndarray]  # one array of ids a row
     token_types: list[np.ndarray] | None  # likewise, where rows are pairs
     lengths: np.ndarray  # (N)
-    labels: np.ndarray | None  # (N) ids
+    targets: tuple[np.ndarray, ...]  # what a batch has as targets, (N, ...) each; () in prediction
     pad: int  # id of the padding token
     max_length: int
     cut: int  # rows that max_length has shortened
-
-    draws = 1  # a row is the same in every epoch
-
-    def __len__(self) -> int:
-        return len(self.tokens)
+    smoothing: float = 0.0  # label smoothing in training
 
     def describe(self) -> dict[str, int]:
-        """Figures for the table of the data."""
         return {
             "median tokens": int(np.median(self.lengths)),
             "longest": int(self.lengths.max()),
@@ -38,32 +38,50 @@ class Encoded:
         }
 
     def batches(self, order: list[np.ndarray], device: torch.device, epoch: int | None = None) -> Iterator[Batch]:
-        """The rows of every array of row numbers in `order` as one batch."""
-        return (self.collate(rows).to(device) for rows in order)
-
-    def collate(self, rows: np.ndarray) -> Batch:
-        """The rows as one batch, padded to the longest of them: tokens (B, S), mask (B, S) or None where no row is padded,
-        token types (B, S) or None where there are no pairs."""
-        lengths = self.lengths[rows]
-        real = np.arange(lengths.max()) < lengths[:, None]  # (B, S)
-        tokens = np.full(real.shape, self.pad, dtype=np.int64)
-        tokens[real] = np.concatenate([self.tokens[row] for row in rows])
-        types = None
-        if self.token_types is not None:
-            types = np.zeros(real.shape, dtype=np.int64)
-            types[real] = np.concatenate([self.token_types[row] for row in rows])
-        inputs = (tokens, None if real.all() else real, types)
-        labels = None if self.labels is None else torch.from_numpy(self.labels[rows])
-        return Batch(tuple(None if array is None else torch.from_numpy(array) for array in inputs), labels)
+        smoothing = 0.0 if epoch is None else self.smoothing
+        for rows in order:
+            inputs = pad([self.tokens[row] for row in rows], self.pad, self.token_types and [self.token_types[row] for row in rows])
+            targets = tuple(torch.from_numpy(values[rows]) for values in self.targets)
+            yield Batch(inputs, targets, rows, torch.ones(len(rows)), smoothing).to(device)
 
 
-def encode(tokenizer: Tokenizer, rows: Rows, labels: np.ndarray | None, max_length: int, pad: int) -> Encoded:
-    """Token ids with the special tokens; of a pair too long, the longer text is cut first, a token at a time."""
-    inputs = rows.texts if rows.pairs is None else list(zip(rows.texts, rows.pairs, strict=True))
+def pad(tokens: list[np.ndarray], value: int, token_types: list[np.ndarray] | None = None) -> tuple[Tensor | None, ...]:
+    """Rows of ids as the body takes them: tokens (B, S), mask (B, S) or None where no row is padded, token types (B, S) or None."""
+    lengths = np.array([len(ids) for ids in tokens])
+    real = np.arange(lengths.max()) < lengths[:, None]  # (B, S)
+    ids = padded(tokens, real, value)
+    types = None if token_types is None else padded(token_types, real, 0)
+    return ids, None if real.all() else torch.from_numpy(real), types
+
+
+def padded(rows: list[np.ndarray], real: np.ndarray, value: int) -> Tensor:
+    filled = np.full(real.shape, value, dtype=np.int64)
+    filled[real] = np.concatenate(rows)
+    return torch.from_numpy(filled)
+
+
+def encode(
+    tokenizer: Tokenizer, texts: list[str], pairs: list[str] | None, max_length: int
+) -> tuple[list[np.ndarray], list[np.ndarray] | None, int]:
+    """(ids of each row with the special tokens, token types where rows are pairs, rows that were cut)
+
+    A text longer than max_length is cut at its end; of a pair the longer text is cut first, a token at a time.
+    """
+    tokenizer = truncating(tokenizer, max_length)
+    rows = texts if pairs is None else list(zip(texts, pairs, strict=True))
+    tokens, types, cut = [], None if pairs is None else [], 0
+    for start in range(0, len(rows), CHUNK):
+        encodings = tokenizer.encode_batch_fast(rows[start : start + CHUNK])
+        tokens += [np.array(e.ids, dtype=np.int64) for e in encodings]
+        cut += sum(bool(e.overflowing) for e in encodings)
+        if types is not None:
+            types += [np.array(e.type_ids, dtype=np.int64) for e in encodings]
+    return tokens, types, cut
+
+
+@functools.lru_cache(maxsize=8)
+def truncating(tokenizer: Tokenizer, max_length: int) -> Tokenizer:
+    """A copy that cuts at max_length. The original may serve other threads and runs, so nothing is ever set on it."""
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())
     tokenizer.enable_truncation(max_length, strategy="longest_first")
-    encodings = tokenizer.encode_batch_fast(inputs)
-    tokenizer.no_truncation()
-    tokens = [np.array(e.ids, dtype=np.int64) for e in encodings]
-    types = None if rows.pairs is None else [np.array(e.type_ids, dtype=np.int64) for e in encodings]
-    lengths = np.array([len(ids) for ids in tokens], dtype=np.int64)
-    return Encoded(tokens, types, lengths, labels, pad, max_length, sum(bool(e.overflowing) for e in encodings))
+    return tokenizer

@@ -1,6 +1,10 @@
-"""Tasks by the names of the ecosystem; one task = one file: what it reads, head, loss, metric, decode."""
+"""Tasks by the names of the ecosystem; one task = one file. A row names the task and, apart from it, its flags, which need no torch."""
 
 TASKS = {
     "text-classification": "minift.tasks.text_classification:TextClassification",
     "image-classification": "minift.tasks.image_classification:ImageClassification",
+}
+FLAGS = {
+    "text-classification": "minift.tasks.flags:TextClassificationFlags",
+    "image-classification": "minift.tasks.flags:ImageClassificationFlags",
 }

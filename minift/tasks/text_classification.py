@@ -1,12 +1,14 @@
-"""One label for a text, or for a pair of texts. Model, loss and metrics are in minift/tasks/classification.py."""
+"""One label for a text, or for a pair of texts. Head, loss and metrics are in minift/tasks/classification.py."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from minift.data.reading import LAYOUT_FLAGS, Layout, Rows, label_ids, label_names, read_rows
+from minift.data.labels import label_ids, label_names
+from minift.data.layout import TextLayout
+from minift.data.reading import Texts, read_texts
 from minift.data.tokenising import Encoded, encode
 from minift.errors import UserError
 from minift.tasks.classification import Classification
@@ -14,17 +16,18 @@ from minift.tasks.classification import Classification
 
 @dataclass(frozen=True)
 class TextClassification(Classification):
+    max_length: int  # tokens of a row
+    pairs: bool  # whether a row is a pair of texts
+
+    MODEL: ClassVar = "minilm-l6"
     OPTIMIZER: ClassVar = "adamw"
     WEIGHT_DECAY: ClassVar = 0.01
-    MODEL: ClassVar = "minilm-l6"
-    # Flags that another kind of input has no use for
-    FLAGS: ClassVar = (*LAYOUT_FLAGS[:-2], "max_length", "pool")
+    LAYOUT: ClassVar = TextLayout
 
-    @staticmethod
-    def open_flags(method: str, checkpoint) -> dict[str, tuple]:
-        """Flag -> (value where it is unset, where that comes from)."""
+    @classmethod
+    def defaults(cls, method: str, checkpoint) -> dict[str, tuple]:
         if checkpoint.tokenizer is None:
-            raise UserError(f"{checkpoint.source} is a model of images; for texts a BERT is wanted, as --model minilm-l6")
+            raise UserError(f"{checkpoint.source} is a model of images; expected a BERT for texts, as --model minilm-l6")
         recorded = checkpoint.pool if method == "probe" else None
         return {
             "max_length": (min(128, checkpoint.config["max_position_embeddings"]), "default"),
@@ -32,47 +35,32 @@ class TextClassification(Classification):
         }
 
     @staticmethod
-    def settings(options, rows: Rows) -> dict:
-        """What predictions must know of a run besides its labels. rows: the training rows."""
-        return {"max_length": options.max_length, "pairs": rows.pairs is not None}
+    def read(source: str | Iterable, layout: TextLayout, labelled: bool = True) -> Texts:
+        return read_texts(source, layout, labelled)
 
-    @staticmethod
-    def read(path: str, layout: Layout, labelled: bool = True) -> Rows:
-        return read_rows(path, layout, labelled)
+    @classmethod
+    def learn(cls, train: Texts, options) -> "TextClassification":
+        return cls(label_names(train), options.pool, options.max_length, train.pairs is not None)
 
-    @staticmethod
-    def for_training(data: Encoded, options, classes: int) -> Encoded:
-        """The training rows as training sees them."""
-        return data
-
-    @staticmethod
-    def rows(texts: list[str], pairs: list[str] | None = None) -> Rows:
-        """Texts that come from no file."""
-        for given in (texts, [] if pairs is None else pairs):
-            if isinstance(given, str) or not all(isinstance(text, str) for text in given):
-                raise UserError("predict: a list of texts is wanted, as predict(['one text', 'another'])")
-        if pairs is not None and len(pairs) != len(texts):
-            raise UserError(f"predict: {len(texts)} texts and {len(pairs)} second texts")
-        return Rows(Path(), list(texts), None if pairs is None else list(pairs), None, [])
-
-    @staticmethod
-    def names(rows: Rows) -> list[str]:
-        return label_names(rows)
-
-    @staticmethod
-    def ids(rows: Rows, names: list[str], complete: bool) -> np.ndarray:
-        return label_ids(rows, names)
-
-    @staticmethod
-    def prepare(rows: Rows, labels: np.ndarray | None, checkpoint, settings: dict, workers: int = 0) -> Encoded:
-        """checkpoint: has the tokenizer. settings: of the run; pairs (whether it knows pairs of texts), max_length."""
+    def prepare(self, examples: Texts, checkpoint, options=None, workers: int = 0) -> Encoded:
         positions = checkpoint.config["max_position_embeddings"]
-        if settings["max_length"] > positions:
-            raise UserError(f"--max-length {settings['max_length']}: the model has {positions} positions")
-        if settings["pairs"] and checkpoint.config["type_vocab_size"] < 2:
-            raise UserError(f"{rows.path}: pairs of texts, and the model knows one kind of text (type_vocab_size 1)")
-        if (rows.pairs is not None) != settings["pairs"]:
-            wanted = "pairs of texts, and here is one text a row" if rows.pairs is None else "single texts, and here are pairs"
-            where = rows.path if rows.path.name else "predict"
-            raise UserError(f"{where}: the run was trained on {wanted}")
-        return encode(checkpoint.tokenizer, rows, labels, settings["max_length"], checkpoint.config["pad_token_id"])
+        if self.max_length > positions:
+            raise UserError(f"--max-length {self.max_length}: the model has {positions} positions")
+        if self.pairs and checkpoint.config["type_vocab_size"] < 2:
+            raise UserError(f"{examples.path}: pairs of texts, and the model knows one kind of text (type_vocab_size 1)")
+        if self.pairs and self.max_length < 5:
+            raise UserError(f"--max-length {self.max_length}: expected 5 or more for pairs: three special tokens and one of each text")
+        if (examples.pairs is not None) != self.pairs:
+            trained = "pairs of texts, and here is one text a row" if self.pairs else "single texts, and here are pairs"
+            raise UserError(f"{examples.path}: the run was trained on {trained}")
+        tokens, types, cut = encode(checkpoint.tokenizer, examples.texts, examples.pairs, self.max_length)
+        return Encoded(
+            tokens,
+            types,
+            np.array([len(ids) for ids in tokens], dtype=np.int64),
+            () if examples.labels is None else (label_ids(examples, self.labels),),
+            checkpoint.config["pad_token_id"],
+            self.max_length,
+            cut,
+            0.0 if options is None else options.label_smoothing,
+        )

@@ -1,0 +1,44 @@
+"""The flags of the tasks. They stand apart from the tasks so that --help needs no torch."""
+
+from dataclasses import dataclass
+
+from minift.data.layout import ImageLayout, TextLayout
+from minift.flags import flag
+
+
+@dataclass(frozen=True)
+class ClassificationFlags:
+    label_smoothing: float = flag(
+        0.0, "share of every label that is spread evenly over all classes in training", least=0, below=1
+    )
+    solver: str = flag(
+        "gradient",
+        "gradient: steps of the optimizer; lbfgs: a probe solved exactly, its L2 penalty chosen by validation",
+        choices=("gradient", "lbfgs"),
+    )
+    l2: float | None = flag(None, "penalty of lbfgs; unset: the best of 45", above=0)
+
+
+@dataclass(frozen=True)
+class TextFlags(TextLayout):
+    pool: str | None = flag(
+        None, "what the head reads; unset: cls, for probe what the checkpoint recommends", choices=("cls", "mean")
+    )
+    max_length: int | None = flag(
+        None, "tokens of a row, special ones counted; longer rows are cut; unset: 128, or what the model can take", least=3
+    )
+
+
+@dataclass(frozen=True)
+class TextClassificationFlags(ClassificationFlags, TextFlags):
+    pass
+
+
+@dataclass(frozen=True)
+class ImageClassificationFlags(ClassificationFlags, ImageLayout):
+    augment: str | None = flag(
+        None, "training images: none, standard (crop, flip), strong; unset: standard, for probe none", choices=("none", "standard", "strong")
+    )
+    mixup: float = flag(0.0, "alpha of Beta(alpha, alpha), by which pairs of training images are blended; 0: never", least=0)
+    cutmix: float = flag(0.0, "alpha of Beta(alpha, alpha) for the rectangle of one training image put into another; 0: never", least=0)
+    views: int | None = flag(None, "augmented views of every training image, in turn; unset: new ones in each epoch", least=1)

@@ -1,0 +1,178 @@
+"""The contract of a task: what the training loop, prediction and the files of a run ask of it. One task = one file.
+
+    read     a file, or inputs by hand  -> Examples      the rows as the user has them
+    learn    the training rows          -> Task          what must be remembered: labels, lengths, means
+    prepare  Examples                   -> Data          numbers, in units and batches
+    head     Body                       -> nn.Module     head(state, batch) -> outputs of any structure
+    loss     outputs, Batch             -> (B)           of each unit, summed over what its count counts
+    meter    Data                       -> Meter         metrics, added up batch by batch
+    predict  outputs row by row         -> dicts         one object a row
+
+The gradient of a step is that of sum(losses) / sum(counts) over all its batches, so that accumulation, batches of different
+sizes and several processes give the gradient of the one large batch. Proved for every task by tests/contract/test_tasks.py.
+
+Axes: B units of a batch.
+"""
+
+import json
+import typing
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, fields
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from minift.data.batching import Batch, Data
+from minift.data.examples import Examples
+from minift.data.layout import Layout
+from minift.errors import UserError, look_up
+from minift.tasks import TASKS
+
+
+class Meter:
+    """The metrics of a split, from outputs that come batch by batch and need not be kept."""
+
+    def add(self, outputs, batch: Batch) -> None:
+        """outputs, and the targets of the batch, on the CPU."""
+        raise NotImplementedError
+
+    def merge(self, other: "Meter") -> None:
+        """Take over what another meter, of other rows of the same split, has added up."""
+        raise NotImplementedError
+
+    def metrics(self) -> dict[str, float | None]:
+        """The figures under the names of the task's METRICS; None where one is undefined."""
+        raise NotImplementedError
+
+    def table(self) -> str:
+        """What to print of a split besides the metrics; empty: nothing."""
+        return ""
+
+
+class Task:
+    """What a run must know, besides weights, to train and to predict. A task is a frozen dataclass of plain values.
+
+    Its fields stand in config.json, from which `of` makes it again.
+    """
+
+    MODEL: ClassVar[str]  # the default of --model
+    OPTIMIZER: ClassVar[str]  # of --optimizer
+    WEIGHT_DECAY: ClassVar[float]  # of --weight-decay
+    METRICS: ClassVar[dict[str, bool]]  # name -> whether higher is better; the first one chooses the best epoch
+    LAYOUT: ClassVar[type[Layout]]  # how its files are read: the flags that predict and evaluate share with training
+
+    pool: str | None  # what the body pools its output to, as cls or mean; None: the head reads the hidden states
+
+    @classmethod
+    def defaults(cls, method: str, checkpoint) -> dict[str, tuple]:
+        """Flag -> (its value where it is unset, where that comes from). Raises UserError for a checkpoint of another kind."""
+        return {}
+
+    @staticmethod
+    def read(source: str | Iterable, layout: Layout, labelled: bool = True) -> Examples:
+        """source: a path, or any iterable of inputs. labelled: every row must have what the task learns."""
+        raise NotImplementedError
+
+    @classmethod
+    def learn(cls, train: Examples, options) -> "Task":
+        raise NotImplementedError
+
+    def review(self, parts: dict[str, Examples], options) -> list[str]:
+        """What to note of the splits. Raises UserError for splits that the task cannot do with."""
+        return []
+
+    def columns(self, examples: Examples) -> dict[str, int]:
+        """Figures of a split for the table of the data, as the rows of each class; the same names for every split."""
+        return {}
+
+    def prepare(self, examples: Examples, checkpoint, options=None, workers: int = 0) -> Data:
+        """options: the run's, where the rows are to train on: they are augmented, smoothed, and so on; None: as evaluation sees
+        them. checkpoint: has the tokenizer or the preprocessing. workers: processes that read images."""
+        raise NotImplementedError
+
+    def head(self, body: nn.Module) -> nn.Module:
+        """A new head on the body, on its device: forward(state, batch) -> outputs."""
+        raise NotImplementedError
+
+    def loss(self, outputs, batch: Batch) -> Tensor:
+        raise NotImplementedError
+
+    def meter(self, data: Data) -> Meter:
+        raise NotImplementedError
+
+    def tune(self, meter: Meter) -> "Task":
+        """The task with thresholds chosen on the validation rows that the meter has seen, after training."""
+        return self
+
+    def predict(self, outputs: Iterable[tuple[int, list]], data: Data) -> Iterator[dict]:
+        """outputs: for every row of `data`, in order, its number and the outputs of its units, without the axis B."""
+        raise NotImplementedError
+
+    def show(self, prediction: dict) -> str:
+        """A prediction in a few words."""
+        return json.dumps(prediction, ensure_ascii=False)
+
+    def compare(self, examples: Examples, row: int, prediction: dict) -> str:
+        """The prediction of a row beside what is right."""
+        return self.show(prediction)
+
+
+class Model(nn.Module):
+    """A body and a head: the model of every task."""
+
+    def __init__(self, body: nn.Module, head: nn.Module):
+        super().__init__()
+        self.body = body
+        self.head = head
+
+    def forward(self, batch: Batch) -> tuple:
+        """(the body's State, the outputs of the head)"""
+        state = self.body(*batch.inputs) if batch.state is None else self.body.resume(batch.state, batch.done)
+        return state, self.head(state, batch)
+
+
+class PooledLinear(nn.Linear):
+    """W dropout(pooled) + b: the head of a task that reads what the body pools. Its files hold head.weight and head.bias."""
+
+    def __init__(self, body: nn.Module, outputs: int):
+        super().__init__(body.config.width, outputs)
+        self.dropout = nn.Dropout(body.config.head_dropout)
+        body.initialise(self)
+
+    def forward(self, state: tuple, batch: Batch) -> Tensor:
+        return super().forward(self.dropout(state.pooled))  # (B, D) -> (B, outputs)
+
+
+def described(name: str, task: Task) -> dict:
+    """The task as config.json stores it."""
+    return {"name": name, **asdict(task)}
+
+
+def of(stored: dict) -> Task:
+    """The task that config.json describes. Raises UserError for an unknown name and for fields of another type or value."""
+    values = {key: value for key, value in stored.items() if key != "name"}
+    name = stored.get("name")
+    if not isinstance(name, str):
+        raise UserError(f"task: the name is {name!r}; expected one of {', '.join(TASKS)}")
+    cls = look_up(TASKS, name, "task")
+    types = {f.name: typing.get_type_hints(cls)[f.name] for f in fields(cls)}
+    if values.keys() != types.keys():
+        raise UserError(f"task: {name} has the fields {', '.join(types)}, and here are {', '.join(values) or 'none'}")
+    for key, value in values.items():
+        if not fits(value, types[key]):
+            raise UserError(f"task: {key} is {str(value)[:60]!r}, which is not what {name} has there")
+    return cls(**values)
+
+
+def fits(value, kind) -> bool:
+    """Whether a value from a JSON file is of this type: a plain type, X | Y, list[X] or dict[str, X]."""
+    inner = typing.get_args(kind)
+    if typing.get_origin(kind) is list:
+        return isinstance(value, list) and all(fits(one, inner[0]) for one in value)
+    if typing.get_origin(kind) is dict:
+        return isinstance(value, dict) and all(fits(one, inner[1]) for one in value.values())
+    if inner:
+        return any(fits(value, one) for one in inner)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
