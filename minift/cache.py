@@ -21,7 +21,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
-from minift.data.batching import Batch, by_length
+from minift.data.batching import Batch, Data, by_length
 from minift.errors import UserError
 from minift.methods.surgery import trains
 
@@ -98,6 +98,7 @@ class OnTheFly(Data):
         self.frozen = frozen
         self.lengths = data.lengths
         self.variants = data.variants
+        self.as_evaluated = data.as_evaluated
 
     @property
     def rows(self) -> np.ndarray:
@@ -118,41 +119,80 @@ class OnTheFly(Data):
 class CachedFeatures(OnTheFly):
     """Data seen through frozen stages whose output was kept for every variant of every unit.
 
-    Say, three texts of 4, 2 and 3 tokens, of which the frozen stages leave `hidden` ("ragged") and `mask` ("real"): `stored` holds
-    one tensor (9, D), in which the units lie one behind the other without padding, in the order in which they were computed:
-
-        positions  4   2   3          of unit 0, 1, 2
-        start      0   7   4          where unit 2 was computed before unit 1
-
-    A batch of units 1 and 0 is read back as `hidden` (2, 4, D), its padding 0, and `mask` (2, 4) from the positions. What is "unit"
-    (a pooled vector, a map) has one position. Variant v of unit u has the number v N + u.
-    What else a batch holds, targets and counts above all, is kept as it came.
+    Variant v of unit u has the number v N + u. What is "unit" (a pooled vector, a map) lies at its number. What is "ragged" lies
+    without padding, one unit behind the other: of units of 4, 2 and 3 tokens one tensor (9, D), unit 1 at the positions 4 and 5.
+    A batch of units 1 and 2 is read back as (2, 3, D), its padding 0, and what is "real", the mask, follows from the lengths.
+    Targets and counts come from the data, as they do without a cache.
     """
 
     def __init__(self, data: Data, frozen: FrozenStages, batch_size: int, device: torch.device, file: Path | None = None):
-        """file: where the tensor lies, new; None: in memory. device: on which the stages run; what is kept lies on the CPU."""
+        """file: where the tensors lie, new; None: in memory. device: on which the stages run; what is kept lies on the CPU."""
         super().__init__(data, frozen)
         N, V = len(data), data.variants
-        first = next(super().batches([np.zeros(1, dtype=np.int64)], device))
-        self.empty = first.state.only()
-        (self.name, tensor), self.mask = kept_field(first, frozen)
-        self.positions = np.tile(data.lengths if self.ragged else np.ones(N, dtype=np.int64), V)
-        self.start = np.zeros(N * V, dtype=np.int64)
-        self.stored = new_tensor((int(self.positions.sum()), *tensor.shape[1 + self.ragged :]), tensor.dtype, file)
-        self.batch_of: list[tuple[Batch, int] | None] = [None] * (N * V)  # what came with each unit, and its place in there
-        order, filled = by_length(data.lengths, batch_size), 0
+        self.start = np.cumsum(np.tile(data.lengths, V)) - np.tile(data.lengths, V)  # (V N) first position of each
+        first = next(super().batches([np.zeros(1, dtype=np.int64)], device)).state
+        self.empty, self.stored = first.only(), {}
+        for name, kind in self.kept().items():
+            shape = self.shape(kind, getattr(first, name))
+            beside = file and file.with_name(f"{file.stem}-{name}{file.suffix}")
+            self.stored[name] = new_tensor(shape, getattr(first, name).dtype, beside)
+        order = by_length(data.lengths, batch_size)
         bar = tqdm(total=N * V, desc="frozen stages", unit="row", leave=False, disable=None)
         for variant in range(V):
             for units, batch in zip(order, super().batches(order, device, variant), strict=True):
-                output = getattr(batch.state, self.name)
-                if self.ragged:
-                    output = output[real(data.lengths[units], output.shape[1]).to(output.device)]  # (B, S, ...) -> (T, ...)
                 numbers = variant * N + units
-                self.start[numbers] = filled + np.cumsum(self.positions[numbers]) - self.positions[numbers]
-                self.stored[filled : filled + len(output)] = output.cpu()
-                filled += len(output)
+                for name, kind in self.kept().items():
+                    output = getattr(batch.state, name).cpu()
+                    if kind == "ragged":
+                        self.stored[name][self.positions(numbers)] = output[torch.from_numpy(self.real(units))]  # (B, S, ...) -> (T, ...)
+                    else:
+                        self.stored[name][torch.from_numpy(numbers)] = output
                 bar.update(len(units))
         bar.close()
+
+    def kept(self) -> dict[str, str]:
+        """Of what the body says that it carries: all that must be stored."""
+        return {name: kind for name, kind in self.frozen.carried.items() if kind != "real"}
+
+    def shape(self, kind: str, one: Tensor) -> tuple[int, ...]:
+        """Of the tensor that holds a field of all units; one: the field of a batch of one unit."""
+        if kind == "ragged":
+            return (int(self.lengths.sum()) * self.variants, *one.shape[2:])
+        return (len(self) * self.variants, *one.shape[1:])
+
+    def real(self, units: np.ndarray) -> np.ndarray:
+        """(B, S) whether there is a token, as the mask of a batch says."""
+        return np.arange(self.lengths[units].max()) < self.lengths[units][:, None]
+
+    def positions(self, numbers: np.ndarray) -> Tensor:
+        """(T) where the tokens of these variants of units lie."""
+        units = numbers % len(self)
+        at = self.start[numbers][:, None] + np.arange(self.lengths[units].max())
+        return torch.from_numpy(at[self.real(units)])
+
+    def batches(self, order: list[np.ndarray], device: torch.device, epoch: int | None = None) -> Iterator[Batch]:
+        if epoch is None and not self.as_evaluated:  # kept are augmented pictures, and evaluation sees plain ones
+            return super().batches(order, device, None)
+        return (self.batch(units, epoch).to(device) for units in order)
+
+    def batch(self, units: np.ndarray, epoch: int | None) -> Batch:
+        numbers, fields = (epoch or 0) % self.variants * len(self) + units, {}
+        real = torch.from_numpy(self.real(units))
+        for name, kind in self.frozen.carried.items():
+            if kind == "real":
+                fields[name] = None if real.all() else real
+            elif kind == "unit":
+                fields[name] = self.stored[name][torch.from_numpy(numbers)]
+            else:
+                kept = self.stored[name][self.positions(numbers)]
+                if real.all():
+                    fields[name] = kept.view(*real.shape, *kept.shape[1:])  # (T, ...) -> (B, S, ...)
+                else:
+                    fields[name] = kept.new_zeros(*real.shape, *kept.shape[1:])
+                    fields[name][real] = kept
+        return replace(self.data.outline(units, epoch), state=self.empty.only(**fields), done=self.frozen.done)
+
+
 def new_tensor(shape: tuple[int, ...], dtype: torch.dtype, file: Path | None) -> Tensor:
     """An empty tensor in memory, or in a file that is gone with the process; on Windows it stays and may be deleted."""
     if file is None:
@@ -163,38 +203,42 @@ def new_tensor(shape: tuple[int, ...], dtype: torch.dtype, file: Path | None) ->
     return tensor
 
 
-def bytes_needed(data, trunk: Trunk, device: torch.device) -> int:
-    """Of everything that `Kept` would hold."""
-    state, output = pieces(next(Recomputed(data, trunk).batches([np.zeros(1, dtype=np.int64)], device)), trunk)
-    units = int(data.lengths.sum()) if is_ragged(state, trunk) else len(data)
-    return output.nbytes // len(output) * units * data.draws
+def bytes_needed(data: Data, frozen: FrozenStages, device: torch.device) -> int:
+    """Of everything that `CachedFeatures` would hold."""
+    state = next(OnTheFly(data, frozen).batches([np.zeros(1, dtype=np.int64)], device)).state
+    sizes = {name: getattr(state, name) for name, kind in frozen.carried.items() if kind != "real"}
+    pieces = {name: int(data.lengths.sum()) if frozen.carried[name] == "ragged" else len(data) for name in sizes}
+    each = {name: t.nbytes // (t.shape[1] if frozen.carried[name] == "ragged" else 1) for name, t in sizes.items()}
+    return sum(each[name] * pieces[name] for name in sizes) * data.variants
 
 
 def keep(
-    data: dict[str, object],
+    data: dict[str, Data],
     body: nn.Module,
     precision: AbstractContextManager,
     device: torch.device,
-    batch_size: int,
-    kind: str,
+    options,
     directory: Path,
-) -> dict:
-    """The splits of a run as seen through its frozen trunk; as they are where there is none.
+) -> tuple[dict[str, Data], float]:
+    """(the splits of a run as seen through its frozen stages, or as they are where there are none; the seconds that took)
 
-    kind: memory, disk (in `directory`), off (computed afresh every time), or auto: in memory up to a quarter of the machine's,
-    then on disk up to half of what is free, then off. Data that is new in every epoch (`draws` is None) is never kept.
+    options: batch_size, and cache: memory, disk (in `directory`), off (computed for every batch), or auto: in memory up to a
+    quarter of the machine's, then on disk up to half of what is free, then off. Data that is new in every epoch (`variants` is
+    None), and the test split, which is read once, are never kept.
     """
+    kind, begin = options.cache, time.perf_counter()
     done = depth(body)
     if not done:
-        return data
-    trunk, seen = Trunk(body, done, precision), {}
+        return data, 0.0
+    frozen, seen = FrozenStages(body, done, precision), {}
     memory, disk = memory_of_machine() // 4, shutil.disk_usage(directory).free // 2
     for split, rows in data.items():
-        if rows.draws is None or kind == "off":
-            seen[split] = Recomputed(rows, trunk)
-            print(f"trunk  {split}: {'new in every epoch, so ' if rows.draws is None else ''}computed for every batch")
+        if rows.variants is None or kind == "off" or split == "test":
+            seen[split] = OnTheFly(rows, frozen)
+            why = "read once" if split == "test" else "new in every epoch" if rows.variants is None else "as --cache off says"
+            print(f"frozen  {split}: computed for every batch, {why}")
             continue
-        size = bytes_needed(rows, trunk, device)
+        size = bytes_needed(rows, frozen, device)
         place = kind if kind != "auto" else "memory" if size <= memory else "disk" if size <= disk else "off"
         room = {"memory": memory * 4, "disk": disk * 2}.get(place, size)
         if size > room:
@@ -202,17 +246,18 @@ def keep(
                 f"--cache {kind}: {split} needs {size / 2**30:,.1f} GB, and there are {room / 2**30:,.1f}; leave it to auto"
             )
         if place == "off":
-            seen[split] = Recomputed(rows, trunk)
-            print(f"trunk  {split}: {size / 2**30:,.1f} GB are too many to keep, so computed for every batch")
+            seen[split] = OnTheFly(rows, frozen)
+            print(f"frozen  {split}: {size / 2**30:,.1f} GB are too many to keep, so computed for every batch")
             continue
         start = time.perf_counter()
-        seen[split] = Kept(rows, trunk, batch_size, device, directory / f"trunk-{split}.bin" if place == "disk" else None)
+        file = directory / f"frozen-{split}.bin" if place == "disk" else None
+        seen[split] = CachedFeatures(rows, frozen, options.batch_size, device, file)
         memory, disk = (memory - size, disk) if place == "memory" else (memory, disk - size)
         seconds = time.perf_counter() - start
-        views = f" x {rows.draws} views" if rows.draws > 1 else ""
-        figures = f"{len(rows) * rows.draws / seconds:,.0f} rows/s, {size / 2**20:,.1f} MB kept {PLACES[place]}"
-        print(f"trunk  {split}: {len(rows):,} rows{views} computed once, {figures}", flush=True)
-    return seen
+        variants = f" x {rows.variants} views" if rows.variants > 1 else ""
+        figures = f"{len(rows) * rows.variants / seconds:,.0f} rows/s, {size / 2**20:,.1f} MB kept {PLACES[place]}"
+        print(f"frozen  {split}: {len(rows):,} rows{variants} computed once, {figures}", flush=True)
+    return seen, time.perf_counter() - begin
 
 
 def memory_of_machine() -> int:

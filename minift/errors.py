@@ -10,6 +10,10 @@ class UserError(Exception):
     """What is wrong, where (file, line, column), what to do: all in one line."""
 
 
+class Diverged(UserError):
+    """Training whose loss or weights are no longer finite."""
+
+
 def command(main: Callable[[list[str]], int | None], name: str) -> None:
     """Run a command line's `main` and leave the process: 0 or what main returns, 2 after a mistake, 130 after Ctrl-C."""
     sys.stdout.reconfigure(errors="backslashreplace")  # a text may hold what the terminal's encoding cannot show
@@ -17,7 +21,8 @@ def command(main: Callable[[list[str]], int | None], name: str) -> None:
         code = main(sys.argv[1:]) or 0
         sys.stdout.flush()
     except UserError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        said = str(error)
+        print(said if said.startswith(f"{name}: ") else f"{name}: {said}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt as stop:
         print(f"\n{name}: stopped{f', {stop}' if stop.args else ''}", file=sys.stderr)

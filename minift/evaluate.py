@@ -1,24 +1,35 @@
 """Score a finished run on labelled data: `python -m minift.evaluate RUN --data FILE-OR-DIRECTORY`."""
 
 import argparse
+from dataclasses import fields, replace
 
-from minift.data.reading import LAYOUT_FLAGS, Layout, check_table_flags
+from minift.data.layout import ImageLayout, Layout, TextLayout
 from minift.errors import UserError, command
-from minift.flags import add_flags
+from minift.flags import add_flags, check_ranges, spelled
+
+
+def add_layout_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of all layouts; which of them a run can use its task says."""
+    own = {f.name for f in fields(Layout)}
+    add_flags(parser, Layout, inherited="as in training")
+    for kind in (TextLayout, ImageLayout):
+        add_flags(parser, kind, inherited="as in training", without=own)
 
 
 def layout_of(arguments: argparse.Namespace, tuned) -> Layout:
     """The layout flags that were given; the others as in training, but for the number of workers, which is this machine's."""
-    given = {name: getattr(arguments, name) for name in LAYOUT_FLAGS if getattr(arguments, name) is not None}
-    strange = [name for name in given if name not in tuned.task.FLAGS]
-    if strange:
-        raise UserError(
-            f"--{strange[0].replace('_', '-')}: the run is one of {tuned.checkpoint.task['name']}, which has no use for it"
-        )
-    if arguments.workers is not None and arguments.workers < 0:
-        raise UserError(f"--workers {arguments.workers}: 0 or more is wanted")
-    check_table_flags(arguments.data, list(given))
-    return Layout(**tuned.settings["layout"] | given)
+    names = {f.name for kind in (TextLayout, ImageLayout) for f in fields(kind)}
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    known = {f.name for f in fields(tuned.layout)}
+    if strange := sorted(given.keys() - known):
+        raise UserError(f"{spelled(strange[0])}: the run is one of {tuned.checkpoint.task['name']}, which has no use for it")
+    inherited = tuned.layout
+    if given.get("format") == "lines":  # a text a line has no columns, whatever those of the training file were called
+        columns = [f.name for f in fields(tuned.layout) if f.name.endswith("_column")]
+        inherited = replace(inherited, **dict.fromkeys(columns))
+    layout = replace(inherited, **given)
+    check_ranges(layout)
+    return layout
 
 
 def main(argv: list[str]) -> None:
@@ -26,22 +37,23 @@ def main(argv: list[str]) -> None:
     parser.add_argument("run", help="directory of a finished run")
     parser.add_argument("--data", required=True, help="file of texts and labels, or directory of images by class")
     parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
-    add_flags(parser, Layout, inherited="as in training")
+    add_layout_flags(parser)
     arguments = parser.parse_args(argv)
 
     from minift.data.decoding import processes
+    from minift.data.splits import check_directories
     from minift.finetuned import load
-    from minift.report import class_table, table
+    from minift.tables import table
 
     tuned = load(arguments.run, arguments.device)
     layout = layout_of(arguments, tuned)
+    check_directories([arguments.data], layout)
     rows = tuned.task.read(arguments.data, layout)
-    ids = tuned.task.ids(rows, tuned.task.labels, complete=False)
-    scores, described = tuned.score(rows, ids, processes(layout.workers))
+    scores, described = tuned.score(rows, processes(arguments.workers))
     print(f"{arguments.data}: {len(rows):,} rows; {'; '.join(rows.decided)}")
     print(", ".join(f"{name} {value}" for name, value in described.items()), end="\n\n")
     print(table(list(scores.metrics), [list(scores.metrics.values())]), end="\n\n")
-    print(class_table(tuned.task.labels, tuned.task.confusion(scores.logits, ids)))
+    print(scores.meter.table())
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 import math
 import re
-import time
-from contextlib import AbstractContextManager, closing
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,13 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from minift.adapting import names_of
-from minift.cache import Recomputed, Trunk
-from minift.data.batching import by_length
-from minift.errors import UserError, look_up
+from minift.cache import FrozenStages, OnTheFly
+from minift.data.batching import Data
+from minift.data.examples import Examples
+from minift.data.layout import Layout
+from minift.errors import UserError
 from minift.methods.surgery import wrappers
 from minift.optim.precision import around
 from minift.pretrained import Checkpoint, read, read_config
-from minift.tasks import TASKS
+from minift.tasks.task import Model, of
+from minift.training import Scores, evaluate, outputs_by_row
 
 
 @dataclass
@@ -28,7 +31,7 @@ class FineTuned:
     task: object
     checkpoint: Checkpoint  # without its tensors
     precision: AbstractContextManager  # as `optim.precision.around` makes it
-    trunk: Trunk | None  # the stages that were frozen in training, run as they were then
+    frozen: FrozenStages | None  # the stages that were frozen in training, run as they were then
     attached: dict[str | None, "FineTuned"] = field(default_factory=dict)  # other runs over the same base; None: the one loaded
 
     def attach(self, directory: str | Path, name: str) -> None:
@@ -55,7 +58,7 @@ class FineTuned:
             raise UserError(f"use: no run is attached as {name!r}; known are {known}")
         one = self.attached[name]
         self.model, self.task, self.checkpoint = one.model, one.task, one.checkpoint
-        self.precision, self.trunk = one.precision, one.trunk
+        self.precision, self.frozen = one.precision, one.frozen
 
     def combine(self, weights: dict[str | None, float], name: str = "combined") -> None:
         """Attach the weighted sum of LoRAs as `name`: W + sum_i w_i s_i B_i A_i, and of heads sum_i w_i H_i.
@@ -67,7 +70,7 @@ class FineTuned:
         if not all(isinstance(weight, int | float) and math.isfinite(weight) for weight in weights.values()):
             raise UserError(f"combine: {weights} has a weight that is no finite number")
         if not weights or (absent := [one for one in weights if one not in self.attached]):
-            raise UserError(f"combine: {f'no run is attached as {absent[0]!r}' if weights else 'a weight for each run is wanted'}")
+            raise UserError(f"combine: {f'no run is attached as {absent[0]!r}' if weights else 'expected a weight for each run'}")
         self.attached[name] = combined([(self.attached[one], weight) for one, weight in weights.items()])
 
     def check_name(self, caller: str, name: str) -> None:
@@ -79,28 +82,47 @@ class FineTuned:
         """How the run read and batched its data."""
         return self.checkpoint.settings
 
-    def prepare(self, rows, labels=None, workers: int = 0):
-        """Rows as the task reads them -> data for `score`, through the frozen trunk as in training."""
-        data = self.task.prepare(rows, labels, self.checkpoint, self.settings, workers)
-        return data if self.trunk is None else Recomputed(data, self.trunk)
+    @property
+    def layout(self) -> Layout:
+        """How the run read its files."""
+        return self.task.LAYOUT(**self.settings["layout"])
 
-    def score(self, rows, labels, workers: int = 0) -> tuple["Scores", dict]:
-        """(scores of labelled rows, figures of the data). labels: (N) ids. workers: processes that read images."""
-        data = self.prepare(rows, labels, workers)
-        return score(self.model, self.task, data, self.settings["batch_size"], self.precision), data.describe()
+    def prepare(self, examples: Examples, workers: int = 0) -> Data:
+        """Rows for the model, through the frozen stages as in training. workers: processes that read images."""
+        data = self.task.prepare(examples, self.checkpoint, workers=workers)
+        return data if self.frozen is None else OnTheFly(data, self.frozen)
 
-    def predict(self, inputs: list[str], pairs: list[str] | None = None) -> list[dict]:
-        """One object a text or image file, in order: label, score (its probability), probabilities by label.
+    def score(self, examples: Examples, workers: int = 0) -> tuple[Scores, dict]:
+        """(scores of labelled rows, figures of the data)"""
+        data = self.prepare(examples, workers)
+        return evaluate(self.model, self.task, data, self.settings["batch_size"], self.precision), data.describe()
 
-        pairs: the second texts, for a run that was trained on pairs.
+    def predict(self, inputs: Iterable, pairs: Iterable | None = None) -> list[dict]:
+        """One object for each text or image file, in order; of classification label, score (its probability), probabilities by label.
+
+        inputs: any iterable. pairs: the second texts, for a run that was trained on pairs.
         """
-        return self.predict_rows(self.task.rows(inputs, pairs))
-
-    def predict_rows(self, rows, workers: int = 0) -> list[dict]:
-        if not len(rows):
+        if isinstance(inputs, str | bytes | Path):
+            raise UserError("predict: expected a list of texts or files, as predict(['one text', 'another'])")
+        inputs = list(inputs)
+        if pairs is not None:
+            pairs = list(pairs)
+            if len(pairs) != len(inputs):
+                raise UserError(f"predict: {len(inputs)} texts and {len(pairs)} second texts")
+            inputs = list(zip(inputs, pairs, strict=True))
+        if not inputs:
             return []
-        data = self.prepare(rows, None, workers)
-        return self.task.decode(logits_of(self.model, data, self.settings["batch_size"], self.precision))
+        return list(self.predict_rows(self.task.read(inputs, self.layout, labelled=False)))
+
+    def predict_rows(self, examples: Examples, workers: int = 0, batch_size: int | None = None) -> Iterator[dict]:
+        """The predictions in the order of the rows, as they come."""
+        size = self.settings["batch_size"] if batch_size is None else batch_size
+        return predictions(self.model, self.task, self.prepare(examples, workers), size, self.precision)
+
+
+def predictions(model: nn.Module, task, data: Data, batch_size: int, precision: AbstractContextManager) -> Iterator[dict]:
+    """What the task makes of every row, in order."""
+    return task.predict(outputs_by_row(model, data, batch_size, precision), data)
 
 
 def load(directory: str | Path, device: str | None = None) -> FineTuned:
@@ -112,7 +134,7 @@ def place_of(directory: str | Path) -> Path:
     """The model/ of a run, or a directory that holds the like."""
     directory = Path(directory)
     if not directory.is_dir():
-        raise UserError(f"{directory}: no such directory; a run's directory is wanted, as runs/NAME")
+        raise UserError(f"{directory}: no such directory; expected a run's directory, as runs/NAME")
     place = directory / "model" if (directory / "model").is_dir() else directory
     config = read_config(place)
     if config.get("task") is None:
@@ -134,15 +156,16 @@ def assemble(checkpoint: Checkpoint, device: str | None) -> FineTuned:
     moved = {id(t): tensors[name] for name, t in checkpoint.tensors.items()}
     origin = checkpoint.origin  # goes on holding the same tensors; what the run has replaced stays where it was
     origin = origin and replace(origin, tensors={name: moved.get(id(t), t) for name, t in origin.tensors.items()})
-    named = dict(checkpoint.task)
-    task = look_up(TASKS, named.pop("name"), "task")(**named)
-    model = task.model(replace(checkpoint, tensors=tensors).tuned_body(copy=False))
+    task = of(checkpoint.task)
+    with torch.random.fork_rng(devices=[]):  # new weights are drawn before those of the run take their place
+        body = replace(checkpoint, tensors=tensors).tuned_body(copy=False)
+        model = Model(body, task.head(body))
     model.head.load_state_dict({name: tensor.float() for name, tensor in checkpoint.head.items()})
     model = model.to(device, memory_format=torch.channels_last).eval()
     precision = around(getattr(torch, checkpoint.settings.get("precision", "float32")))
     frozen = checkpoint.settings.get("frozen", 0)
-    trunk = Trunk(model.body, frozen, precision) if frozen else None
-    return FineTuned(model, task, replace(checkpoint, tensors={}, head={}, grafts={}, origin=origin), precision, trunk)
+    stages = FrozenStages(model.body, frozen, precision) if frozen else None
+    return FineTuned(model, task, replace(checkpoint, tensors={}, head={}, grafts={}, origin=origin), precision, stages)
 
 
 def combined(runs: list[tuple[FineTuned, float]]) -> FineTuned:
@@ -153,14 +176,11 @@ def combined(runs: list[tuple[FineTuned, float]]) -> FineTuned:
             raise UserError(f"combine: only LoRAs can be added up, and here is a run of {run.checkpoint.method}")
         if run.checkpoint.origin is None:
             raise UserError("combine: a run holds a whole model and not a delta, so there is no base to share")
-        for what in ("labels", "pool"):
-            one, other = first.checkpoint.task[what], run.checkpoint.task[what]
+        ours, theirs = (one.checkpoint.task | {"precision": one.settings["precision"]} for one in (first, run))
+        for what in dict.fromkeys([*ours, *theirs]):
+            one, other = ours.get(what), theirs.get(what)
             if one != other:
                 raise UserError(f"combine: the {what} of the runs differ, {str(one)[:80]} and {str(other)[:80]}")
-        for what in ("pairs", "max_length", "precision"):
-            one, other = first.settings.get(what), run.settings.get(what)
-            if one != other:
-                raise UserError(f"combine: the runs were trained with different settings, {what} {one} and {other}")
     found = [wrappers(run.model.body) for run, _ in runs]
     ranks = [len(next(iter(loras.values())).A) for loras in found]
     sites = list(dict.fromkeys(site for loras in found for site in loras))
@@ -192,36 +212,5 @@ def choose_device(name: str | None) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {name}: not to be had here ({str(error).splitlines()[0][:150]})") from None
+        raise UserError(f"--device {name}: not available here ({str(error).splitlines()[0][:150]})") from None
     return device
-
-
-def logits_of(model: nn.Module, data, batch_size: int, precision: AbstractContextManager) -> Tensor:
-    """The logits of every row in the order of the rows, (N, C), on the CPU. The model is left in evaluation mode."""
-    device = next(model.parameters()).device
-    model.eval()
-    order, logits = by_length(data.lengths, batch_size), None
-    with torch.inference_mode(), closing(data.batches(order, device)) as stream:
-        for rows, batch in zip(order, stream, strict=True):
-            with precision:
-                output = model(batch).cpu()
-            output = output.float() if output.dtype.itemsize < 4 else output
-            logits = output.new_empty(len(data), *output.shape[1:]) if logits is None else logits
-            logits[rows] = output
-    return logits
-
-
-@dataclass
-class Scores:
-    metrics: dict[str, float]  # loss and the task's
-    logits: Tensor  # (N, C)
-    seconds: float
-
-
-def score(model: nn.Module, task, data, batch_size: int, precision: AbstractContextManager) -> Scores:
-    """Mean loss and metrics over all rows at once, never averaged over batches. data must have labels."""
-    start = time.perf_counter()
-    logits = logits_of(model, data, batch_size, precision)
-    labels = torch.from_numpy(data.labels)
-    total, count = task.loss(logits, labels)
-    return Scores({"loss": total.item() / count} | task.metrics(logits, data.labels), logits, time.perf_counter() - start)

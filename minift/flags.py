@@ -3,6 +3,7 @@
 import argparse
 import math
 import typing
+from collections.abc import Container
 from dataclasses import Field, field, fields
 
 from minift.errors import UserError
@@ -39,13 +40,17 @@ def kind_of(f: Field, types: dict) -> type:
     return next(kind for kind in (*typing.get_args(types[f.name]), types[f.name]) if kind is not type(None))
 
 
-def add_flags(parser: argparse.ArgumentParser, options: type, inherited: str | None = None) -> None:
-    """One flag for every field. A field of type `X | None` is unset unless given.
+def add_flags(
+    parser: argparse.ArgumentParser, options: type, inherited: str | None = None, without: Container[str] = ()
+) -> None:
+    """One flag for every field but those in `without`. A field of type `X | None` is unset unless given.
 
     inherited: where an unset flag takes its value from instead of the field's default; it is then None in the parsed arguments.
     """
     types = typing.get_type_hints(options)
     for f in fields(options):
+        if f.name in without:
+            continue
         kind, several = kind_of(f, types), f.metadata["several"]
         shown = f" (default: {inherited})" if inherited else "" if f.default is None else f" (default: {f.default})"
         form = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": grid(kind) if several else kind}

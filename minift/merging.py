@@ -7,14 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from minift.data.reading import Layout
 from minift.data.samples import REVIEWS
 from minift.errors import UserError
-from minift.finetuned import FineTuned, assemble, logits_of
+from minift.finetuned import FineTuned, assemble
 from minift.methods.surgery import merge, plain, unmerge
 from minift.pretrained import Checkpoint
+from minift.training import outputs_by_row
 
 ROWS = 64
 
@@ -43,9 +45,9 @@ def merge_run(checkpoint: Checkpoint) -> tuple[Checkpoint, Report]:
     weights = {name: change(body.get_submodule(name), plain(wrapper)) for name, wrapper in wrapped.items()}
     rows, said = training_rows(tuned)
     if rows is not None:
-        merged = logits(tuned, rows)
+        merged = outputs(tuned, rows)
         unmerge(body, wrapped)
-        largest = (logits(tuned, rows) - merged).abs().max().item()
+        largest = (outputs(tuned, rows) - merged).abs().max().item()
     whole = replace(checkpoint, tensors=state, grafts={}, origin=None, method=None, delta=False)
     return whole, Report(weights, None if rows is None else largest, said)
 
@@ -55,8 +57,10 @@ def change(merged: nn.Module, layer: nn.Module) -> float:
     return max((p - q).abs().max().item() for p, q in zip(merged.parameters(), layer.parameters(), strict=True))
 
 
-def logits(tuned: FineTuned, rows):
-    return logits_of(tuned.model, tuned.prepare(rows), tuned.settings["batch_size"], tuned.precision)
+def outputs(tuned: FineTuned, rows) -> Tensor:
+    """All outputs of the head on these rows, as one vector."""
+    made = outputs_by_row(tuned.model, tuned.prepare(rows), tuned.settings["batch_size"], tuned.precision)
+    return torch.cat([x.flatten() for _, units in made for x in tree_leaves(units)])
 
 
 def training_rows(tuned: FineTuned) -> tuple[object | None, str]:
@@ -65,7 +69,7 @@ def training_rows(tuned: FineTuned) -> tuple[object | None, str]:
     if path is None:
         return None, "the run does not say what it was trained on"
     try:
-        rows = tuned.task.read(str(path), Layout(**tuned.settings["layout"]))
+        rows = tuned.task.read(str(path), tuned.layout)
     except (UserError, OSError) as error:
         return None, f"the training rows cannot be read: {error}"
     drawn = np.sort(np.random.default_rng(0).permutation(len(rows))[:ROWS])

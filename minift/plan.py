@@ -4,69 +4,71 @@ import statistics
 import time
 
 import torch
-from torch import nn
 
 from minift import cache
-from minift.data.batching import by_length, shuffled
-from minift.optim.groups import clip_gradients
-from minift.report import bars
+from minift.data.batching import Data, by_length
 from minift.runs import peak_memory_mb
+from minift.tables import bars
+from minift.training import Progress, step
 
 TIMED = 4  # steps
 
 
-def print_plan(model: nn.Module, task, data: dict, optimizer, schedule, steps: int, options, precision) -> None:
-    """The schedule as a line, the steps, and estimates of time and memory. The timed steps have the rate 0.
+def print_plan(training, data: dict[str, Data], options) -> None:
+    """The schedule as a line, the steps, and estimates of time and memory. The timed steps have the learning rate 0.
 
-    data: the splits. schedule: step -> factor. options: train.py's.
+    training: from minift/setup.py. data: the splits. options: train.py's.
     """
-    device, train = next(model.parameters()).device, data["train"]
-    done = cache.depth(model.body)
-    seen = cache.Recomputed(train, cache.Trunk(model.body, done, precision)) if done else train
-    order = shuffled(train.lengths, options.batch_size, options.seed, 0)
-    parameters = [p for group in optimizer.groups for p in group.parameters]
+    model, train = training.model, data["train"]
+    device = next(model.parameters()).device
+    frozen = cache.FrozenStages(model.body, training.frozen, training.precision) if training.frozen else None
+    order = train.order(options.batch_size, options.seed, 0)
     loading, stepping = [], []
     model.train()
-    stream = iter(seen.batches(order[: TIMED + 1], device, 0))
+    stream = iter((cache.OnTheFly(train, frozen) if frozen else train).batches(order[: TIMED + 1], device, 0))
     for _ in order[: TIMED + 1]:
-        start = now(device)
+        begin = now(device)
         batch = next(stream)
         middle = now(device)
-        with precision:
-            loss = task.loss(model(batch), batch.labels)[0] / task.count(batch)
-        loss.backward()
-        clip_gradients(parameters, options.clip)
-        optimizer.step(0.0)
-        optimizer.zero_grad()
-        loading.append(middle - start)
+        step(training, [batch], 0.0, options, None, Progress())
+        loading.append(middle - begin)
         stepping.append(now(device) - middle)
-    load, step = (statistics.median(seconds[1:] or seconds) for seconds in (loading, stepping))  # the first warms up
-    kept = done > 0 and train.draws is not None and options.cache != "off"
+    load, one = (statistics.median(seconds[1:] or seconds) for seconds in (loading, stepping))  # the first warms up
+    kept = frozen is not None and train.variants is not None and options.cache != "off"
     batches = len(order) * options.epochs
-    seconds = step * batches + load * (len(order) * train.draws if kept else batches)
-    factors = [schedule(s) for s in range(steps)]
+    seconds = one * batches + load * (len(order) * train.variants if kept else batches)
+    factors = [training.schedule(s) for s in range(training.steps)]
     if factors:
-        top = max(range(steps), key=factors.__getitem__)
-        lr = optimizer.groups[-1].lr
+        top = max(range(len(factors)), key=factors.__getitem__)
+        lr = training.optimizer.groups[-1].lr
         figures = f"highest {factors[top] * lr:.2g} at step {top + 1}, last {factors[-1] * lr:.2g}"
-        print(f"rate      {bars(factors)}  {figures}")
+        print(f"lr        {bars(factors)}  {figures}, of the head")
     below = f", {load:.2f} s before it for the data{' and the frozen stages, once' if kept else ''}"
-    print(f"steps     {steps:,} in {options.epochs} epochs; {step:.2f} s for a batch{below}")
+    print(f"steps     {training.steps:,} in {options.epochs} epochs; {one:.2f} s for a batch{below}")
     if options.unfreeze:
         print("          timed with all stages on")
     if "valid" in data:
-        order = by_length(data["valid"].lengths, options.batch_size)
-        model.eval()
-        start = now(device)
-        with torch.inference_mode(), precision:
-            model(next(iter(data["valid"].batches([order[len(order) // 2]], device))))
-        scoring, times = (now(device) - start) * len(order), 1 if kept else options.epochs
-        seconds += scoring * times
-        print(f"validate  {scoring:,.1f} s, {times} times")
+        loading, scoring = seconds_of_scoring(training, data["valid"], frozen, options, device)
+        scoring = loading + scoring * options.epochs if kept else (loading + scoring) * options.epochs
+        seconds += scoring
+        print(f"validate  {scoring:,.1f} s, {options.epochs} times{', the frozen stages once' if kept else ''}")
     memory = peak_memory_mb(device)
     print(
         f"in all    about {seconds:,.0f} s; memory {f'{memory:,} MB' if memory else 'not told by this system'} in the timed steps"
     )
+
+
+def seconds_of_scoring(training, data: Data, frozen, options, device: torch.device) -> tuple[float, float]:
+    """(loading and frozen stages, all above) for the whole split, from its middle batch."""
+    order = by_length(data.lengths, options.batch_size)
+    middle_batch = [order[len(order) // 2]]
+    training.model.eval()
+    begin = now(device)
+    batch = next(iter((cache.OnTheFly(data, frozen) if frozen else data).batches(middle_batch, device)))
+    middle = now(device)
+    with torch.inference_mode(), training.precision:
+        training.model(batch)
+    return (middle - begin) * len(order), (now(device) - middle) * len(order)
 
 
 def now(device: torch.device) -> float:

@@ -27,6 +27,7 @@ from minift.errors import UserError, look_up
 from minift.methods.surgery import delta, load_delta, plain_name
 from minift.models import MODELS
 from minift.models.resnet import DEPTHS
+from minift.tasks.task import of
 
 LAYOUT = 1
 HEAD = "head."
@@ -85,7 +86,7 @@ class Checkpoint:
 
     def tuned_body(self, dtype: torch.dtype = torch.float32, copy: bool = True) -> nn.Module:
         """Of a run: the body as it was trained, with what the method has added."""
-        body = self.body(self.task["pool"], dtype, copy)
+        body = self.body(of(self.task).pool, dtype, copy)
         if self.grafts:
             adapt(body, self.method)
             own = self.tensors | self.grafts
@@ -208,7 +209,7 @@ def read(directory: Path, base: Checkpoint | None = None) -> Checkpoint:
 
     base: what the run's delta belongs to, where that has been read already; None: it is looked for.
     """
-    config = read_config(directory)
+    config = of_today(read_config(directory))
     check_config(directory / "config.json", config)
     file = directory / "model.safetensors"
     tensors = read_tensors(file)
@@ -216,7 +217,8 @@ def read(directory: Path, base: Checkpoint | None = None) -> Checkpoint:
     described = {key: value for key, value in config.items() if key != "minift"}
     checkpoint = Checkpoint(tensors=tensors, head=head, tokenizer=None, **described)
     try:
-        body = checkpoint.empty_body(checkpoint.task["pool"] if checkpoint.task else checkpoint.own_pool)
+        task = of(checkpoint.task) if checkpoint.task else None
+        body = checkpoint.empty_body(task.pool if task else checkpoint.own_pool)
         plain = body.state_dict().keys()
         if checkpoint.method:
             adapt(body, checkpoint.method)
@@ -225,10 +227,10 @@ def read(directory: Path, base: Checkpoint | None = None) -> Checkpoint:
     expected = delta(body) if checkpoint.delta else {plain_name(name): tensor for name, tensor in body.state_dict().items()}
     check_shapes(file, tensors, expected)
     if checkpoint.task:
-        classes = len(checkpoint.task["labels"])
-        layer = nn.Linear(checkpoint.width, classes, device="meta").state_dict()
-        named = [{HEAD + name: tensor for name, tensor in part.items()} for part in (head, layer)]
-        check_shapes(file, *named, f"the {classes} labels of config.json")
+        with torch.device("meta"):
+            expected_head = task.head(body).state_dict()
+        named = [{HEAD + name: tensor for name, tensor in part.items()} for part in (head, expected_head)]
+        check_shapes(file, *named, f"the task of config.json, {checkpoint.task['name']}")
     checkpoint.grafts = {name: tensors.pop(name) for name in list(tensors) if name not in plain}
     if checkpoint.delta:
         checkpoint.origin = base or read_base(directory, checkpoint)
@@ -252,15 +254,23 @@ def check_config(path: Path, config: dict) -> None:
             raise UserError(
                 f"{path}: {name} is {config.get(name)!r}, and not what a checkpoint has there; convert or train it again"
             )
-    if (task := config.get("task")) is None:
-        return
-    labels = task.get("labels")
-    named = isinstance(labels, list) and all(isinstance(label, str) for label in labels) and len({*labels}) == len(labels)
-    if task.keys() != {"name", "labels", "pool"} or task["pool"] not in ("cls", "mean") or not named:
-        raise UserError(f"{path}: task is {task!r}; a name, different labels, and pool cls or mean are wanted")
     settings = config.get("settings") or {}
     if not isinstance(settings.get("batch_size", 1), int) or settings.get("precision", "float32") not in PRECISIONS:
-        raise UserError(f"{path}: settings are {settings!r}; a batch_size and a precision of {', '.join(PRECISIONS)} are wanted")
+        raise UserError(f"{path}: settings are {settings!r}; expected a batch_size and a precision of {', '.join(PRECISIONS)}")
+
+
+def of_today(config: dict) -> dict:
+    """The config.json of an older run: what belongs to the task stood among the settings, and the layout had flags for all tasks."""
+    task, settings = config.get("task"), config.get("settings")
+    if not isinstance(task, dict) or not isinstance(settings, dict) or task.keys() != {"name", "labels", "pool"}:
+        return config
+    settings, layout = dict(settings), settings.get("layout")
+    if task["name"] == "text-classification":
+        task = task | {name: settings.pop(name) for name in ("max_length", "pairs") if name in settings}
+    if isinstance(layout, dict):
+        foreign = ("skip_bad_images",) if task["name"] == "text-classification" else ("pair_column",)
+        settings["layout"] = {name: value for name, value in layout.items() if name not in foreign}
+    return config | {"task": task, "settings": settings}
 
 
 def read_base(directory: Path, run: Checkpoint) -> Checkpoint:

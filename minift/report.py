@@ -3,48 +3,22 @@
 import shlex
 import shutil
 import textwrap
-from collections import Counter
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 from torch.nn import BatchNorm2d
 
-from minift.methods.surgery import lengthened
-from minift.metrics import per_class
-
-
-def table(header: list[str], rows: list[list]) -> str:
-    """Columns two blanks apart: numbers to the right, words to the left."""
-    lines = [header, *([as_text(cell) for cell in row] for row in rows)]
-    columns = []
-    for i, cells in enumerate(zip(*lines, strict=True)):
-        width = max(map(len, cells))
-        words = any(isinstance(row[i], str) and row[i] for row in rows)
-        columns.append([cell.ljust(width) if words else cell.rjust(width) for cell in cells])
-    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
-
-
-def as_text(cell: str | int | float) -> str:
-    return cell if isinstance(cell, str) else f"{cell:,}" if isinstance(cell, int) else f"{cell:.4f}"
-
-
-def class_table(labels: list[str], confusion: np.ndarray) -> str:
-    """Precision, recall, F1 and rows of every class; the confusion matrix beside them where it is not too wide."""
-    figures = per_class(confusion)
-    header = ["label", *figures]
-    rows = [[label, *(float(v[i]) for v in list(figures.values())[:3]), int(figures["rows"][i])] for i, label in enumerate(labels)]
-    if len(labels) <= 8:
-        header += [f"-> {label[:12]}" for label in labels]
-        rows = [row + [int(n) for n in confusion[i]] for i, row in enumerate(rows)]
-    return table(header, rows)
-
-
-def bars(values: list[float], width: int = 60) -> str:
-    """A curve in one line of text; values: 0 or more."""
-    blocks = " ▁▂▃▄▅▆▇█"
-    picked = [values[round(i * (len(values) - 1) / max(1, width - 1))] for i in range(min(width, len(values)))]
-    return "".join(blocks[round(value / (max(values) or 1) * 8)] for value in picked)
+from minift.errors import look_up
+from minift.finetuned import predictions
+from minift.flags import spelled
+from minift.formats.huggingface import FAMILIES
+from minift.methods import METHODS
+from minift.methods.surgery import lengthened, mergeable
+from minift.models import MODELS
+from minift.runs import describe_device
+from minift.specs import as_option, options_of
+from minift.tables import table
 
 
 def short(text: str, spare: int = 0) -> str:
@@ -54,22 +28,15 @@ def short(text: str, spare: int = 0) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def print_data(parts: dict, data: dict, labels: list[str]) -> None:
+def print_data(parts: dict, data: dict, task, notes: list[str]) -> None:
     for line in dict.fromkeys(f"data   {shown(part.path)}: {'; '.join(part.decided)}" for part in parts.values()):
         print(line)
-    counted = labels if len(labels) <= 6 else []
-    rows = []
-    for split, part in parts.items():
-        counts = Counter(part.labels)
-        rows.append([split, len(part), *(counts[label] for label in counted), *data[split].describe().values()])
-    print(table(["split", "rows", *counted, *data["train"].describe()], rows))
-    if not counted:
-        counts = Counter(parts["train"].labels).most_common()
-        print(f"{len(labels)} labels: {', '.join(f'{label} {n}' for label, n in counts[:6])}, ... {counts[-1][0]} {counts[-1][1]}")
-    absent = [label for label in labels if "valid" in parts and label not in set(parts["valid"].labels)]
-    if absent:
-        more = f" and {len(absent) - 5} more" if absent[5:] else ""
-        print(f"note: no validation row has the label {', '.join(absent[:5])}{more}, so what is said of it there means nothing")
+    rows = [
+        [split, len(part), *task.columns(part).values(), *data[split].describe().values()] for split, part in parts.items()
+    ]
+    print(table(["split", "rows", *task.columns(parts["train"]), *data["train"].describe()], rows))
+    for note in notes:
+        print(f"note: {note}")
     seen = {tuple(row.values()) for row in parts["train"].inputs()}
     for split in [split for split in parts if split != "train"]:
         shared = sum(tuple(row.values()) in seen for row in parts[split].inputs())
@@ -78,8 +45,9 @@ def print_data(parts: dict, data: dict, labels: list[str]) -> None:
     print()
 
 
-def print_model(model, groups: list, described: str, accumulate: int) -> None:
-    """What will train: stage by stage the parameters, the rate, the decay and the mode."""
+def print_model(training, start, options) -> None:
+    """What will train: stage by stage the parameters, the learning rate, the weight decay and the mode."""
+    model = training.model
     parts = {stage: [model.body.get_submodule(name) for name in names] for stage, names in model.body.stages.items()} | {
         "head": [model.head]
     }
@@ -87,36 +55,38 @@ def print_model(model, groups: list, described: str, accumulate: int) -> None:
     rows = []
     for stage, modules in parts.items():
         parameters = [p for module in modules for p in module.parameters()]
-        mine = [group for group in groups if group.stage == stage]
+        mine = [group for group in training.optimizer.groups if group.stage == stage]
         decays = " / ".join(f"{d:g}" for d in sorted({g.weight_decay for g in mine}, reverse=True))
         norms = any(isinstance(m, BatchNorm2d) for module in modules for m in module.modules())
         mode = "train" if modules[0].training else "frozen, statistics too" if norms else "frozen, no dropout"
         rows.append([stage, sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad),
                      f"{mine[0].lr:g}" if mine else "", decays, mode])  # fmt: skip
     rows.append(["total", sum(row[1] for row in rows), sum(row[2] for row in rows), "", "", ""])
-    print(f"model  {described}")
+    origin = f"{shown(start.place)}, from {start.checkpoint.source}" if start.place else start.checkpoint.source
+    print(f"model  {origin}; newly initialised: {', '.join(training.new)}")
     print(table(["stage", "parameters", "trainable", "lr", "weight decay", "mode"], rows))
     if taken := lengthened(model.body):
         print(f"note: the method takes {taken} positions before every text")
-    if accumulate > 1 and any(isinstance(m, BatchNorm2d) and m.training for m in model.modules()):
-        print(f"note: --accumulate {accumulate}: BatchNorm takes its statistics from each batch by itself, not from all of a step")
+    if options.accumulate > 1 and any(isinstance(m, BatchNorm2d) and m.training for m in model.modules()):
+        print(f"note: --accumulate {options.accumulate}: BatchNorm takes its statistics from each batch, not from all of a step")
     print()
 
 
-def print_settings(given, options, open_ones: dict, foreign: set[str]) -> None:
-    """Every flag but the foreign ones with its value, beside where the value came from."""
+def print_settings(given, options, origins: dict[str, str]) -> None:
+    """Every flag with its value, beside where the value comes from."""
     by_origin: dict[str, list[str]] = {}
     for f in fields(options):
         value = getattr(options, f.name)
-        origin = open_ones[f.name][1] if f.name in open_ones else "default" if getattr(given, f.name) == f.default else "given"
-        if value is not None and f.name not in foreign:
-            by_origin.setdefault(origin, []).append(f"--{f.name.replace('_', '-')} {value}")
+        origin = origins.get(f.name) or ("default" if getattr(given, f.name) == f.default else "given")
+        if value is not None:
+            by_origin.setdefault(origin, []).append(as_flag(f.name, value))
     width = max(map(len, by_origin))
+    columns = min(shutil.get_terminal_size((120, 24)).columns, 120)
     for origin, flags in by_origin.items():
         print(
             textwrap.fill(
                 "  ".join(flags),
-                120,
+                columns,
                 break_on_hyphens=False,
                 break_long_words=False,
                 initial_indent=f"{origin.ljust(width)}  ",
@@ -126,34 +96,64 @@ def print_settings(given, options, open_ones: dict, foreign: set[str]) -> None:
     print()
 
 
-def print_results(directory: Path, parts: dict, data: dict, task, scores: dict, progress, options, to_hf: bool) -> None:
-    """to_hf: whether transformers can have the run."""
+def as_flag(name: str, value) -> str:
+    """A flag as it can be typed."""
+    if isinstance(value, bool):
+        return spelled(name) if value else "--no-" + spelled(name).removeprefix("--")
+    return f"{spelled(name)} {value}"
+
+
+def print_work(training, device, options) -> None:
+    rows = options.batch_size * options.accumulate
+    lbfgs = getattr(options, "solver", "gradient") == "lbfgs"
+    work = "L-BFGS" if lbfgs else f"{training.steps:,} steps of {rows} rows, {options.epochs} epochs"
+    print(f"{work}, on {describe_device(device)}, {options.precision}", flush=True)
+
+
+def print_results(run, parts: dict, task, training, scores: dict, progress, options) -> None:
     print()
     if scores:
         header = next(iter(scores.values())).metrics
-        print(
-            table(
-                [f"epoch {progress.best_epoch}" if progress.best_epoch else "", "rows", *header],
-                [[split, len(data[split]), *s.metrics.values()] for split, s in scores.items()],
-            )
-        )
+        epoch = f"epoch {progress.best_epoch}" if progress.best_epoch else ""
+        print(table([epoch, "rows", *header], [[split, len(parts[split]), *s.metrics.values()] for split, s in scores.items()]))
         last = list(scores)[-1]
-        print(f"\n{class_table(task.labels, task.confusion(scores[last].logits, data[last].labels))}  ({last})\n")
+        if shown_table := scores[last].meter.table():
+            print(f"\n{shown_table}  ({last})\n")
     if "valid" in scores:
-        probabilities = scores["valid"].logits.double().softmax(-1).numpy()
-        right = probabilities[np.arange(len(probabilities)), data["valid"].labels]
-        print("worst of the validation rows")
-        rows, inputs = parts["valid"], parts["valid"].inputs()
-        for i in np.argsort(right, kind="stable")[:5]:
-            guess = task.labels[int(probabilities[i].argmax())]
-            head = f"  {rows.place(i)}{rows.labels[i]}, predicted {guess} {probabilities[i].max():.3f}  "
-            print(head + short(" | ".join(inputs[i].values()), len(head)))
-        print()
-    run, scored = shlex.quote(str(directory)), options.test or options.valid
-    print(f"predict   python -m minift.predict {run} {parts['train'].EXAMPLE}")
-    print(f"evaluate  python -m minift.evaluate {run} --data {'DATA' if scored in (None, 'none') else shlex.quote(scored)}")
-    if to_hf:
-        print(f"export    python convert.py {run} --to hf --out {shlex.quote(f'{directory}-hf')}")
+        print_worst(run, parts["valid"], task, training, scores["valid"].losses, options)
+    quoted, scored = shlex.quote(str(run.directory)), options.test or options.valid
+    print(f"predict   python -m minift.predict {quoted} {parts['train'].example()}")
+    print(f"evaluate  python -m minift.evaluate {quoted} --data {'DATA' if scored in (None, 'none') else shlex.quote(scored)}")
+    if task.pool == FAMILIES[run.template.architecture].pool and mergeable(training.model.body):
+        print(f"export    python convert.py {quoted} --to hf --out {shlex.quote(f'{run.directory}-hf')}")
+
+
+def print_worst(run, examples, task, training, losses: np.ndarray, options) -> None:
+    """The rows of the largest loss, with what the model makes of them."""
+    worst = np.argsort(-losses, kind="stable")[:5]
+    rows = examples.take(worst)
+    data = task.prepare(rows, run.template)
+    print("worst of the validation rows")
+    made = predictions(training.model, task, data, options.batch_size, training.precision)
+    for i, (prediction, content) in enumerate(zip(made, rows.inputs(), strict=True)):
+        head = f"  {rows.place(i)}{task.compare(rows, i, prediction)}  "
+        print(head + short(" | ".join(map(str, content.values())), len(head)))
+    print()
+
+
+def list_methods() -> None:
+    """--method help"""
+    width = max(map(len, METHODS))
+    for name in METHODS:
+        function = look_up(METHODS, name, "--method")
+        options = ",".join(f"{key}={as_option(value)}" for key, value in options_of(function).items())
+        print(f"{name:{width}s} {function.__doc__.splitlines()[0]}")
+        if options:
+            print(f"{'':{width}s} {name}:{options}")
+    print("\nSeveral in order, joined by +: prefix:length=5+lora:rank=4. What an option means stands in minift/methods/NAME.py.")
+    print("sites=A/B: roles, or regular expressions that the names of modules match in full. Roles")
+    for name in MODELS:
+        print(f"  of {name}: {', '.join(look_up(MODELS, name, '').SITES)}")
 
 
 def shown(path: Path) -> str:

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from minift.data.batching import Batch, Data, by_length, in_windows
-from minift.errors import UserError
+from minift.errors import Diverged, UserError
 from minift.optim.groups import clip_gradients, switch
 from minift.optim.optimizer import Optimizer
 from minift.optim.precision import LossScaler
@@ -39,6 +39,19 @@ class Progress:
     best_step: int = 0
     seconds_training: float = 0.0
     seconds_evaluating: float = 0.0
+
+
+@dataclass
+class Training:
+    """All that trains, as minift/setup.py puts it together."""
+
+    model: nn.Module  # has body and head; called with a batch it gives (state, outputs)
+    task: object
+    optimizer: Optimizer  # of the groups that train
+    schedule: Callable[[int], float]  # step -> factor on the learning rates
+    precision: AbstractContextManager  # entered around every forward
+    unfreezing: Callable[[list[str], int, int], list[str]] | None = None  # (stages, step, epoch) -> those that train; None: all
+    penalties: tuple["Penalty", ...] = ()
 
 
 class Penalty:
@@ -65,7 +78,7 @@ class Log:
         self.pending.append((step, taken, lr, units))
 
     def look(self) -> dict[str, float]:
-        """Write what has come since the last look, and give the last step's figures. Raises UserError for a loss that is not finite."""
+        """Write what has come since the last look, and give the last step's figures. Raises Diverged for a loss that is not finite."""
         losses, now = torch.stack([taken.loss for _, taken, _, _ in self.pending]).tolist(), time.perf_counter()
         speed = sum(units for *_, units in self.pending) / (now - self.looked)
         events = []
@@ -75,7 +88,7 @@ class Log:
                 self.total, self.count = self.total + loss * taken.count, self.count + taken.count
         self.run.log(events)
         if not math.isfinite(self.total):
-            raise UserError(f"the loss is {losses[-1]} at step {events[-1]['step']}: training has diverged; try a lower --lr")
+            raise Diverged(f"the loss is {losses[-1]} at step {events[-1]['step']}: training has diverged; try a lower --lr")
         self.pending, self.looked = [], now
         return events[-1]
 
@@ -90,43 +103,33 @@ class Step:
 
 
 def step(
-    model: nn.Module,
-    task,
-    batches: list[Batch],
-    optimizer: Optimizer,
-    factor: float,
-    seed: tuple[int, int],
-    *,
-    precision: AbstractContextManager,
-    clip: float,
-    scaler: LossScaler | None = None,
-    penalties: tuple[Penalty, ...] = (),
-    progress: Progress | None = None,
+    training: Training, batches: list[Batch], factor: float, options, scaler: LossScaler | None, progress: Progress
 ) -> Step:
     """One update from the gradient of sum(losses) / sum(counts) over all the batches, plus that of the penalties.
 
-    factor: the schedule's. seed: of the run, and the number of the step. Nothing is updated where nothing counts, and where
-    gradients in float16 are not finite.
+    factor: the schedule's. options: seed, clip. Nothing is updated where nothing counts, and where gradients in float16 are not
+    finite.
     """
+    optimizer = training.optimizer
     parameters = [p for group in optimizer.groups for p in group.parameters]
     count, units = sum(batch.counts.sum().item() for batch in batches), sum(len(batch.rows) for batch in batches)
     loss = torch.zeros((), device=parameters[0].device)
     if not count:
         return Step(loss, count, updated=False)
     for number, batch in enumerate(batches):
-        seed_dropout(*seed, number)
-        with precision:
-            state, outputs = model(batch)
-            part = task.loss(outputs, batch).sum() / count
-            for penalty in penalties:
+        seed_dropout(options.seed, progress.step, number)
+        with training.precision:
+            state, outputs = training.model(batch)
+            part = training.task.loss(outputs, batch).sum() / count
+            for penalty in training.penalties:
                 by_unit = penalty.units(state, outputs, batch, progress)
                 part = part if by_unit is None else part + by_unit.sum() / units
-                part = part + penalty.term(model) if number == 0 else part
+                part = part + penalty.term(training.model) if number == 0 else part
         (part if scaler is None else scaler.scale(part)).backward()
         loss = loss + part.detach()
     updated = scaler is None or scaler.unscale(parameters)
     if updated:
-        clip_gradients(parameters, clip)
+        clip_gradients(parameters, options.clip)
         optimizer.step(factor)
     if scaler is not None:
         scaler.update(updated)
@@ -139,32 +142,16 @@ def seed_dropout(*key: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
 
-def fit(
-    model: nn.Module,
-    task,
-    train: Data,
-    valid: Data | None,
-    optimizer: Optimizer,
-    schedule: Callable[[int], float],
-    run,
-    options,
-    *,
-    precision: AbstractContextManager,
-    unfreezing: Callable[[list[str], int, int], list[str]] | None = None,
-    penalties: tuple[Penalty, ...] = (),
-    progress: Progress | None = None,
-) -> Progress:
+def fit(training: Training, train: Data, valid: Data | None, run, options, progress: Progress) -> None:
     """Train, score after every epoch, keep the best: what lies in the run's model/ at the end is the epoch that `monitor` chose.
 
-    valid: None keeps the last epoch. optimizer: of the groups that train. schedule: step -> factor on their learning rates. run:
-    takes events and weights. options: epochs, batch_size, accumulate, clip, seed, monitor, patience. precision: entered around
-    every forward. unfreezing: (stages, step, epoch) -> those of them that train now; None: all. progress: where to go on.
-    A tie in the monitored metric goes to the lower loss, then to the earlier epoch.
+    valid: None keeps the last epoch. run: takes events and weights. options: epochs, batch_size, accumulate, clip, seed, monitor,
+    patience. progress: where to go on. A tie in the monitored metric goes to the lower loss, then to the earlier epoch.
     """
+    model, task, optimizer = training.model, training.task, training.optimizer
     device = next(model.parameters()).device
-    scaler = LossScaler() if getattr(precision, "dtype", None) == torch.float16 else None
+    scaler = LossScaler() if training.precision.dtype == torch.float16 else None
     stages = list(dict.fromkeys(group.stage for group in optimizer.groups))
-    progress = progress or Progress()
     if options.epochs == 0:
         run.save(model, task)
     for epoch in range(progress.epoch, options.epochs):
@@ -176,24 +163,12 @@ def fit(
         # closed here, where Ctrl-C is heard: left to the garbage collector, an end of worker processes would swallow it
         with bar, closing(train.batches(order, device, epoch)) as stream:
             for number in range(1, steps + 1):
-                if unfreezing is not None and switch(model, optimizer.groups, unfreezing(stages, progress.step, epoch)):
+                if training.unfreezing and switch(model, optimizer.groups, training.unfreezing(stages, progress.step, epoch)):
                     on = dict.fromkeys(group.stage for group in optimizer.groups if group.parameters[0].requires_grad)
                     tqdm.write(f"step {progress.step + 1}: {', '.join(on)} train{'s' * (len(on) == 1)}")
                 batches = list(islice(stream, options.accumulate))
-                factor = schedule(progress.step - progress.skipped)
-                taken = step(
-                    model,
-                    task,
-                    batches,
-                    optimizer,
-                    factor,
-                    (options.seed, progress.step),
-                    precision=precision,
-                    clip=options.clip,
-                    scaler=scaler,
-                    penalties=penalties,
-                    progress=progress,
-                )
+                factor = training.schedule(progress.step - progress.skipped)
+                taken = step(training, batches, factor, options, scaler, progress)
                 progress.step += 1
                 progress.skipped += not taken.updated
                 units = sum(len(batch.rows) for batch in batches)
@@ -211,7 +186,7 @@ def fit(
             line += f"  {skipped} steps skipped: {'gradients beyond float16' if scaler else 'nothing in them counts'}"
         better = valid is None
         if valid is not None:
-            scores = evaluate(model, task, valid, options.batch_size, precision)
+            scores = evaluate(model, task, valid, options.batch_size, training.precision)
             progress.seconds_evaluating += scores.seconds
             run.log([{"step": progress.step, "epoch": epoch + 1, "split": "valid", **scores.metrics}])
             line += "  valid " + "  ".join(f"{name} {figure(value)}" for name, value in scores.metrics.items())
@@ -228,7 +203,6 @@ def fit(
             break
     if options.epochs and progress.skipped == progress.step:
         raise UserError(f"no step has updated a parameter{': try --precision bfloat16' if scaler else ''}")
-    return progress
 
 
 def figure(value: float | None) -> str:
@@ -238,11 +212,11 @@ def figure(value: float | None) -> str:
 def rank_of(metrics: dict[str, float | None], monitor: str, task) -> tuple[float, float]:
     """What orders epochs, higher is better: the monitored metric, then the loss. An undefined metric comes last.
 
-    Raises UserError where the loss is not finite: such a model is never the best.
+    Raises Diverged where the loss is not finite: such a model is never the best.
     """
     loss, value = metrics["loss"], metrics[monitor]
     if not math.isfinite(loss):
-        raise UserError(f"the validation loss is {loss}: training has diverged; try a lower --lr")
+        raise Diverged(f"the validation loss is {loss}: training has diverged; try a lower --lr")
     if value is None:
         return -math.inf, -loss
     return value if monitor in task.METRICS and task.METRICS[monitor] else -value, -loss

@@ -41,11 +41,13 @@ class Batch:
 class Data:
     """The rows of a split, ready for the model. A task's `prepare` returns a subclass.
 
-    A subclass has `batches` and `lengths`; where a row may have several units it has `rows` as well.
+    A subclass has `lengths`, `outline` and `batches`; where a row may have several units it has `rows` as well.
     """
 
     lengths: np.ndarray  # (N) of the units: tokens
     variants: int | None = 1  # how many different things training makes of a unit, in turn over the epochs; None: a new one each time
+
+    as_evaluated: bool = True  # whether training sees a unit as evaluation does, so that variant 0 serves both
 
     @property
     def rows(self) -> np.ndarray:
@@ -58,6 +60,10 @@ class Data:
     def order(self, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
         """The batches of an epoch of training, as arrays of unit numbers: a pure function of its arguments."""
         return shuffled(self.lengths, batch_size, seed, epoch)
+
+    def outline(self, units: np.ndarray, epoch: int | None) -> Batch:
+        """The batch of these units without its inputs, on the CPU: all that a cache of features does not hold."""
+        raise NotImplementedError
 
     def batches(self, order: list[np.ndarray], device: torch.device, epoch: int | None = None) -> Iterator[Batch]:
         """A Batch on the device for every array of unit numbers in `order`. epoch None is evaluation, where nothing is random."""

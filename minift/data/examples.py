@@ -19,7 +19,6 @@ class Examples:
     lines: list[int] | None = field(default=None, kw_only=True)  # line of the file on which each row begins; None: no such file
 
     ROWS: ClassVar[tuple[str, ...]]
-    EXAMPLE: ClassVar[str]  # an input as one writes it on the command line
 
     def __len__(self) -> int:
         return len(getattr(self, self.ROWS[0]))
@@ -31,6 +30,10 @@ class Examples:
 
     def inputs(self) -> list[dict]:
         """The input of each row, as predictions repeat it."""
+        raise NotImplementedError
+
+    def example(self) -> str:
+        """An input as one writes it on the command line of predict."""
         raise NotImplementedError
 
     def place(self, row: int) -> str:

@@ -36,10 +36,12 @@ class Images(Examples):
     shortened: int = 0  # labels of which --label-part has kept a part
 
     ROWS = ("files", "labels")
-    EXAMPLE = "photo.jpg"
 
     def inputs(self) -> list[dict[str, str]]:
         return [{"image": str(file)} for file in self.files]
+
+    def example(self) -> str:
+        return "photo.jpg"
 
     def where(self, row: int) -> str:
         return str(self.files[row]) if self.lines is None else super().where(row)

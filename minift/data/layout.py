@@ -1,6 +1,6 @@
 """How data is to be read: the flags that train, evaluate and predict share. A run remembers them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from minift.flags import flag
 
@@ -15,6 +15,10 @@ class Layout:
     text_column: str | None = flag(None, "name, or number from 1; unset: by the usual names")
     label_column: str | None = flag(None, "name, or number from 1; unset: by the usual names")
     label_part: str | None = flag(None, "keep what stands before this in a label: ':' makes NUM of NUM:dist")
+
+    def for_tables(self) -> list[str]:
+        """The flags that were set and say nothing of a directory."""
+        return [f.name for f in fields(Layout) if getattr(self, f.name) != f.default]
 
 
 @dataclass(frozen=True)

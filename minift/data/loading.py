@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from minift.data.batching import Batch
+from minift.data.batching import Batch, Data
 from minift.data.decoding import START, ctrl_c_later, ignore_ctrl_c, open_image
 from minift.errors import UserError
 
@@ -107,9 +107,13 @@ def strong(p: Preprocessing):
 AUGMENT = {"none": evaluation, "standard": standard, "strong": strong}
 
 
-def normalise(pixels: Tensor, p: Preprocessing) -> Tensor:
-    """(B, 3, H, W) uint8 -> float32: (x / 255 - mean) / std for every colour, on the device where the pixels are."""
-    mean, std = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (p.mean, p.std))
+def constants(p: Preprocessing) -> tuple[Tensor, Tensor]:
+    """(mean, deviation) of the colours, (3, 1, 1) each."""
+    return torch.tensor(p.mean)[:, None, None], torch.tensor(p.std)[:, None, None]
+
+
+def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(B, 3, H, W) uint8 -> float32: (x / 255 - mean) / std for every colour, all three on one device."""
     return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
 
 
@@ -133,21 +137,22 @@ def drawing(*key: int) -> Iterator[None]:
 
 
 @dataclass
-class Pictures:
-    """Labelled or unlabelled files on their way into a model.
+class Pictures(Data):
+    """Image files, with or without classes, on their way into a model. A unit is a picture.
 
-    views: epoch e takes the draws of epoch e % views, so that what a frozen trunk makes of a row recurs; mixing, which joins rows
-    of a batch, goes on by the epoch itself.
+    views: epoch e takes the draws of epoch e % views, so that what frozen stages make of a picture recurs; mixing, which joins the
+    pictures of a batch, goes on by the epoch itself.
     Raises UserError for a value of augment, mixup or cutmix that is not known.
     """
 
     files: list[Path]
-    labels: np.ndarray | None  # (N) ids
+    targets: tuple[np.ndarray, ...]  # what a batch has as targets: (N) ids of the classes; () in prediction
     preprocessing: Preprocessing
-    classes: int = 0  # needed where rows are mixed
+    classes: int = 0  # needed where pictures are mixed
     augment: str = "none"
-    mixup: float = 0.0  # alpha of the Beta distribution from which the share of each row is drawn (Zhang et al. 2018); 0: none
+    mixup: float = 0.0  # alpha of the Beta distribution from which the share of each picture is drawn (Zhang et al. 2018); 0: none
     cutmix: float = 0.0  # likewise of the area of the pasted rectangle (Yun et al. 2019); with mixup, one of the two a batch
+    smoothing: float = 0.0  # label smoothing in training
     seed: int = 0
     views: int | None = None
     workers: int = 0  # processes that decode; 0: this one
@@ -157,44 +162,46 @@ class Pictures:
             raise UserError(f"--augment {self.augment}: known are {', '.join(AUGMENT)}")
         for name in ("mixup", "cutmix"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"--{name} {getattr(self, name)}: a number above 0 is wanted, as 0.2 or 1, or 0 for none")
-
-    def __len__(self) -> int:
-        return len(self.files)
+                raise UserError(f"--{name} {getattr(self, name)}: expected a number above 0, as 0.2 or 1, or 0 for none")
+        self.lengths = np.ones(len(self.files), dtype=np.int64)
 
     def describe(self) -> dict[str, str]:
-        """Figures for the table of the data."""
         return {"seen as": f"{self.preprocessing.crop} x {self.preprocessing.crop}"}
 
     @property
-    def draws(self) -> int | None:
-        """How many different pictures training makes of a row: one without augmentation, `views`, or None: a new one each epoch."""
+    def variants(self) -> int | None:
+        """One without augmentation, `views`, or None: a new one each epoch."""
         if self.mixup or self.cutmix:
             return None
         return 1 if self.augment == "none" else self.views
 
     @property
-    def lengths(self) -> np.ndarray:
-        """(N) ones: for the orders of batching.py all pictures are of one length."""
-        return np.ones(len(self), dtype=np.int64)
+    def as_evaluated(self) -> bool:
+        return self.augment == "none" and self.variants is not None
 
     def take(self, chosen: np.ndarray) -> "Pictures":
-        labels = None if self.labels is None else self.labels[chosen]
-        return replace(self, files=[self.files[i] for i in chosen], labels=labels)
+        return replace(self, files=[self.files[i] for i in chosen], targets=tuple(values[chosen] for values in self.targets))
+
+    def outline(self, units: np.ndarray, epoch: int | None) -> Batch:
+        targets = tuple(torch.from_numpy(values[units]) for values in self.targets)
+        return Batch((), targets, units, torch.ones(len(units)), 0.0 if epoch is None else self.smoothing)
 
     def batches(self, order: list[np.ndarray], device: torch.device, epoch: int | None = None) -> Iterator[Batch]:
-        """A Batch for every array of rows in `order`: inputs ((B, 3, H, W) float32, channels last,), labels on the device.
+        """Batches with inputs ((B, 3, H, W) float32, channels last,).
 
-        epoch: of training, from 0, with augmentation and mixing, which makes labels (B, C) shares; None: evaluation, where nothing
-        is random and labels are (B) ids. Raises UserError for a file that can no longer be decoded.
+        epoch: of training, from 0, with augmentation and mixing, which makes targets (B, C) shares; None: evaluation, where nothing
+        is random and targets are (B) ids. Raises UserError for a file that can no longer be decoded.
         Tests: tests/data/test_loading.py, test_workers_change_nothing, test_draws_are_a_function_of_seed_epoch_and_row.
         """
         transform = (evaluation if epoch is None else AUGMENT[self.augment])(self.preprocessing)
-        view = None if epoch is None else epoch % self.views if self.views else epoch
+        drawn_epoch = epoch
+        if epoch is not None and self.views:
+            drawn_epoch = epoch % self.views
         mix = None if epoch is None else self.mixing()
+        mean, std = (colours.to(device) for colours in constants(self.preprocessing))
         workers = min(self.workers, len(order))
         loader = DataLoader(
-            Decoding(self.files, order, transform, self.seed, view),
+            Decoding(self.files, order, transform, self.seed, drawn_epoch),
             batch_size=None,
             num_workers=workers,
             collate_fn=as_it_is,
@@ -205,25 +212,18 @@ class Pictures:
         with ctrl_c_later():
             items = iter(loader)  # which starts the workers
         try:
-            for number, rows in enumerate(order):
-                try:
-                    pixels = next(items)
-                except RuntimeError:  # torch's word for a worker that is gone
-                    if not workers:
-                        raise
-                    raise UserError(
-                        f"a process that read images was killed, most often for want of memory; {workers} ran at once: "
-                        "use fewer --workers"
-                    ) from None
-                if isinstance(pixels, UserError):
-                    raise pixels
+            for units in order:
+                pixels = next_item(items, workers)
                 # (B, H, W, 3) in memory seen as (B, 3, H, W) is channels last: nothing is moved
-                images = normalise(torch.from_numpy(pixels).to(device, non_blocking=True).permute(0, 3, 1, 2), self.preprocessing)
-                labels = None if self.labels is None else torch.from_numpy(self.labels[rows]).to(device, non_blocking=True)
+                pixels = torch.from_numpy(pixels)
+                pixels = (pixels.pin_memory() if device.type == "cuda" else pixels).to(device, non_blocking=True)
+                images = normalise(pixels.permute(0, 3, 1, 2), mean, std)
+                batch = self.outline(units, epoch).to(device)
                 if mix is not None:
-                    with drawing(self.seed, epoch, number, PER_BATCH):
-                        images, labels = mix(images, labels)
-                yield Batch((images.contiguous(memory_format=torch.channels_last),), labels)
+                    with drawing(self.seed, epoch, int(units[0]), PER_BATCH):
+                        images, labels = mix(images, *batch.targets)
+                    batch = replace(batch, targets=(labels,))
+                yield replace(batch, inputs=(images.contiguous(memory_format=torch.channels_last),))
         finally:
             with ctrl_c_later():
                 del items  # which ends the workers
@@ -236,15 +236,30 @@ class Pictures:
         return v2.RandomChoice(mixes) if mixes else None
 
 
+def next_item(items: Iterator, workers: int) -> np.ndarray:
+    """The next batch of pixels. Raises UserError for a bad file, and where the system has killed a worker."""
+    try:
+        item = next(items)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):  # torch's word for a worker that is gone; a worker's own error is a bug
+            raise
+        raise UserError(
+            f"a process that read images was killed, most often for lack of memory; {workers} ran at once: use fewer --workers"
+        ) from None
+    if isinstance(item, UserError):
+        raise item
+    return item
+
+
 class Decoding(Dataset):
-    """Item i is batch i: (B, H, W, 3) uint8, or the UserError that stopped it.
+    """Item i is batch i: (B, H, W, 3) uint8, or the UserError that stopped it. epoch: None for evaluation.
 
     An array is pickled through a pipe, where a tensor would go through /dev/shm: 64 MB in a container, and a bus error when full.
     An exception is an item, for torch wraps one that is raised in a worker into a traceback of many lines.
     """
 
-    def __init__(self, files: list[Path], order: list[np.ndarray], transform, seed: int, view: int | None):
-        self.files, self.order, self.transform, self.seed, self.view = files, order, transform, seed, view
+    def __init__(self, files: list[Path], order: list[np.ndarray], transform, seed: int, epoch: int | None):
+        self.files, self.order, self.transform, self.seed, self.epoch = files, order, transform, seed, epoch
 
     def __len__(self) -> int:
         return len(self.order)
@@ -257,9 +272,9 @@ class Decoding(Dataset):
 
     def pixels(self, row: int) -> np.ndarray:  # (H, W, 3)
         image = open_image(self.files[row])
-        if self.view is None:
+        if self.epoch is None:
             return as_array(self.transform(image))
-        with drawing(self.seed, self.view, row, PER_ROW):
+        with drawing(self.seed, self.epoch, row, PER_ROW):
             return as_array(self.transform(image))
 
 

@@ -49,12 +49,14 @@ class Texts(Examples):
     shortened: int = 0  # labels of which --label-part has kept a part
 
     ROWS = ("texts", "pairs", "labels")
-    EXAMPLE = '"some text"'
 
     def inputs(self) -> list[dict[str, str]]:
         if self.pairs is None:
             return [{"text": text} for text in self.texts]
         return [{"text": text, "pair": pair} for text, pair in zip(self.texts, self.pairs, strict=True)]
+
+    def example(self) -> str:
+        return '"some text"' if self.pairs is None else '"some text" --pair "another text"'
 
     def strata(self) -> list[str] | None:
         return self.labels

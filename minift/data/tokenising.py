@@ -5,7 +5,7 @@ Axes: B rows of a batch, S its longest row.
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -37,12 +37,15 @@ class Encoded(Data):
             f"cut by {self.max_length}": self.cut,
         }
 
+    def outline(self, units: np.ndarray, epoch: int | None) -> Batch:
+        targets = tuple(torch.from_numpy(values[units]) for values in self.targets)
+        return Batch((), targets, units, torch.ones(len(units)), 0.0 if epoch is None else self.smoothing)
+
     def batches(self, order: list[np.ndarray], device: torch.device, epoch: int | None = None) -> Iterator[Batch]:
-        smoothing = 0.0 if epoch is None else self.smoothing
-        for rows in order:
-            inputs = pad([self.tokens[row] for row in rows], self.pad, self.token_types and [self.token_types[row] for row in rows])
-            targets = tuple(torch.from_numpy(values[rows]) for values in self.targets)
-            yield Batch(inputs, targets, rows, torch.ones(len(rows)), smoothing).to(device)
+        for units in order:
+            types = None if self.token_types is None else [self.token_types[i] for i in units]
+            inputs = pad([self.tokens[i] for i in units], self.pad, types)
+            yield replace(self.outline(units, epoch), inputs=inputs).to(device)
 
 
 def pad(tokens: list[np.ndarray], value: int, token_types: list[np.ndarray] | None = None) -> tuple[Tensor | None, ...]:

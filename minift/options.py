@@ -1,0 +1,134 @@
+"""The flags of train.py that all tasks share: help and range beside each. A task has its own in minift/tasks/flags.py."""
+
+from dataclasses import dataclass, fields, make_dataclass
+
+from minift.data.layout import ImageLayout, Layout, TextLayout
+from minift.errors import UserError, look_up
+from minift.flags import check_ranges, flag, spelled
+from minift.tasks import FLAGS
+
+
+@dataclass(frozen=True)
+class Options:
+    train: str | None = flag(None, "training file, or directory of images by class; unset: the embedded sample of reviews")
+    valid: str | None = flag(None, "validation file or directory; unset: 10 % of the training rows; none: keep the last epoch")
+    test: str | None = flag(None, "test file or directory, scored once at the end")
+    split_seed: int = flag(0, "of the split where --valid is unset; --seed has no part in it", least=0)
+    task: str = flag("text-classification", f"what is learned: {', '.join(FLAGS)}; --task NAME --help shows its own flags")
+    model: str | None = flag(None, "converted directory, its name under weights/, or a finished run; unset: the task's own")
+    init: str = flag("pretrained", "pretrained, or random: the same architecture from scratch", choices=("pretrained", "random"))
+    method: str = flag("full", "what trains: full, probe, lora:rank=4, ..., joined by +; help lists them")
+    epochs: int | None = flag(
+        None, "passes over the rows; unset: the method's own, more for few rows; 0 scores the untrained model", least=0, several=True
+    )
+    batch_size: int = flag(32, "rows of a batch", least=1, most=1_000_000, several=True)
+    accumulate: int = flag(1, "batches whose gradients make one step, equal to that of the one large batch", least=1, most=1_000_000)
+    optimizer: str | None = flag(None, "adamw, sgd, with options as in sgd:momentum=0.9,nesterov=True; unset: the task's own")
+    lr: float | None = flag(
+        None, "peak learning rate; several joined by commas: the best on the validation rows; unset: the method's own", above=0, most=1e6, several=True
+    )
+    head_lr: float | None = flag(None, "peak learning rate of the head; unset: as --lr", above=0, most=1e6)
+    layer_decay: float = flag(1.0, "factor on the learning rate from each stage to the one below: 0.385 is ULMFiT's 2.6", above=0, most=1)
+    weight_decay: float | None = flag(
+        None, "of weights; biases and normalisation layers have none; unset: 0.01, for images 1e-4", least=0, most=1e6
+    )
+    decay_rule: str = flag(
+        "type", "what decays: type: weights by the type of their module; hf: what transformers' Trainer decays", choices=("type", "hf")
+    )
+    schedule: str = flag("linear", "of the learning rate: constant, linear, cosine, polynomial:power=2,end=0, inverse-sqrt, slanted-triangular")
+    warmup: float = flag(0.1, "steps in which the learning rate rises from 0: below 1 a share of all, else a number", least=0)
+    clip: float = flag(1.0, "largest norm of all gradients together", above=0)
+    cache: str = flag(
+        "auto",
+        "output of the stages below all that train, kept in memory, on disk, or off; auto: where it fits",
+        choices=("auto", "memory", "disk", "off"),
+    )
+    unfreeze: str | None = flag(None, "stages that train: gradual (one more each epoch), chain, all-at:n=1; gradual:every=9: steps")
+    monitor: str | None = flag(None, "metric that chooses the epoch to keep; unset: the task's first")
+    patience: int | None = flag(None, "epochs without a better one after which training stops; unset: never", least=1)
+    checkpoint_activations: bool = flag(False, "compute activations again in the backward pass: less memory, more time")
+    precision: str = flag(
+        "auto",
+        "float32, bfloat16, float16; auto: bfloat16 where products of the model's shapes are faster in it",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    seed: int = flag(42, "of the head's start, the order of the rows and dropout", least=0, below=2**62)
+    seeds: int = flag(1, "runs with this seed and the following ones, in OUT/seed-S; then mean, deviation, median, best and worst", least=1)
+    plan: bool = flag(False, "show stages, learning rates, steps, and estimates of time and memory from a few timed steps; then stop")
+    device: str | None = flag(None, "cpu, cuda, ...; unset: cuda where there is one")
+    out: str | None = flag(None, "directory of the run; unset: runs/DATA-MODEL-METHOD")
+
+
+# Flags of gradient steps, with which an exact solver has nothing to do
+GRADIENT = (
+    *("epochs", "accumulate", "optimizer", "lr", "head_lr", "layer_decay", "weight_decay", "decay_rule", "schedule", "warmup"),
+    *("clip", "label_smoothing", "mixup", "cutmix", "patience"),
+)
+READING = {f.name for kind in (TextLayout, ImageLayout) for f in fields(kind)}
+GRID = [f.name for f in fields(Options) if f.metadata["several"]]
+
+
+def options_of(task: str) -> type:
+    """The flags of train.py for a task: the shared ones and its own."""
+    own = look_up(FLAGS, task, "--task")
+    return make_dataclass("TaskOptions", [], bases=(own, Options), frozen=True)
+
+
+def layout_of(options, kind: type[Layout]) -> Layout:
+    """The part of a run's flags that says how files are read."""
+    return kind(**{f.name: getattr(options, f.name) for f in fields(kind)})
+
+
+def is_set(options, name: str) -> bool:
+    """Whether the options have this flag, and with another value than its default."""
+    return hasattr(options, name) and getattr(options, name) != getattr(type(options), name)
+
+
+def check(options) -> None:
+    """Raises UserError for values that no run could use, and for flags that exclude each other, before anything is loaded."""
+    check_ranges(options)
+    if options.warmup >= 1 and not float(options.warmup).is_integer():
+        raise UserError(f"--warmup {options.warmup:g}: expected a share of the steps below 1, or a whole number of steps")
+    if options.schedule.startswith("slanted-triangular") and is_set(options, "warmup"):
+        raise UserError(f"--warmup {options.warmup:g}: slanted-triangular has its own rise; write slanted-triangular:cut_frac=0.2")
+    several = [name for name in GRID if isinstance(getattr(options, name), tuple)]
+    if several and (options.seeds > 1 or options.plan):
+        raise UserError(f"{spelled(several[0])} with several values: give one with {'--seeds' if options.seeds > 1 else '--plan'}")
+    if several and options.valid == "none":
+        raise UserError(f"{spelled(several[0])} with several values and --valid none: nothing to choose the best by")
+    if options.seeds > 1 and options.train is not None and options.valid == "none" and options.test is None:
+        raise UserError("--seeds with --valid none and without --test: there would be nothing to compare")
+    if options.plan and options.seeds > 1:
+        raise UserError("--plan with --seeds: a plan is of one run")
+    if getattr(options, "solver", "gradient") == "lbfgs":
+        check_lbfgs(options)
+    elif is_set(options, "l2"):
+        raise UserError(f"--l2 {options.l2}: it is the penalty of --solver lbfgs; add that flag")
+    if options.patience is not None and options.valid == "none":
+        raise UserError("--patience with --valid none: without validation rows no epoch is better than another")
+    described = sorted(name for name in {*READING, "valid", "test", "split_seed"} if is_set(options, name))
+    if options.train is None and described:
+        raise UserError(f"{', '.join(map(spelled, described))} without --train: the embedded sample has its own layout and "
+                        "split; give --train FILE")  # fmt: skip
+    if options.valid is not None and is_set(options, "split_seed"):
+        raise UserError("--split-seed with --valid: nothing is split off the training file")
+    if options.valid == "none" and options.monitor is not None:
+        raise UserError("--monitor with --valid none: without validation rows there is nothing to choose by")
+
+
+def check_lbfgs(options) -> None:
+    if options.method != "probe":
+        raise UserError(f"--solver lbfgs with --method {options.method}: it solves a linear head alone; add --method probe")
+    if options.valid == "none" and options.l2 is None:
+        raise UserError("--solver lbfgs with --valid none: nothing to choose the penalty by; give it with --l2")
+    if getattr(options, "augment", None) not in (None, "none") and options.views is None:
+        raise UserError(f"--solver lbfgs with --augment {options.augment}: it sees the rows once; say how often with --views")
+    if options.l2 is not None and options.monitor is not None:
+        raise UserError("--monitor with --l2: the penalty is given, so there is nothing to choose")
+    if options.seeds > 1 and getattr(options, "views", None) is None:
+        raise UserError("--seeds with --solver lbfgs: the solution is the same for every seed")
+    if options.plan:
+        raise UserError("--plan with --solver lbfgs: a plan is of gradient steps")
+    idle = [name for name in GRADIENT if is_set(options, name)]
+    if idle:
+        raise UserError(f"{spelled(idle[0])} with --solver lbfgs: it takes no gradient steps")

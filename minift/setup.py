@@ -1,0 +1,217 @@
+"""What stands between the flags of train.py and the loop: what they leave open, the model, the optimizer, the schedule."""
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from minift import cache
+from minift.adapting import adapt, default_epochs, default_lr, names_of, parse_methods
+from minift.checkpointing import checkpoint_activations
+from minift.data.batching import Data
+from minift.data.examples import Examples
+from minift.errors import UserError, look_up
+from minift.finetuned import choose_device
+from minift.methods.surgery import delta, lengthened
+from minift.optim import OPTIMIZERS
+from minift.optim import precision as precisions
+from minift.optim.groups import make_groups
+from minift.optim.schedules import SCHEDULES, warmup_steps
+from minift.optim.unfreezing import UNFREEZING
+from minift.pretrained import Checkpoint, find, read, untrained
+from minift.runs import choose_directory
+from minift.specs import parse
+from minift.tasks import TASKS
+from minift.tasks.task import Model
+from minift.training import Training
+
+# Few rows need more passes: three over 500 rows leave BERT half trained (Mosbach et al. 2021, arXiv:2006.04884;
+# Zhang et al. 2021, arXiv:2006.05987). --epochs unset makes at least this many steps.
+LEAST_STEPS = 150
+
+
+@dataclass
+class Start:
+    """What a run starts from."""
+
+    task: type  # the class of the task
+    checkpoint: Checkpoint
+    place: Path | None  # where the checkpoint lies; None: random weights
+    device: torch.device
+
+
+@dataclass
+class Setup(Training):
+    """What the loop needs, and what is to be said and saved of it."""
+
+    steps: int = 0  # of the whole run
+    new: tuple[str, ...] = ()  # parts that are newly initialised
+    saved: list[str] | None = None  # names of the body's tensors that the run saves; None: all, as they all train
+    frozen: int = 0  # modules of `body.walk()` below all that trains
+
+
+def start(options) -> Start:
+    """Look up the task and the device, read the checkpoint."""
+    task = look_up(TASKS, options.task, "--task")
+    parse_methods(options.method)  # a mistake in it is answered before anything is read
+    device = choose_device(options.device)
+    name = task.MODEL if options.model is None else options.model
+    checkpoint = untrained(name) if options.init == "random" else None
+    place = None if checkpoint else find(name)
+    checkpoint = checkpoint or read(place)
+    if checkpoint.grafts:
+        raise UserError(
+            f"{name}: a run of {checkpoint.method}, whose layers are no longer plain; merge them first, where that is possible: "
+            f"python convert.py {name} --to minift --out DIR"
+        )
+    return Start(task, checkpoint, place, device)
+
+
+def resolve(given, start: Start) -> tuple[object, dict[str, str]]:
+    """(the options with a value for every flag but --epochs, flag -> where a value that was left open comes from)"""
+    task, method = start.task, names_of(given.method)
+    model = task.MODEL if given.model is None else given.model
+    optimizer = task.OPTIMIZER if given.optimizer is None else given.optimizer
+    lr = default_lr(given.method, optimizer.partition(":")[0], start.checkpoint.width)
+    defaults = task.defaults(method, start.checkpoint) | {
+        "model": (model, f"{given.task}'s own"),
+        "optimizer": (optimizer, f"{given.task}'s own"),
+        "lr": (lr, f"{method}'s own"),
+        "weight_decay": (task.WEIGHT_DECAY, f"{given.task}'s own"),
+        "monitor": (next(iter(task.METRICS)), f"first of {given.task}"),
+        "device": (str(start.device), "found"),
+        "out": (str(choose_directory(given.out, Path(given.train or "reviews"), model, given.method)), "free"),
+    }
+    defaults = {name: default for name, default in defaults.items() if getattr(given, name) is None}
+    if given.precision == "auto":
+        dtype = precisions.choose("auto", start.device)
+        defaults["precision"] = (str(dtype).removeprefix("torch."), "measured")
+    options = replace(given, **{name: value for name, (value, _) in defaults.items()})
+    known = ("loss", *task.METRICS)
+    if options.monitor not in known:
+        raise UserError(f"--monitor {options.monitor}: known are {', '.join(known)}")
+    if options.precision == "float16" and start.device.type == "cpu":
+        print("note: float16 on a CPU is slow; bfloat16 or float32 is faster", file=sys.stderr)
+    return options, {name: why for name, (_, why) in defaults.items()}
+
+
+def prepare(options, task, parts: dict[str, Examples], checkpoint: Checkpoint) -> dict[str, Data]:
+    """The splits as numbers; the training rows as training sees them."""
+    workers = getattr(options, "workers", None) or 0
+    return {
+        split: task.prepare(examples, checkpoint, options if split == "train" else None, workers)
+        for split, examples in parts.items()
+    }
+
+
+def choose_epochs(options, train: Data) -> tuple[object, dict[str, str], int]:
+    """(the options with --epochs, where its value comes from if it was unset, steps of an epoch)"""
+    units = sum(map(len, train.order(options.batch_size, options.seed, 0)))
+    steps = math.ceil(math.ceil(units / options.batch_size) / options.accumulate)
+    if getattr(options, "solver", "gradient") == "lbfgs":
+        return replace(options, epochs=0), {"epochs": "none for lbfgs"}, steps
+    if options.epochs is not None:
+        return options, {}, steps
+    own = default_epochs(options.method)
+    epochs = max(own, math.ceil(LEAST_STEPS / steps))
+    why = f"{names_of(options.method)}'s own" if epochs == own else f"few rows: at least {LEAST_STEPS} steps"
+    return replace(options, epochs=epochs), {"epochs": why}, steps
+
+
+def build(options, given, start: Start, task, steps_per_epoch: int) -> Setup:
+    """Freeze everything, let the method thaw or wrap; then the head, the groups, the optimizer and the schedule."""
+    torch.manual_seed(options.seed)
+    checkpoint = start.checkpoint
+    body = checkpoint.body(task.pool) if options.init == "pretrained" else checkpoint.random_body(task.pool)
+    pretrained = body.state_dict().keys()
+    adapt(body, options.method)
+    trained = delta(body)
+    check_positions(options, body)
+    new_pooler = task.pool == "cls" and checkpoint.own_pool is None
+    if new_pooler and not {name for name in pretrained if name.startswith("pooler.")} <= trained.keys():
+        raise UserError(f"{options.model} has no pooler, and {options.method} would not train a new one; add --pool mean")
+    model = Model(body, task.head(body)).to(start.device, memory_format=torch.channels_last)  # in which convolutions are fast
+    groups = make_groups(model, options.lr, options.weight_decay, options.head_lr, options.layer_decay, options.decay_rule)
+    stages = list(dict.fromkeys(group.stage for group in groups))
+    if stages == ["head"]:
+        check_head_alone(options, given)
+    try:
+        optimizer = parse(options.optimizer, OPTIMIZERS, "--optimizer")(groups)
+    except ValueError as error:
+        raise UserError(f"--optimizer {options.optimizer}: {error}") from None
+    steps = options.epochs * steps_per_epoch
+    precision = precisions.around(getattr(torch, options.precision))
+    frozen = cache.depth(body)
+    if options.cache != "auto" and not frozen:
+        raise UserError(f"--cache {options.cache} with --method {options.method}: the lowest stage trains, so nothing can be kept")
+    if options.checkpoint_activations:
+        if frozen == len(list(body.walk())):
+            raise UserError(f"--checkpoint-activations with --method {options.method}: no stage trains, so none keeps activations")
+        checkpoint_activations(body, precision)
+    has_base, whole = options.init == "pretrained", pretrained <= trained.keys()
+    return Setup(
+        model,
+        task,
+        optimizer,
+        make_schedule(options, steps),
+        precision,
+        make_unfreezing(options, stages, steps, steps_per_epoch),
+        steps=steps,
+        new=("everything" if options.init == "random" else "head", *["pooler"] * new_pooler),
+        saved=list(trained) if has_base and not whole else None,
+        frozen=frozen,
+    )
+
+
+def check_positions(options, body: nn.Module) -> None:
+    """Virtual tokens before the text take positions of the model."""
+    if taken := lengthened(body):
+        left = body.config.max_position_embeddings - taken
+        if options.max_length > left:
+            raise UserError(
+                f"--max-length {options.max_length}: {options.method} takes {taken} of the model's positions, give {left} or less"
+            )
+
+
+def check_head_alone(options, given) -> None:
+    """Flags that say nothing where only the head trains."""
+    if options.layer_decay != 1:
+        raise UserError(
+            f"--layer-decay {options.layer_decay}: {options.method} trains the head alone, so there are no stages to step through"
+        )
+    if given.lr is not None and given.head_lr is not None:
+        raise UserError(f"--lr with --head-lr: {options.method} trains the head alone, so one learning rate is enough")
+    if options.unfreeze is not None:
+        raise UserError(f"--unfreeze {options.unfreeze}: {options.method} trains the head alone, so there is nothing to switch")
+
+
+def make_schedule(options, steps: int) -> Callable[[int], float]:
+    """step -> factor on the learning rates, for a run of so many steps."""
+    schedule, warmup = parse(options.schedule, SCHEDULES, "--schedule"), warmup_steps(options.warmup, steps)
+    if warmup > steps > 0:
+        raise UserError(f"--warmup {options.warmup:g}: the run has {steps} steps, so the learning rate would never reach its peak")
+    schedule = partial(schedule, T=steps, W=warmup)
+    try:
+        schedule(0)
+    except ValueError as error:
+        raise UserError(f"--schedule {options.schedule}: {error}") from None
+    return schedule
+
+
+def make_unfreezing(options, stages: list[str], steps: int, steps_per_epoch: int) -> Callable | None:
+    """(stages, step, epoch) -> those that train then. Notes stages that a run of so many steps never reaches."""
+    if options.unfreeze is None:
+        return None
+    unfreezing = parse(options.unfreeze, UNFREEZING, "--unfreeze")
+    try:
+        reached = {stage for step in range(steps) for stage in unfreezing(stages, step, step // steps_per_epoch)}
+    except ValueError as error:
+        raise UserError(f"--unfreeze {options.unfreeze}: {error}") from None
+    if never := [stage for stage in stages if stage not in reached]:
+        print(f"note: --unfreeze {options.unfreeze}: {', '.join(never)} never train{'s' * (len(never) == 1)} in {steps} steps\n")
+    return unfreezing
