@@ -14,15 +14,15 @@ Axes: B batch, S sequence, D width, H heads, d = D/H width of a head, F feed-for
 Proved by tests/reference/test_bert.py: every hidden state, the pooled output and every gradient, float64, 1e-10.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from minift.models.body import Body, only
 
 ACTIVATIONS = {"gelu": F.gelu, "gelu_new": partial(F.gelu, approximate="tanh"), "relu": F.relu}
 
@@ -70,6 +70,8 @@ class State(NamedTuple):
     mask: Tensor | None  # (B, S) True where there is a token, False where there is padding; None: no padding
     hidden: Tensor | None = None  # (B, S, D) once the embeddings have run
     pooled: Tensor | None = None  # (B, D) once the pooler has run
+
+    only = classmethod(only)
 
 
 class Positions(nn.Module):
@@ -174,13 +176,16 @@ class MeanPooler(nn.Module):
         return state._replace(pooled=(state.hidden * weight).sum(1) / weight.sum(1))
 
 
-class Bert(nn.Module):
+class Bert(Body):
     """The encoder. pool: `cls`, `mean`, or None for tasks that read the hidden states alone.
 
     Weights start as N(0, initializer_range), biases and the padding row as 0, LayerNorms as 1 and 0, as in transformers.
     """
 
     Config = BertConfig
+    State = State
+    STAGES: ClassVar = {"embeddings": "embeddings", "layer": "layers"}
+    FLOWS: ClassVar = {"hidden": "ragged", "mask": "real"}
 
     # Role -> regular expression that the dotted name of a module matches in full.
     SITES: ClassVar = {
@@ -231,37 +236,11 @@ class Bert(nn.Module):
         """For every layer the number that the name table uses."""
         return [{"i": i} for i in range(len(self.layers))]
 
-    @property
-    def stages(self) -> dict[str, tuple[str, ...]]:
-        """Depth order, input to output: stage -> dotted names of the modules whose parameters it holds."""
-        stages = {"embeddings": ("embeddings",)} | {f"layer {i}": (f"layers.{i}",) for i in range(len(self.layers))}
-        if self.pooler is not None:
-            top = list(stages)[-1]
-            stages[top] += ("pooler",)
-        return stages
-
-    def walk(self) -> Iterator[nn.Module]:
-        """The modules of the stages in the order in which `forward` calls them."""
-        yield self.embeddings
-        yield from self.layers
-        if self.pooler is not None:
-            yield self.pooler
-
-    def forward(self, tokens: Tensor, mask: Tensor | None = None, token_types: Tensor | None = None) -> State:
-        """tokens, token_types: (B, S) integers, S <= max_position_embeddings; mask: (B, S) bool, True where there is a token."""
-        return self.resume(self.begin(tokens, mask, token_types))
-
     def begin(self, tokens: Tensor, mask: Tensor | None = None, token_types: Tensor | None = None) -> State:
+        """tokens, token_types: (B, S) integers, S <= max_position_embeddings; mask: (B, S) bool, True where there is a token."""
         return State(tokens, torch.zeros_like(tokens) if token_types is None else token_types, mask)
 
-    def resume(self, state: State, done: int = 0) -> State:
-        """Go on from what the first `done` modules of `walk` have left."""
-        for stage in islice(self.walk(), done, None):
-            state = stage(state)
-        return state
-
     def initialise(self, module: nn.Module) -> None:
-        """Give one module fresh weights; `module.apply(body.initialise)` does so for a whole part."""
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
         if isinstance(module, nn.Linear):

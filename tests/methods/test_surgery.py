@@ -1,6 +1,7 @@
 """Frozen means frozen: no gradient, no dropout, no moving statistics, also after the user's model.train()."""
 
 import copy
+from typing import ClassVar
 
 import pytest
 import torch
@@ -8,19 +9,19 @@ from tiny import tiny_body
 from torch import nn
 
 from minift.methods.surgery import Wrapper, find, freeze, thaw, wrap, wrappers
+from minift.models.body import Body
 
 
-class TinyNet(nn.Module):
+class TinyNet(Body):
     """Two stages, each a convolution, a BatchNorm and a dropout."""
+
+    STAGES: ClassVar = {"first": "first", "second": "second"}
+    TOP: ClassVar = ()
 
     def __init__(self):
         super().__init__()
-        for name in ("first", "second"):
+        for name in self.STAGES:
             setattr(self, name, nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Dropout(0.5)))
-
-    @property
-    def stages(self):
-        return {"first": ("first",), "second": ("second",)}
 
     def forward(self, x):
         return self.second(self.first(x))
