@@ -8,7 +8,10 @@ import torch
 from tiny import tiny_body
 from torch import nn
 
+from minift.methods.houlsby import houlsby
+from minift.methods.pfeiffer import pfeiffer
 from minift.methods.surgery import Wrapper, find, freeze, thaw, wrap, wrappers
+from minift.models.bert import Bert
 from minift.models.body import Body
 
 
@@ -97,3 +100,16 @@ def test_a_wrapper_may_not_take_a_name_of_the_layer():
     with pytest.raises(ValueError, match=r"^layers\.0\.attention\.query has a weight of its own"):
         wrap(body, find(body, "query"), Named)
     assert not wrappers(body)
+
+
+class PreLN(Bert):
+    PRE_LN = True
+
+
+@pytest.mark.parametrize("method", [houlsby, pfeiffer])
+def test_a_method_that_relies_on_norms_behind_the_sum_refuses_a_model_with_others(method):
+    body = PreLN(tiny_body().config)
+    freeze(body)
+    with pytest.raises(ValueError, match=r"^it is defined by a LayerNorm behind each residual sum, and a PreLN has"):
+        method(body)
+    assert not wrappers(body) and not any(p.requires_grad for p in body.parameters())

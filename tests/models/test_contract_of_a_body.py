@@ -74,7 +74,7 @@ def test_what_is_carried_over_a_boundary_is_all_that_the_rest_reads(name, pool):
 
 @pytest.mark.parametrize("name", BODIES)
 def test_a_state_of_some_fields_only(name):
-    State, x = BODIES[name][0]().State, torch.ones(2, 3)  # noqa: N806
+    State, x = BODIES[name][0]().State, torch.ones(2, 3)
     state = State.only(hidden=x)
     assert state.hidden is x and [field for field in state if field is not None] == [x]
     with pytest.raises(TypeError, match="height"):
