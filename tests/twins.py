@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from minift.formats.huggingface import look_up_module, to_huggingface
 from minift.methods.surgery import freeze, merge, plain_name
+from minift.models.body import Body
 
 # Leaf of a parameter that a wrapper adds -> its name in peft's layer, of a Linear or Conv2d or of an Embedding
 LEAVES = {
@@ -24,7 +25,7 @@ LEAVES = {
 AROUND_ONE = ("m", "scale")  # randomised as factors, all others as summands
 
 
-class Net(nn.Sequential):
+class Net(nn.Sequential, Body):
     """Bare layers, named 0, 1, ..., in place of a body."""
 
     SITES: ClassVar = {}

@@ -16,7 +16,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minift.methods.surgery import Wrapper, find, thaw, wrap
+from minift.methods.surgery import Wrapper, find, plain, plain_modules, thaw, wrap
 
 EPOCHS = 10
 SITES = ("attention_branch/feed_forward_branch", "branch")
@@ -67,7 +67,8 @@ class Adapter(Wrapper):
 
     def __init__(self, base: nn.Module, size: int, reduction: float, activation: str, init: str):
         super().__init__(base)
-        last = list(base.parameters())[-1]  # a bias of the layer or the norm that the branch ends in
+        inner = [p for module in plain_modules(base).values() for p in plain(module).parameters(recurse=False)]
+        last = inner[-1]  # the bias of the layer or the norm that the branch ends in: as wide as its output
         maps = any(isinstance(module, nn.Conv2d) for module in base.modules())
         self.adapter = Bottleneck(len(last), size_of(len(last), size, reduction), activation, init, last, maps)
 
@@ -89,6 +90,14 @@ def check(size: int, reduction: float, activation: str, init: str) -> None:
             raise ValueError(f"{option}={value}: known are {', '.join(known)}")
 
 
+def refuse_pre_ln(body: nn.Module) -> None:
+    """Raises ValueError for a body whose LayerNorms stand before the branches, for which the equations are others."""
+    if body.PRE_LN:
+        raise ValueError(
+            f"it is defined by a LayerNorm behind each residual sum, and a {type(body).__name__} has them before its branches"
+        )
+
+
 def houlsby(
     body: nn.Module,
     *,
@@ -105,7 +114,9 @@ def houlsby(
     norms: whether the LayerNorms train.
     """
     check(size, reduction, activation, init)
-    wrap(body, find(body, "", SITES), lambda branch: Adapter(branch, size, reduction, activation, init))
+    branches = find(body, "", SITES)
+    refuse_pre_ln(body)
+    wrap(body, branches, lambda branch: Adapter(branch, size, reduction, activation, init))
     for module in body.modules():
         if norms and isinstance(module, nn.LayerNorm):
             thaw(module)

@@ -11,7 +11,7 @@ Proved by tests/reference/test_pfeiffer.py: adapters' outputs and gradients, flo
 
 from torch import Tensor, nn
 
-from minift.methods.houlsby import REDUCTION, Bottleneck, check, size_of
+from minift.methods.houlsby import REDUCTION, Bottleneck, check, refuse_pre_ln, size_of
 from minift.methods.surgery import Wrapper, find, wrap
 
 EPOCHS = 10
@@ -53,4 +53,6 @@ def pfeiffer(
     activation: gelu, relu, swish or tanh. init: identity, houlsby or bert, as in houlsby.py.
     """
     check(size, reduction, activation, init)
-    wrap(body, find(body, "", SITES), lambda norm: DoubleNorm(norm, size, reduction, activation, init))
+    norms = find(body, "", SITES)
+    refuse_pre_ln(body)
+    wrap(body, norms, lambda norm: DoubleNorm(norm, size, reduction, activation, init))

@@ -84,12 +84,13 @@ class Prefixed(Wrapper):
         keys, values = self.prefix().to(k.dtype).view(-1, 2, H, d).permute(1, 2, 0, 3)  # (P, 2D) -> 2 x (H, P, d)
         k, v = (torch.cat([p.expand(B, -1, -1, -1), x], 2) for p, x in ((keys, k), (values, v)))  # (B, H, P + S, d)
         if mask is not None:
-            mask = torch.cat([mask.new_ones(B, keys.shape[1]), mask], 1)  # (B, S) -> (B, P + S)
+            seen = mask.new_ones(*mask.shape[:-1], keys.shape[1])
+            mask = torch.cat([seen, mask], -1)  # (B, S) -> (B, P + S), or (B, 1, S, S) -> (B, 1, S, P + S)
         return self.base(q, k, v, mask)
 
 
 class Shifted(Wrapper):
-    """Positions that start at P. Has no parameters."""
+    """Positions that start P higher. Has no parameters."""
 
     unmergeable = "a prefix is no change of a weight"
 
@@ -97,8 +98,8 @@ class Shifted(Wrapper):
         super().__init__(base)
         self.lengthens = by
 
-    def forward(self, length: int, device: torch.device) -> Tensor:
-        return self.base(length, device) + self.lengthens
+    def forward(self, tokens: Tensor, mask: Tensor | None, given: Tensor | None) -> Tensor:
+        return self.base(tokens, mask, given) + self.lengthens
 
 
 def prefix(body: nn.Module, *, length: int = 10, mlp: int = 0, shift: bool = False, std: float = 1.0) -> None:

@@ -43,17 +43,33 @@ class Prompt(Wrapper):
 
 
 class Lengthened(Wrapper):
-    """The embeddings of a text to which P ids of no meaning, of type 0, have been prepended."""
+    """The embeddings of a text to which P ids of no meaning, of type 0, have been prepended.
+
+    Of an explicit mask (B, 1, S, S) every row of the text sees the virtual tokens. Those see each other, and of the text what
+    every token sees: with padding alone that is the text, and between packed texts nothing leaks through them.
+    """
 
     unmergeable = Prompt.unmergeable
 
-    def __init__(self, base: nn.Module, by: int):
+    def __init__(self, base: nn.Module, by: int, filler: int, first: int):
+        """filler: an id that is not padding. first: the position of the first token."""
         super().__init__(base)
         self.lengthens = by
+        self.filler = filler
+        self.first = first
 
     def forward(self, state):
-        tokens, types, mask = (t if t is None else prepend(t, self.lengthens, t is state.mask) for t in state[:3])
-        return self.base(state._replace(tokens=tokens, token_types=types, mask=mask))
+        P, positions = self.lengthens, state.positions
+        if positions is not None:
+            virtual = torch.arange(self.first, self.first + P, device=positions.device)
+            positions = torch.cat([virtual.expand(*positions.shape[:-1], P), positions + P], -1)  # (..., S) -> (..., P + S)
+        longer = state._replace(
+            tokens=pad_left(state.tokens, P, self.filler),
+            token_types=pad_left(state.token_types, P, 0),
+            mask=None if state.mask is None else with_virtual(state.mask, P),
+            positions=positions,
+        )
+        return self.base(longer)._replace(positions=state.positions)
 
 
 class Shortened(Wrapper):
@@ -66,18 +82,26 @@ class Shortened(Wrapper):
         self.by = by
 
     def forward(self, state):
-        state = self.base(state)
-        mask = None if state.mask is None else state.mask[:, self.by :]
+        state, P = self.base(state), self.by
+        mask = state.mask
+        if mask is not None:
+            mask = mask[:, P:] if mask.ndim == 2 else mask[..., P:, P:]
         return state._replace(
-            tokens=state.tokens[:, self.by :],
-            token_types=state.token_types[:, self.by :],
-            mask=mask,
-            hidden=state.hidden[:, self.by :],
+            tokens=state.tokens[:, P:], token_types=state.token_types[:, P:], mask=mask, hidden=state.hidden[:, P:]
         )
 
 
-def prepend(x: Tensor, columns: int, value: int) -> Tensor:
-    return torch.cat([x.new_full((len(x), columns), value), x], 1)  # (B, S) -> (B, P + S)
+def pad_left(x: Tensor, columns: int, value: int | bool) -> Tensor:
+    return torch.cat([x.new_full((*x.shape[:-1], columns), value), x], -1)  # (..., S) -> (..., P + S)
+
+
+def with_virtual(mask: Tensor, columns: int) -> Tensor:
+    """The mask of the virtual tokens and the text: (B, P + S), or (B, 1, P + S, P + S)."""
+    if mask.ndim == 4:
+        sees_some = mask.any(-1, keepdim=True)  # rows of padding see nothing
+        common = (mask | ~sees_some).all(-2, keepdim=True) & sees_some.any(-2, keepdim=True)  # (B, 1, 1, S)
+        mask = torch.cat([common.expand(-1, -1, columns, -1), mask], -2)  # (B, 1, P + S, S)
+    return pad_left(mask, columns, True)
 
 
 def prompt(body: nn.Module, *, length: int = 10, init: str = "vocabulary", pooler: str = "text") -> None:
@@ -100,7 +124,9 @@ def prompt(body: nn.Module, *, length: int = 10, init: str = "vocabulary", poole
     else:
         start = table[torch.randperm(len(table), device=table.device)[:length]].clone()
     wrap(body, words, lambda word: Prompt(word, start))
-    wrap(body, find(body, "embeddings"), lambda embeddings: Lengthened(embeddings, length))
+    (positions,) = (plain(module) for module in find(body, "positions").values())
+    filler = 0 if body.config.pad_token_id != 0 else 1
+    wrap(body, find(body, "embeddings"), lambda embeddings: Lengthened(embeddings, length, filler, positions.first))
     top = find(body, "layer" if pooler == "text" else "pooler")
     last = list(top)[-1]
     wrap(body, {last: top[last]}, lambda stage: Shortened(stage, length))

@@ -10,7 +10,6 @@ import copy
 import difflib
 import re
 from collections.abc import Callable
-from types import MethodType
 
 import torch
 from torch import Tensor, nn
@@ -40,13 +39,8 @@ class Wrapper(nn.Module):
 
 
 def freeze(body: nn.Module) -> None:
-    """Nothing in `body` trains, and what does not train stands still, also after the user's `model.train()`:
-
-    dropout is off in every stage in which nothing trains, and the statistics of a BatchNorm move only where its own weight trains.
-    `body.stages` says which modules are a stage. What is thawed later comes back to life with the next `train()`.
-    """
+    """Nothing in `body` trains. What does not train stands still, whatever `train()` says: see models/body.py."""
     body.requires_grad_(False)
-    body.train = MethodType(_train_what_trains, body)
     body.train(body.training)
 
 
@@ -57,19 +51,6 @@ def thaw(module: nn.Module) -> None:
 
 def trains(module: nn.Module) -> bool:
     return any(p.requires_grad for p in module.parameters())
-
-
-def _train_what_trains(body: nn.Module, mode: bool = True) -> nn.Module:
-    type(body).train(body, mode)
-    for names in body.stages.values():
-        modules = [body.get_submodule(name) for name in names]
-        if not any(trains(module) for module in modules):
-            for module in modules:
-                module.eval()
-    for module in body.modules():
-        if isinstance(module, _BatchNorm) and not module.weight.requires_grad:
-            module.eval()
-    return body
 
 
 def lengthened(body: nn.Module) -> int:

@@ -8,21 +8,23 @@
 
 Differs from Google's code in one thing: gelu is the exact one (erf), not the tanh approximation, as in transformers.
 What methods rely on: every residual branch is a module whose output is what is added; every LayerNorm is called on the
-finished sum; `attend` and `positions` are modules without parameters; no module is used twice in one forward.
+finished sum (post-LN: `PRE_LN` is False); `attend` and `positions` are modules without parameters; no module is used twice in one
+forward. A token that sees nothing, as in a row of padding alone, gets 0 from `attend` (NaN before torch 2.5), where transformers
+gives it the mean of V over the padding.
 
 Axes: B batch, S sequence, D width, H heads, d = D/H width of a head, F feed-forward width, V vocabulary.
 Proved by tests/reference/test_bert.py: every hidden state, the pooled output and every gradient, float64, 1e-10.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from minift.models.body import Body, only
 
 ACTIVATIONS = {"gelu": F.gelu, "gelu_new": partial(F.gelu, approximate="tanh"), "relu": F.relu}
 
@@ -67,16 +69,23 @@ class State(NamedTuple):
 
     tokens: Tensor | None  # (B, S) ids
     token_types: Tensor | None  # (B, S) which of a pair's two texts a token is from
-    mask: Tensor | None  # (B, S) True where there is a token, False where there is padding; None: no padding
+    mask: Tensor | None  # (B, S) True where there is a token, not padding; or (B, 1, S, S) which row sees which column; None: all
+    positions: Tensor | None = None  # (S) or (B, S) of each token, where they are not what `Positions` counts
     hidden: Tensor | None = None  # (B, S, D) once the embeddings have run
     pooled: Tensor | None = None  # (B, D) once the pooler has run
 
+    only = classmethod(only)
+
 
 class Positions(nn.Module):
-    """0, 1, ..., length-1: a module of its own so that a method can shift it."""
+    """0, 1, ..., S-1 wherever the padding stands, as in transformers; or the positions given: for padding on the left, for texts
+    packed into one row, for a start above 0. It has no parameters and is a module of its own so that a method can shift it.
+    """
 
-    def forward(self, length: int, device: torch.device) -> Tensor:
-        return torch.arange(length, device=device)  # (S)
+    first = 0  # the position of the first token
+
+    def forward(self, tokens: Tensor, mask: Tensor | None, given: Tensor | None) -> Tensor:
+        return torch.arange(tokens.shape[1], device=tokens.device) if given is None else given  # (S), or (S) or (B, S)
 
 
 class Embeddings(nn.Module):
@@ -91,20 +100,24 @@ class Embeddings(nn.Module):
 
     def forward(self, state: State) -> State:
         x = self.word(state.tokens) + self.token_type(state.token_types)  # (B, S) -> (B, S, D)
-        x = x + self.position(self.positions(state.tokens.shape[1], x.device))
+        x = x + self.position(self.positions(state.tokens, state.mask, state.positions))
         return state._replace(hidden=self.dropout(self.norm(x)))
 
 
 class Attend(nn.Module):
-    """softmax(Q K^T / sqrt(d) + (0 where there is a token, -inf where there is padding)) V, dropout on the softmax."""
+    """softmax(Q K^T / sqrt(d) + (0 where the mask is True, else -inf)) V, dropout on the softmax.
+
+    mask: (B, S), the same columns for all rows; (B, 1, S, S), for each row its own; None: every row sees every column.
+    """
 
     def __init__(self, dropout: float):
         super().__init__()
         self.p = dropout
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        visible = None if mask is None else mask[:, None, None, :]  # (B, S) -> (B, 1, 1, S): the same for all heads and queries
-        return F.scaled_dot_product_attention(q, k, v, visible, dropout_p=self.p if self.training else 0.0)  # (B, H, S, d)
+        if mask is not None and mask.ndim == 2:
+            mask = mask[:, None, None, :]  # (B, S) -> (B, 1, 1, S): the same for all heads and rows
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=self.p if self.training else 0.0)  # (B, H, S, d)
 
 
 class Attention(nn.Module):
@@ -165,22 +178,26 @@ class ClsPooler(nn.Module):
 
 
 class MeanPooler(nn.Module):
-    """The mean over the tokens (Reimers & Gurevych 2019, arXiv:1908.10084, section 3)."""
+    """The mean over the tokens (Reimers & Gurevych 2019, arXiv:1908.10084, section 3); 0 where a row has none."""
 
     def forward(self, state: State) -> State:
         if state.mask is None:
             return state._replace(pooled=state.hidden.mean(1))  # (B, S, D) -> (B, D)
-        weight = state.mask.to(state.hidden.dtype).unsqueeze(-1)  # (B, S, 1)
-        return state._replace(pooled=(state.hidden * weight).sum(1) / weight.sum(1))
+        mask = state.mask if state.mask.ndim == 2 else state.mask.any(2).squeeze(1)  # (B, 1, S, S) -> (B, S): what some row sees
+        total = state.hidden.masked_fill(~mask.unsqueeze(-1), 0.0).sum(1)  # (B, S, D) -> (B, D)
+        return state._replace(pooled=total / mask.sum(1, keepdim=True).clamp(min=1))
 
 
-class Bert(nn.Module):
+class Bert(Body):
     """The encoder. pool: `cls`, `mean`, or None for tasks that read the hidden states alone.
 
     Weights start as N(0, initializer_range), biases and the padding row as 0, LayerNorms as 1 and 0, as in transformers.
     """
 
     Config = BertConfig
+    State = State
+    STAGES: ClassVar = {"embeddings": "embeddings", "layer": "layers"}
+    FLOWS: ClassVar = {"hidden": "ragged", "mask": "real"}
 
     # Role -> regular expression that the dotted name of a module matches in full.
     SITES: ClassVar = {
@@ -231,37 +248,20 @@ class Bert(nn.Module):
         """For every layer the number that the name table uses."""
         return [{"i": i} for i in range(len(self.layers))]
 
-    @property
-    def stages(self) -> dict[str, tuple[str, ...]]:
-        """Depth order, input to output: stage -> dotted names of the modules whose parameters it holds."""
-        stages = {"embeddings": ("embeddings",)} | {f"layer {i}": (f"layers.{i}",) for i in range(len(self.layers))}
-        if self.pooler is not None:
-            top = list(stages)[-1]
-            stages[top] += ("pooler",)
-        return stages
-
-    def walk(self) -> Iterator[nn.Module]:
-        """The modules of the stages in the order in which `forward` calls them."""
-        yield self.embeddings
-        yield from self.layers
-        if self.pooler is not None:
-            yield self.pooler
-
-    def forward(self, tokens: Tensor, mask: Tensor | None = None, token_types: Tensor | None = None) -> State:
-        """tokens, token_types: (B, S) integers, S <= max_position_embeddings; mask: (B, S) bool, True where there is a token."""
-        return self.resume(self.begin(tokens, mask, token_types))
-
-    def begin(self, tokens: Tensor, mask: Tensor | None = None, token_types: Tensor | None = None) -> State:
-        return State(tokens, torch.zeros_like(tokens) if token_types is None else token_types, mask)
-
-    def resume(self, state: State, done: int = 0) -> State:
-        """Go on from what the first `done` modules of `walk` have left."""
-        for stage in islice(self.walk(), done, None):
-            state = stage(state)
-        return state
+    def begin(
+        self,
+        tokens: Tensor,
+        mask: Tensor | None = None,
+        token_types: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> State:
+        """tokens, token_types: (B, S) integers, S <= max_position_embeddings. mask: bool, (B, S), True where there is a token, or
+        (B, 1, S, S), True where the token of a row sees that of a column. positions: (S) or (B, S) integers, which win over those
+        that the model would count. The `cls` pooler reads column 0, also where that is padding.
+        """
+        return State(tokens, torch.zeros_like(tokens) if token_types is None else token_types, mask, positions)
 
     def initialise(self, module: nn.Module) -> None:
-        """Give one module fresh weights; `module.apply(body.initialise)` does so for a whole part."""
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
         if isinstance(module, nn.Linear):

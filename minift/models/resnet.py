@@ -14,13 +14,13 @@ Axes: B batch, C channels, Y height, X width, D channels of the last block.
 Proved by tests/reference/test_resnet.py: every block's output, every gradient and every BatchNorm statistic, float64, 1e-10.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import ClassVar, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from minift.models.body import Body, only
 
 REDUCTION = 4  # the 3x3 convolution has a quarter of the block's channels
 DEPTHS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3)}  # blocks a resolution
@@ -51,6 +51,8 @@ class State(NamedTuple):
 
     hidden: Tensor | None  # (B, C, Y, X), the image to begin with
     pooled: Tensor | None = None  # (B, D) once the pooler has run
+
+    only = classmethod(only)
 
 
 class Stem(nn.Module):
@@ -107,13 +109,16 @@ class Pooler(nn.Module):
         return state._replace(pooled=state.hidden.mean((2, 3)))  # (B, D, Y, X) -> (B, D)
 
 
-class ResNet(nn.Module):
+class ResNet(Body):
     """The network up to its last features. `pool=None` leaves the pooler out, for tasks that read the map itself.
 
     Weights start as torchvision's do: convolutions N(0, 2 / fan_out) (He et al. 2015, arXiv:1502.01852), BatchNorms as 1 and 0.
     """
 
     Config = ResNetConfig
+    State = State
+    STAGES: ClassVar = {"stem": "stem", "block": "blocks"}
+    FLOWS: ClassVar = {"hidden": "unit"}
 
     # Role -> regular expression that the dotted name of a module matches in full.
     SITES: ClassVar = {
@@ -167,37 +172,11 @@ class ResNet(nn.Module):
         """For every block the numbers that the name tables use."""
         return [{"G": g + 1, "g": g, "b": b} for g, depth in enumerate(self.config.depths) for b in range(depth)]
 
-    @property
-    def stages(self) -> dict[str, tuple[str, ...]]:
-        """Depth order, input to output: stage -> dotted names of the modules whose parameters it holds."""
-        stages = {"stem": ("stem",)} | {f"block {i}": (f"blocks.{i}",) for i in range(len(self.blocks))}
-        if self.pooler is not None:
-            top = list(stages)[-1]
-            stages[top] += ("pooler",)
-        return stages
-
-    def walk(self) -> Iterator[nn.Module]:
-        """The modules of the stages in the order in which `forward` calls them."""
-        yield self.stem
-        yield from self.blocks
-        if self.pooler is not None:
-            yield self.pooler
-
-    def forward(self, images: Tensor) -> State:
-        """images: (B, 3, Y, X), normalised as the weights want it."""
-        return self.resume(self.begin(images))
-
     def begin(self, images: Tensor) -> State:
+        """images: (B, 3, Y, X), normalised as in the weights' pretraining."""
         return State(images)
 
-    def resume(self, state: State, done: int = 0) -> State:
-        """Go on from what the first `done` modules of `walk` have left."""
-        for stage in islice(self.walk(), done, None):
-            state = stage(state)
-        return state
-
     def initialise(self, module: nn.Module) -> None:
-        """Give one module fresh weights; `module.apply(body.initialise)` does so for a whole part."""
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, nn.BatchNorm2d | nn.Linear):

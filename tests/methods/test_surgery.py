@@ -1,26 +1,30 @@
 """Frozen means frozen: no gradient, no dropout, no moving statistics, also after the user's model.train()."""
 
 import copy
+from typing import ClassVar
 
 import pytest
 import torch
 from tiny import tiny_body
 from torch import nn
 
+from minift.methods.houlsby import houlsby
+from minift.methods.pfeiffer import pfeiffer
 from minift.methods.surgery import Wrapper, find, freeze, thaw, wrap, wrappers
+from minift.models.bert import Bert
+from minift.models.body import Body
 
 
-class TinyNet(nn.Module):
+class TinyNet(Body):
     """Two stages, each a convolution, a BatchNorm and a dropout."""
+
+    STAGES: ClassVar = {"first": "first", "second": "second"}
+    TOP: ClassVar = ()
 
     def __init__(self):
         super().__init__()
-        for name in ("first", "second"):
+        for name in self.STAGES:
             setattr(self, name, nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Dropout(0.5)))
-
-    @property
-    def stages(self):
-        return {"first": ("first",), "second": ("second",)}
 
     def forward(self, x):
         return self.second(self.first(x))
@@ -96,3 +100,16 @@ def test_a_wrapper_may_not_take_a_name_of_the_layer():
     with pytest.raises(ValueError, match=r"^layers\.0\.attention\.query has a weight of its own"):
         wrap(body, find(body, "query"), Named)
     assert not wrappers(body)
+
+
+class PreLN(Bert):
+    PRE_LN = True
+
+
+@pytest.mark.parametrize("method", [houlsby, pfeiffer])
+def test_a_method_that_relies_on_norms_behind_the_sum_refuses_a_model_with_others(method):
+    body = PreLN(tiny_body().config)
+    freeze(body)
+    with pytest.raises(ValueError, match=r"^it is defined by a LayerNorm behind each residual sum, and a PreLN has"):
+        method(body)
+    assert not wrappers(body) and not any(p.requires_grad for p in body.parameters())

@@ -44,6 +44,54 @@ def test_resume_goes_on_where_the_first_stages_stopped(name, pool):
         assert torch.equal(body.resume(state, done).pooled, whole.pooled)
 
 
+SHAPES = {"unit": (2,), "ragged": (2, 6), "real": (2, 6)}
+
+
+@pytest.mark.parametrize(("name", "pool"), POOLS)
+def test_what_is_carried_over_a_boundary_is_all_that_the_rest_reads(name, pool):
+    body = BODIES[name][0](pool=pool).eval()
+    tokens = torch.randint(5, 60, (2, 6), generator=torch.Generator().manual_seed(0))
+    state = body.begin(*((tokens, torch.arange(6) < torch.tensor([6, 3])[:, None]) if name == "bert" else (IMAGES,)))
+    whole = body.resume(state)
+    for done, module in enumerate(body.walk(), 1):
+        state = module(state)
+        fields = {field: getattr(state, field) for field in body.carried(done)}
+        for field, kind in body.carried(done).items():
+            assert fields[field].shape[: len(SHAPES[kind])] == SHAPES[kind], (done, field)
+        again = body.resume(body.State.only(**fields), done)
+        for field in body.carried(len(list(body.walk()))):
+            assert torch.equal(getattr(again, field), getattr(whole, field)), (done, field)
+    assert (
+        body.carried(done)
+        == {
+            ("bert", True): {"pooled": "unit"},
+            ("bert", False): {"hidden": "ragged", "mask": "real"},
+            ("resnet", True): {"pooled": "unit"},
+            ("resnet", False): {"hidden": "unit"},
+        }[name, pool is not None]
+    )
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_state_of_some_fields_only(name):
+    State, x = BODIES[name][0]().State, torch.ones(2, 3)
+    state = State.only(hidden=x)
+    assert state.hidden is x and [field for field in state if field is not None] == [x]
+    with pytest.raises(TypeError, match="height"):
+        State.only(height=x)
+
+
+def test_a_body_that_is_frozen_by_hand_stands_still_too():
+    body = tiny_body(hidden_dropout_prob=0.5)
+    assert all(module.training for module in body.modules())
+    body.requires_grad_(False)
+    body.train()
+    assert torch.equal(body(TOKENS).hidden, body(TOKENS).hidden)
+    body.pooler.requires_grad_(True)  # which belongs to the stage of the last layer
+    body.train()
+    assert [module.training for module in body.walk()] == [False, False, False, True, True]
+
+
 def test_every_site_is_found_in_every_layer():
     body = tiny_body()
     modules = [name for name, _ in body.named_modules()]

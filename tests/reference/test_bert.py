@@ -98,3 +98,57 @@ def test_real_weights_in_float32():
         expected = reference(tokens, mask, types)
     torch.testing.assert_close(state.hidden[mask.bool()], expected.last_hidden_state[mask.bool()], rtol=0, atol=1e-5)
     torch.testing.assert_close(state.pooled, expected.pooler_output, rtol=0, atol=1e-5)
+
+
+def packed() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Two texts of 5 and 4 tokens and 3 of padding in one row, twice: (tokens, mask (B, 1, S, S), positions that restart)."""
+    tokens = torch.randint(5, 60, (2, 12), generator=torch.Generator().manual_seed(5))
+    text = torch.tensor([0] * 5 + [1] * 4 + [2] * 3)
+    mask = (text[:, None] == text) & (text < 2)
+    return tokens, mask.expand(2, 1, 12, 12), torch.tensor([0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 0, 0])
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_padding_on_the_left(given):
+    """Positions are the columns, as in transformers; or those that are given, counted from the first token."""
+    body = tiny_body(layer_norm_eps=1e-3).double().eval()
+    tokens, mask, types = inputs(body.config.vocab_size, padded=True, pairs=True)
+    mask = mask.flip(1)
+    positions = (mask.cumsum(1) - 1).clamp(min=0) if given else None
+    expected = twin(body).eval()(tokens, mask.long(), types, positions)
+    state = body(tokens, mask, types, positions)
+    torch.testing.assert_close(state.hidden[mask], expected.last_hidden_state[mask], rtol=0, atol=1e-10)
+
+
+def test_packed_texts_are_what_each_is_alone():
+    body = tiny_body().double().eval()
+    tokens, mask, positions = packed()
+    expected = twin(body).eval()(tokens, mask[:, 0].long(), position_ids=positions.expand(2, -1))
+    state = body(tokens, mask, None, positions)
+    torch.testing.assert_close(state.hidden[:, :9], expected.last_hidden_state[:, :9], rtol=0, atol=1e-10)
+    torch.testing.assert_close(state.pooled, expected.pooler_output, rtol=0, atol=1e-10)
+    for part in (slice(0, 5), slice(5, 9)):
+        torch.testing.assert_close(state.hidden[:, part], body(tokens[:, part]).hidden, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_a_mask_for_each_row_that_says_the_same_gives_the_same(pool):
+    body = tiny_body(pool=pool).double().eval()
+    tokens, mask, types = inputs(body.config.vocab_size, padded=True, pairs=True)
+    ours, theirs = body(tokens, mask[:, None, None].expand(-1, 1, 12, -1), types), body(tokens, mask, types)
+    assert torch.equal(ours.hidden, theirs.hidden) and torch.equal(ours.pooled, theirs.pooled)
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_a_row_of_padding_alone_is_finite_and_changes_no_other(pool):
+    """transformers gives such a row the mean of V over its padding; here it sees nothing, and the mean of no token is 0."""
+    body = tiny_body(pool=pool).double().eval()
+    tokens, mask, types = inputs(body.config.vocab_size, padded=True, pairs=True)
+    mask[2] = False
+    state = body(tokens, mask, types)
+    assert state.pooled[2].eq(0).all() if pool == "mean" else state.pooled[2].isfinite().all()
+    others = torch.tensor([0, 1, 3])
+    alone = body(tokens[others], mask[others], types[others])
+    torch.testing.assert_close(state.pooled[others], alone.pooled, rtol=0, atol=1e-12)
+    state.pooled.square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in body.parameters() if p.grad is not None)

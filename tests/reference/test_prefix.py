@@ -190,3 +190,24 @@ def test_values_out_of_range_are_refused_in_one_line(options):
     with pytest.raises(ValueError, match="a finite std above 0") as error:
         prefix(body, **options)
     assert "\n" not in str(error.value) and before == [id(module) for module in body.modules()]
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_both_shapes_of_a_mask_and_given_positions(shift):
+    """A mask for each row that says what the mask of columns says, and the positions that are counted anyway: nothing changes.
+    Of two texts packed into one row each sees the prefix and itself.
+    """
+    body = tiny_body().double().eval()
+    freeze(body)
+    prefix(body, length=P, shift=shift)
+    tokens, mask, types = inputs(body.config.vocab_size, padded=True, pairs=True)
+    state = body(tokens, mask, types)
+    again = body(tokens, mask[:, None, None].expand(-1, 1, 12, -1), types, torch.arange(12))
+    assert torch.equal(again.hidden, state.hidden) and torch.equal(again.pooled, state.pooled)
+
+    text = torch.tensor([0] * 5 + [1] * 7)
+    positions = torch.tensor([*range(5), *range(7)])
+    state = body(tokens, (text[:, None] == text).expand(4, 1, 12, 12), types, positions)
+    for part in (slice(0, 5), slice(5, 12)):
+        alone = body(tokens[:, part], None, types[:, part])
+        torch.testing.assert_close(state.hidden[:, part], alone.hidden, rtol=0, atol=1e-10)

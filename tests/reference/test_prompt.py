@@ -164,3 +164,36 @@ def test_what_cannot_be_is_refused_in_one_line(options, pool):
     with pytest.raises(ValueError, match=f"^{name}={value}: ") as error:
         prompt(body, **options)
     assert "\n" not in str(error.value) and before == [id(module) for module in body.modules()]
+
+
+@pytest.mark.parametrize("pooler", ["text", "all"])
+def test_both_shapes_of_a_mask_and_given_positions(pooler):
+    body = tiny_body().double().eval()
+    freeze(body)
+    prompt(body, length=P, pooler=pooler)
+    tokens, mask, types = inputs(body.config.vocab_size, padded=True, pairs=True)
+    state = body(tokens, mask, types)
+    by_row, positions = mask[:, None, None].expand(-1, 1, 12, -1), torch.arange(12)
+    again = body(tokens, by_row, types, positions)
+    torch.testing.assert_close(again.hidden[mask], state.hidden[mask], rtol=0, atol=1e-12)
+    torch.testing.assert_close(again.pooled, state.pooled, rtol=0, atol=1e-12)
+    assert torch.equal(again.mask, by_row) and torch.equal(again.positions, positions) and torch.equal(again.tokens, tokens)
+
+
+def test_nothing_leaks_between_packed_texts():
+    """Each text sees the virtual tokens, which see each other alone. Rows of padding, which see nothing, do not count."""
+    body = tiny_body().double().eval()
+    freeze(body)
+    prompt(body, length=P)
+    tokens, _, types = inputs(body.config.vocab_size, padded=False, pairs=True)
+    text = torch.tensor([0] * 5 + [1] * 4 + [2] * 3)
+    mask = ((text[:, None] == text) & (text < 2)).expand(4, 1, 12, 12)
+    positions = torch.tensor([*range(5), *range(4), 0, 0, 0])
+    state = body(tokens, mask, types, positions)
+    changed = tokens.clone()
+    changed[:, 5:9] = changed[:, 5:9].flip(1)
+    again = body(changed, mask, types, positions)
+    assert torch.equal(again.hidden[:, :5], state.hidden[:, :5]) and not torch.equal(again.hidden[:, 5:9], state.hidden[:, 5:9])
+    causal = torch.ones(9, 9, dtype=torch.bool).tril().expand(4, 1, 9, 9)
+    first = body(tokens[:, :9], causal, types[:, :9]).hidden[:, :4]
+    assert torch.equal(body(changed[:, :9], causal, types[:, :9]).hidden[:, :4], first)
