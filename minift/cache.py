@@ -144,7 +144,9 @@ class CachedFeatures(OnTheFly):
                 for name, kind in self.kept().items():
                     output = getattr(batch.state, name).cpu()
                     if kind == "ragged":
-                        self.stored[name][self.positions(numbers)] = output[torch.from_numpy(self.real(units))]  # (B, S, ...) -> (T, ...)
+                        self.stored[name][self.positions(numbers)] = output[
+                            torch.from_numpy(self.real(units))
+                        ]  # (B, S, ...) -> (T, ...)
                     else:
                         self.stored[name][torch.from_numpy(numbers)] = output
                 bar.update(len(units))

@@ -40,9 +40,7 @@ def kind_of(f: Field, types: dict) -> type:
     return next(kind for kind in (*typing.get_args(types[f.name]), types[f.name]) if kind is not type(None))
 
 
-def add_flags(
-    parser: argparse.ArgumentParser, options: type, inherited: str | None = None, without: Container[str] = ()
-) -> None:
+def add_flags(parser: argparse.ArgumentParser, options: type, inherited: str | None = None, without: Container[str] = ()) -> None:
     """One flag for every field but those in `without`. A field of type `X | None` is unset unless given.
 
     inherited: where an unset flag takes its value from instead of the field's default; it is then None in the parsed arguments.
@@ -96,4 +94,6 @@ def check_range(f: Field, value) -> None:
     }
     if not math.isfinite(value) or not all(holds[words](limit) for words, limit in limits.items()):
         what = " and ".join(f"{words} {limit:g}" for words, limit in limits.items())
-        raise UserError(f"{spelled(f.name)} {value}: expected a {'whole ' if isinstance(f.default, int) else ''}number {what}".rstrip())
+        raise UserError(
+            f"{spelled(f.name)} {value}: expected a {'whole ' if isinstance(f.default, int) else ''}number {what}".rstrip()
+        )

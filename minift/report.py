@@ -31,9 +31,7 @@ def short(text: str, spare: int = 0) -> str:
 def print_data(parts: dict, data: dict, task, notes: list[str]) -> None:
     for line in dict.fromkeys(f"data   {shown(part.path)}: {'; '.join(part.decided)}" for part in parts.values()):
         print(line)
-    rows = [
-        [split, len(part), *task.columns(part).values(), *data[split].describe().values()] for split, part in parts.items()
-    ]
+    rows = [[split, len(part), *task.columns(part).values(), *data[split].describe().values()] for split, part in parts.items()]
     print(table(["split", "rows", *task.columns(parts["train"]), *data["train"].describe()], rows))
     for note in notes:
         print(f"note: {note}")

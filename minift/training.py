@@ -83,7 +83,9 @@ class Log:
         speed = sum(units for *_, units in self.pending) / (now - self.looked)
         events = []
         for loss, (step, taken, lr, _) in zip(losses, self.pending, strict=True):
-            events.append({"step": step, "loss": loss, "lr": lr, "epoch": self.epoch, "split": "train", "examples_per_second": speed})
+            events.append(
+                {"step": step, "loss": loss, "lr": lr, "epoch": self.epoch, "split": "train", "examples_per_second": speed}
+            )
             if taken.updated:
                 self.total, self.count = self.total + loss * taken.count, self.count + taken.count
         self.run.log(events)
@@ -102,9 +104,7 @@ class Step:
     updated: bool
 
 
-def step(
-    training: Training, batches: list[Batch], factor: float, options, scaler: LossScaler | None, progress: Progress
-) -> Step:
+def step(training: Training, batches: list[Batch], factor: float, options, scaler: LossScaler | None, progress: Progress) -> Step:
     """One update from the gradient of sum(losses) / sum(counts) over all the batches, plus that of the penalties.
 
     factor: the schedule's. options: seed, clip. Nothing is updated where nothing counts, and where gradients in float16 are not
@@ -150,7 +150,7 @@ def fit(training: Training, train: Data, valid: Data | None, run, options, progr
     """
     model, task, optimizer = training.model, training.task, training.optimizer
     device = next(model.parameters()).device
-    scaler = LossScaler() if training.precision.dtype == torch.float16 else None
+    scaler = LossScaler() if getattr(training.precision, "dtype", None) == torch.float16 else None
     stages = list(dict.fromkeys(group.stage for group in optimizer.groups))
     if options.epochs == 0:
         run.save(model, task)
@@ -219,7 +219,7 @@ def rank_of(metrics: dict[str, float | None], monitor: str, task) -> tuple[float
         raise Diverged(f"the validation loss is {loss}: training has diverged; try a lower --lr")
     if value is None:
         return -math.inf, -loss
-    return value if monitor in task.METRICS and task.METRICS[monitor] else -value, -loss
+    return value if task.METRICS.get(monitor) else -value, -loss
 
 
 # ---- evaluation ----
@@ -261,9 +261,7 @@ def evaluate(model: nn.Module, task, data: Data, batch_size: int, precision: Abs
     return Scores({"loss": float(mean)} | meter.metrics(), losses / np.maximum(counts, 1e-12), meter, seconds)
 
 
-def outputs_by_row(
-    model: nn.Module, data: Data, batch_size: int, precision: AbstractContextManager
-) -> Iterator[tuple[int, list]]:
+def outputs_by_row(model: nn.Module, data: Data, batch_size: int, precision: AbstractContextManager) -> Iterator[tuple[int, list]]:
     """For every row, in order: its number and the outputs of its units, on the CPU. Holds a window of rows, never all."""
     for order in in_windows(data, batch_size):
         by_unit = {}

@@ -45,7 +45,9 @@ class Data:
     """
 
     lengths: np.ndarray  # (N) of the units: tokens
-    variants: int | None = 1  # how many different things training makes of a unit, in turn over the epochs; None: a new one each time
+    variants: int | None = (
+        1  # of a unit in training, in turn over the epochs; None: a new one in each epoch
+    )
 
     as_evaluated: bool = True  # whether training sees a unit as evaluation does, so that variant 0 serves both
 

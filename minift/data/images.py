@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from minift.data.examples import Examples
-from minift.data.reading import READERS, Layout, by_value, file_format, label_names, read_jsonl, read_texts, read_text
+from minift.data.layout import Layout
+from minift.data.reading import READERS, by_value, file_format, label_names, read_jsonl, read_text, read_texts
 from minift.errors import UserError
 
 EXTENSIONS = {
@@ -53,7 +54,7 @@ class Images(Examples):
 # ---- which files there are ----
 
 
-def read_images(path: str | Path, labelled: bool = True, layout: Layout | None = None) -> Images:
+def read_images(path, layout: Layout | None = None, labelled: bool = True) -> Images:
     """The files of a directory or a table, in a fixed order: folders and names by the alphabet, a table's rows as they stand.
 
     labelled: every file must have a class; else a directory is taken as it is, and `path` may be one picture.
@@ -63,6 +64,8 @@ def read_images(path: str | Path, labelled: bool = True, layout: Layout | None =
     class folder, a table that names a missing file, no images at all. Nothing is opened: that is for `sound`.
     Tests: tests/data/test_images.py, test_reads_* and test_names_the_mistake.
     """
+    if not isinstance(path, str | Path):
+        return Images(Path("predict"), [Path(f) for f in path])
     path, layout = Path(path), layout or Layout()
     if path.is_dir():
         return read_folders(path) if labelled else read_directory(path)

@@ -6,4 +6,6 @@ def label_names(examples):
 
 
 def label_ids(examples, names, complete=False):
-    return images.class_ids(examples, names, complete) if isinstance(examples, images.Images) else reading.label_ids(examples, names)
+    return (
+        images.class_ids(examples, names, complete) if isinstance(examples, images.Images) else reading.label_ids(examples, names)
+    )

@@ -62,12 +62,19 @@ class Texts(Examples):
         return self.labels
 
 
-def read_texts(path: str | Path, layout: TextLayout, labelled: bool = True) -> Texts:
+def read_texts(path, layout: TextLayout, labelled: bool = True) -> Texts:
     """Read a file. labelled: every row must have a label; else no label column is looked for.
 
     Raises UserError, with file and line, for a missing or empty file, broken encoding, a column that is not there, a row of
     another width than the header, a row without a label.
     """
+    if not isinstance(path, str | Path):
+        given = list(path)
+        pairs = [p for _, p in given] if given and isinstance(given[0], tuple) else None
+        texts = [t for t, _ in given] if pairs is not None else given
+        if not all(isinstance(t, str) for t in texts):
+            raise UserError("predict: a list of texts is expected")
+        return Texts(Path("predict"), texts, pairs)
     path = Path(path)
     if path.is_dir():
         raise UserError(

@@ -8,9 +8,7 @@ from minift.flags import flag
 
 @dataclass(frozen=True)
 class ClassificationFlags:
-    label_smoothing: float = flag(
-        0.0, "share of every label that is spread evenly over all classes in training", least=0, below=1
-    )
+    label_smoothing: float = flag(0.0, "share of every label that is spread evenly over all classes in training", least=0, below=1)
     solver: str = flag(
         "gradient",
         "gradient: steps of the optimizer; lbfgs: a probe solved exactly, its L2 penalty chosen by validation",
@@ -37,8 +35,12 @@ class TextClassificationFlags(ClassificationFlags, TextFlags):
 @dataclass(frozen=True)
 class ImageClassificationFlags(ClassificationFlags, ImageLayout):
     augment: str | None = flag(
-        None, "training images: none, standard (crop, flip), strong; unset: standard, for probe none", choices=("none", "standard", "strong")
+        None,
+        "training images: none, standard (crop, flip), strong; unset: standard, for probe none",
+        choices=("none", "standard", "strong"),
     )
     mixup: float = flag(0.0, "alpha of Beta(alpha, alpha), by which pairs of training images are blended; 0: never", least=0)
-    cutmix: float = flag(0.0, "alpha of Beta(alpha, alpha) for the rectangle of one training image put into another; 0: never", least=0)
+    cutmix: float = flag(
+        0.0, "alpha of Beta(alpha, alpha) for the rectangle of one training image put into another; 0: never", least=0
+    )
     views: int | None = flag(None, "augmented views of every training image, in turn; unset: new ones in each epoch", least=1)
