@@ -98,7 +98,7 @@ class FineTuned:
         return evaluate(self.model, self.task, data, self.settings["batch_size"], self.precision), data.describe()
 
     def predict(self, inputs: Iterable, pairs: Iterable | None = None) -> list[dict]:
-        """One object for each text or image file, in order; of classification label, score (its probability), probabilities by label.
+        """One object for each text or image file, in order: of classification label, score (its probability), probabilities.
 
         inputs: any iterable. pairs: the second texts, for a run that was trained on pairs.
         """

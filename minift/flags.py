@@ -82,7 +82,7 @@ def check_range(f: Field, value) -> None:
     choices, limits = f.metadata["choices"], f.metadata["limits"]
     if choices and value not in choices:
         raise UserError(f"{spelled(f.name)} {value}: expected {' or '.join([', '.join(choices[:-1]), choices[-1]])}")
-    if isinstance(value, str) or isinstance(value, bool):
+    if isinstance(value, str | bool):
         if value == "":
             raise UserError(f"{spelled(f.name)} is empty: give it a value or leave it out")
         return

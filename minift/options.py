@@ -20,37 +20,31 @@ class Options:
     method: str = flag("full", "what trains: full, probe, lora:rank=4, ..., joined by +; help lists them")
     epochs: int | None = flag(
         None,
-        "passes over the rows; unset: the method's own, more for few rows; 0 scores the untrained model",
+        "passes over the rows; unset: the method's own, more for few rows; 0: score untrained",
         least=0,
         several=True,
     )
     batch_size: int = flag(32, "rows of a batch", least=1, most=1_000_000, several=True)
-    accumulate: int = flag(
-        1, "batches whose gradients make one step, equal to that of the one large batch", least=1, most=1_000_000
-    )
+    accumulate: int = flag(1, "batches of a step, which is equal to that of one large batch", least=1, most=1_000_000)
     optimizer: str | None = flag(None, "adamw, sgd, with options as in sgd:momentum=0.9,nesterov=True; unset: the task's own")
     lr: float | None = flag(
         None,
-        "peak learning rate; several joined by commas: the best on the validation rows; unset: the method's own",
+        "peak learning rate, or several joined by commas, of which the best is kept; unset: the method's own",
         above=0,
         most=1e6,
         several=True,
     )
     head_lr: float | None = flag(None, "peak learning rate of the head; unset: as --lr", above=0, most=1e6)
-    layer_decay: float = flag(
-        1.0, "factor on the learning rate from each stage to the one below: 0.385 is ULMFiT's 2.6", above=0, most=1
-    )
+    layer_decay: float = flag(1.0, "factor on the learning rate from a stage to the one below; ULMFiT: 0.385", above=0, most=1)
     weight_decay: float | None = flag(
         None, "of weights; biases and normalisation layers have none; unset: 0.01, for images 1e-4", least=0, most=1e6
     )
     decay_rule: str = flag(
         "type",
-        "what decays: type: weights by the type of their module; hf: what transformers' Trainer decays",
+        "what decays: type: weights, by the type of their module; hf: as transformers' Trainer",
         choices=("type", "hf"),
     )
-    schedule: str = flag(
-        "linear", "of the learning rate: constant, linear, cosine, polynomial:power=2,end=0, inverse-sqrt, slanted-triangular"
-    )
+    schedule: str = flag("linear", "constant, linear, cosine, polynomial:power=2,end=0, inverse-sqrt, slanted-triangular")
     warmup: float = flag(0.1, "steps in which the learning rate rises from 0: below 1 a share of all, else a number", least=0)
     clip: float = flag(1.0, "largest norm of all gradients together", above=0)
     cache: str = flag(
@@ -68,12 +62,8 @@ class Options:
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     seed: int = flag(42, "of the head's start, the order of the rows and dropout", least=0, below=2**62)
-    seeds: int = flag(
-        1, "runs with this seed and the following ones, in OUT/seed-S; then mean, deviation, median, best and worst", least=1
-    )
-    plan: bool = flag(
-        False, "show stages, learning rates, steps, and estimates of time and memory from a few timed steps; then stop"
-    )
+    seeds: int = flag(1, "runs with this seed and the following ones, in OUT/seed-S, and what they have in common", least=1)
+    plan: bool = flag(False, "show stages, learning rates, steps, estimates of time and memory; then stop")
     device: str | None = flag(None, "cpu, cuda, ...; unset: cuda where there is one")
     out: str | None = flag(None, "directory of the run; unset: runs/DATA-MODEL-METHOD")
 

@@ -260,7 +260,7 @@ def check_config(path: Path, config: dict) -> None:
 
 
 def of_today(config: dict) -> dict:
-    """The config.json of an older run: what belongs to the task stood among the settings, and the layout had flags for all tasks."""
+    """The config.json of an older run: parts of the task stood among the settings, and the layout had flags for all tasks."""
     task, settings = config.get("task"), config.get("settings")
     if not isinstance(task, dict) or not isinstance(settings, dict) or task.keys() != {"name", "labels", "pool"}:
         return config

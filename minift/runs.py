@@ -210,7 +210,7 @@ def summarise(directory: Path, seeds: list[int], results: list[dict | None], hig
 
 
 def choose_best(directory: Path, results: dict[str, dict | None], monitor: str, higher: bool) -> str:
-    """Move the run with the best `monitor` on the validation rows up into `directory`; of the others the model goes, the figures stay.
+    """Move the run with the best `monitor` on the validation rows up into `directory`; the others lose their models.
 
     results: name of the run's own directory -> its result; None: it diverged. Returns all of them as a table.
     """

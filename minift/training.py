@@ -78,7 +78,7 @@ class Log:
         self.pending.append((step, taken, lr, units))
 
     def look(self) -> dict[str, float]:
-        """Write what has come since the last look, and give the last step's figures. Raises Diverged for a loss that is not finite."""
+        """Write what has come since the last look; the figures of the last step. Raises Diverged for a loss that is not finite."""
         losses, now = torch.stack([taken.loss for _, taken, _, _ in self.pending]).tolist(), time.perf_counter()
         speed = sum(units for *_, units in self.pending) / (now - self.looked)
         events = []

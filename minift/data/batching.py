@@ -45,9 +45,7 @@ class Data:
     """
 
     lengths: np.ndarray  # (N) of the units: tokens
-    variants: int | None = (
-        1  # of a unit in training, in turn over the epochs; None: a new one in each epoch
-    )
+    variants: int | None = 1  # of a unit in training, in turn over the epochs; None: a new one in each epoch
 
     as_evaluated: bool = True  # whether training sees a unit as evaluation does, so that variant 0 serves both
 

@@ -11,7 +11,7 @@ class Layout:
 
     format: str = flag("auto", "auto (by the extension), csv, tsv, jsonl, label-first (lines of `label text`), lines")
     header: str = flag(
-        "auto", "yes, no, or auto: yes where the first row holds a usual or a given column name", choices=("auto", "yes", "no")
+        "auto", "yes, no, or auto: whether the first row holds a usual or a given name", choices=("auto", "yes", "no")
     )
     encoding: str = flag("utf-8", "of the data files, as in latin-1")
     text_column: str | None = flag(None, "name, or number from 1; unset: by the usual names")

@@ -1,4 +1,4 @@
-"""Tasks by the names of the ecosystem; one task = one file. A row names the task and, apart from it, its flags, which need no torch."""
+"""Tasks by the names of the ecosystem; one task = one file. FLAGS names their flags, which need no torch."""
 
 TASKS = {
     "text-classification": "minift.tasks.text_classification:TextClassification",

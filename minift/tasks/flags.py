@@ -36,11 +36,9 @@ class TextClassificationFlags(ClassificationFlags, TextFlags):
 class ImageClassificationFlags(ClassificationFlags, ImageLayout):
     augment: str | None = flag(
         None,
-        "training images: none, standard (crop, flip), strong; unset: standard, for probe none",
+        "none, standard (crop, flip), strong; unset: standard, for probe none",
         choices=("none", "standard", "strong"),
     )
     mixup: float = flag(0.0, "alpha of Beta(alpha, alpha), by which pairs of training images are blended; 0: never", least=0)
-    cutmix: float = flag(
-        0.0, "alpha of Beta(alpha, alpha) for the rectangle of one training image put into another; 0: never", least=0
-    )
+    cutmix: float = flag(0.0, "alpha for rectangles of training images put into others; 0: never", least=0)
     views: int | None = flag(None, "augmented views of every training image, in turn; unset: new ones in each epoch", least=1)

@@ -49,9 +49,7 @@ class TextClassification(Classification):
         if self.pairs and checkpoint.config["type_vocab_size"] < 2:
             raise UserError(f"{examples.path}: pairs of texts, and the model knows one kind of text (type_vocab_size 1)")
         if self.pairs and self.max_length < 5:
-            raise UserError(
-                f"--max-length {self.max_length}: expected 5 or more for pairs: three special tokens and one of each text"
-            )
+            raise UserError(f"--max-length {self.max_length}: expected 5 or more for pairs, of which 3 are special")
         if (examples.pairs is not None) != self.pairs:
             trained = "pairs of texts, and here is one text a row" if self.pairs else "single texts, and here are pairs"
             raise UserError(f"{examples.path}: the run was trained on {trained}")
