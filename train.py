@@ -121,7 +121,7 @@ def fit(
 
     from minift.data.batching import shuffled
     from minift.finetuned import score
-    from minift.metrics import HIGHER_IS_BETTER
+    from minift.metrics.classification import HIGHER_IS_BETTER
     from minift.optim.groups import clip_gradients, switch
     from minift.optim.precision import LossScaler
 
@@ -472,7 +472,7 @@ def run_seeds(given: Options) -> None:
     import statistics
 
     from minift.errors import look_up
-    from minift.metrics import HIGHER_IS_BETTER
+    from minift.metrics.classification import HIGHER_IS_BETTER
     from minift.report import table
     from minift.runs import choose_directory, write_json
     from minift.tasks import TASKS

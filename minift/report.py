@@ -11,7 +11,7 @@ import numpy as np
 from torch.nn import BatchNorm2d
 
 from minift.methods.surgery import lengthened
-from minift.metrics import per_class
+from minift.metrics.classification import per_class
 
 
 def table(header: list[str], rows: list[list]) -> str:

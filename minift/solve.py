@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from minift.cache import Recomputed
 from minift.data.batching import in_order
 from minift.finetuned import score
-from minift.metrics import HIGHER_IS_BETTER
+from minift.metrics.classification import HIGHER_IS_BETTER
 from minift.optim.logistic import fit_logistic, sweep_l2
 
 

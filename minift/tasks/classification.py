@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minift.data.batching import Batch
-from minift.metrics import classification_metrics, confusion_matrix
+from minift.metrics.classification import classification_metrics, confusion_matrix
 
 
 class Classifier(nn.Module):
