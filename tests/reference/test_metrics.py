@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from minift.metrics import classification_metrics, confusion_matrix, per_class
+from minift.metrics.classification import classification_metrics, confusion_matrix, per_class
 
 CASES = {
     "random": (np.random.default_rng(0).integers(0, 4, 300), np.random.default_rng(1).integers(0, 4, 300), 4),
