@@ -10,11 +10,15 @@ class Layout:
     """Of a table."""
 
     format: str = flag("auto", "auto (by the extension), csv, tsv, jsonl, label-first (lines of `label text`), lines")
-    header: str = flag("auto", "yes, no, or auto: yes where the first row holds a usual or a given column name", choices=("auto", "yes", "no"))
+    header: str = flag(
+        "auto", "yes, no, or auto: yes where the first row holds a usual or a given column name", choices=("auto", "yes", "no")
+    )
     encoding: str = flag("utf-8", "of the data files, as in latin-1")
-    text_column: str | None = flag(None, "name, or number from 1; unset: by the usual names")
+    delimiter: str | None = flag(None, "of a csv file: one character, or tab; unset: comma, semicolon or tab, by the first line")
+    text_column: str | None = flag(None, "name, or number from 1; several are joined: title+description; unset: by the usual names")
     label_column: str | None = flag(None, "name, or number from 1; unset: by the usual names")
     label_part: str | None = flag(None, "keep what stands before this in a label: ':' makes NUM of NUM:dist")
+    skip_unlabelled: bool = flag(False, "leave out rows without a label, counted; else the first one is an error")
 
 
 @dataclass(frozen=True)

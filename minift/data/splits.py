@@ -1,0 +1,79 @@
+"""A part of the training rows held back for validation."""
+
+import numpy as np
+
+from minift.data.examples import Examples
+from minift.errors import UserError
+
+
+def split(examples: Examples, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(kept, held back): the numbers of the rows, each in increasing order.
+
+    examples.strata(): of every stratum the share, rounded, is held back, and at least one row of each is kept; where that rounds
+    to nothing in every stratum, one row of each that has two or more. None: a plain random share. examples.groups(): the rows of a
+    group stay together, and the share is met as nearly as whole groups can. What deviates from the plain share is appended to
+    examples.decided.
+
+    Raises UserError where nothing can be held back. Tests: tests/data/test_splits.py.
+    """
+    strata, groups = examples.strata(), examples.groups()
+    if strata is None:
+        strata = [""] * len(examples)
+    rows: dict[str, list[int]] = {}  # stratum -> its rows
+    for i, stratum in enumerate(strata):
+        rows.setdefault(stratum, []).append(i)
+    wanted = {name: min(round(len(rows[name]) * share), len(rows[name]) - 1) for name in rows}
+    if not any(wanted.values()):
+        wanted = {name: min(1, len(rows[name]) - 1) for name in rows}
+        if n := sum(wanted.values()):
+            which = "" if examples.strata() is None else ", one of each class that has two or more"
+            examples.decided.append(f"{share:.0%} rounds to no {examples.UNIT} of any class: {n:,} held back{which}")
+    random = np.random.default_rng(seed)
+    if groups is None or len(set(groups)) == len(groups):
+        held = [random.permutation(rows[name])[: wanted[name]] for name in sorted(rows)]
+        held = np.sort(np.concatenate(held)) if held else np.array([], dtype=np.int64)
+    else:
+        held = whole_groups(groups, strata, wanted, {name: len(some) for name, some in rows.items()}, random)
+        examples.decided.append(f"split by group: {len(set(groups)):,} groups, none of which stands on both sides")
+    if not len(held):
+        raise UserError(f"{examples.path}: {len(examples)} {examples.UNIT}s are too few to hold {share:.0%}".replace("%", " %")
+                        + " back for validation; give --valid or --valid none")  # fmt: skip
+    return np.setdiff1d(np.arange(len(examples)), held), held.astype(np.int64)
+
+
+def whole_groups(
+    groups: list, strata: list[str], wanted: dict[str, int], sizes: dict[str, int], random: np.random.Generator
+) -> np.ndarray:
+    """The rows of the groups that are held back.
+
+    In random order those are taken that take no stratum beyond its wanted number; then, of the others, those that bring the
+    numbers nearer, summed over the strata, and leave at least one row of each; where there is none, the smallest that leaves these.
+    """
+    members: dict = {}
+    for i, group in enumerate(groups):
+        members.setdefault(group, []).append(i)
+    counts = {group: {} for group in members}  # group -> stratum -> rows
+    for i, group in enumerate(groups):
+        counts[group][strata[i]] = counts[group].get(strata[i], 0) + 1
+    held_of = dict.fromkeys(wanted, 0)
+    taken: set = set()
+    names = list(members)
+    order = [names[i] for i in random.permutation(len(names))]
+
+    def fits(group) -> bool:
+        return all(held_of[name] + n <= wanted[name] for name, n in counts[group].items())
+
+    def helps(group) -> bool:
+        change = sum(abs(wanted[name] - held_of[name] - n) - abs(wanted[name] - held_of[name]) for name, n in counts[group].items())
+        return change < 0 and all(held_of[name] + n < sizes[name] for name, n in counts[group].items())
+
+    for accept in (fits, helps):
+        for group in order:
+            if group not in taken and accept(group):
+                taken.add(group)
+                for name, n in counts[group].items():
+                    held_of[name] += n
+    if not taken:
+        whole = [group for group in order if all(n < sizes[name] for name, n in counts[group].items())]
+        taken.update([min(whole, key=lambda group: len(members[group]))] if whole else [])
+    return np.array(sorted(i for group in taken for i in members[group]), dtype=np.int64)
