@@ -53,7 +53,7 @@ def recurs(table: Table, column: int) -> bool:
 
 
 def is_number(name: str) -> bool:
-    return name.isascii() and name.isdecimal()
+    return name.isascii() and name.isdecimal() and len(name) < 10
 
 
 def parts(role: str, name: str) -> list[str]:
@@ -116,7 +116,7 @@ def find_column(table: Table, role: str, given: str, name: str) -> int:
         raise UserError(f"{table.path}: --{role}-column {given}: {twice(table, name, found)}")
     if found:
         return found[0]
-    if is_number(name) and len(name) < 10 and 1 <= int(name) <= table.width:
+    if is_number(name) and 1 <= int(name) <= table.width:
         return int(name) - 1
     kind = "columns are" if table.columns else "the file has no header; its first row is"
     raise UserError(f"{table.path}: --{role}-column {name}: no such column; {kind} {shown(table)}")

@@ -6,6 +6,7 @@
 What was assumed is said; nothing is skipped silently.
 """
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,8 @@ from pathlib import Path
 from minift.data.columns import choose_columns, is_header, resolve
 from minift.data.examples import Examples, check_characters, listed
 from minift.data.folders import Kind, all_files, class_folders
-from minift.data.labels import read_labels
-from minift.data.layout import ImageLayout
+from minift.data.labels import keep_part, read_labels
+from minift.data.layout import ImageLayout, not_for_directories
 from minift.data.table import Table, read_table
 from minift.data.texts import check_texts, other_columns
 from minift.errors import UserError
@@ -68,9 +69,9 @@ def read_images(
         return from_list(source, labelled)
     path = Path(source)
     check_characters(str(path), "the path of a file")
-    if path.is_dir():
-        return from_directory(path, labelled, label)
-    if str(source) != "-" and not path.exists():
+    if os.path.isdir(path):
+        return from_directory(path, layout, labelled, label)
+    if str(source) != "-" and not os.path.exists(path):
         raise UserError(f"{path}: no such file or directory")
     if path.suffix.lower() not in EXTENSIONS:
         return from_table(path, layout, labelled, label)
@@ -79,14 +80,15 @@ def read_images(
     return Images(path, [path], decided=["one image"])
 
 
-def from_directory(path: Path, labelled: bool, label: str) -> Images:
+def from_directory(path: Path, layout: ImageLayout, labelled: bool, label: str) -> Images:
     if not labelled:
         files, decided = all_files(path, IMAGE_FILES)
-        return Images(path, files, decided=decided)
+        return Images(path, files, decided=decided + not_for_directories(layout))
     if label != "name":
         raise UserError(f"{path}: a directory, whose folders are classes; for this task a table is expected")
     files, labels, decided = class_folders(path, IMAGE_FILES)
-    return Images(path, files, labels, decided=decided)
+    labels, shortened = keep_part(labels, layout.label_part)
+    return Images(path, files, labels, shortened, decided=decided + not_for_directories(layout))
 
 
 def from_table(path: Path, layout: ImageLayout, labelled: bool, label: str) -> Images:
@@ -106,7 +108,7 @@ def from_table(path: Path, layout: ImageLayout, labelled: bool, label: str) -> I
     for row, name in enumerate(names):
         if not name:
             raise UserError(f"{table.where(row)}: a row without the path of an image; fill it in or take the row out")
-    missing = [row for row, file in enumerate(files) if not is_there(file)]
+    missing = [row for row, file in enumerate(files) if not os.path.isfile(file)]
     if missing:
         more = f" (and {len(missing) - 1:,} more rows)" if missing[1:] else ""
         raise UserError(f"{table.where(missing[0])}: no such file: {files[missing[0]]}{more}; "
@@ -145,13 +147,6 @@ def is_image(cell) -> bool:
     return isinstance(cell, str) and Path(cell.strip()).suffix.lower() in EXTENSIONS
 
 
-def is_there(file: Path) -> bool:
-    try:
-        return file.is_file()
-    except (OSError, ValueError):  # a name that is too long or holds a zero byte
-        return False
-
-
 def from_list(source: Iterable, labelled: bool) -> Images:
     """Files that come from no directory and no table."""
     if labelled:
@@ -161,7 +156,7 @@ def from_list(source: Iterable, labelled: bool) -> Images:
         if not isinstance(file, str | Path):
             raise UserError(f"input {i}: the path of an image is expected, found {type(file).__name__} ({str(file)[:40]})")
         check_characters(str(file), f"input {i}")
-        if not is_there(Path(file)):
-            wrong = "a directory; for all images in it say --data" if Path(file).is_dir() else "no such file"
+        if not os.path.isfile(file):
+            wrong = "a directory; for all images in it say --data" if os.path.isdir(file) else "no such file"
             raise UserError(f"input {i}: {file}: {wrong}")
     return Images(Path("inputs"), [Path(file) for file in files], given=True)

@@ -41,7 +41,9 @@ def read_labels(table: Table, columns: list[int], layout: Layout, label: str = "
             table.decided.append(f"{none:,} rows without any label")
         counts = Counter(labels if label == "name" else (one for several in labels for one in several))
         for one in counts:
-            check_characters(one, f"{table.path}: column {name}: a label")
+            if not one.isascii():
+                row = next(row for row, found in enumerate(labels) if one == found or (label == "names" and one in found))
+                check_characters(one, f"{table.where(row)}: column {name}")
         table.decided += notes_on(counts)
     return labels, table, shortened
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from minift.flags import flag
+from minift.flags import flag, spelled
 
 
 @dataclass(frozen=True)
@@ -32,3 +32,11 @@ class ImageLayout(Layout):
 
     skip_bad_images: bool = flag(False, "leave out images that cannot be read, counted; else they are listed and nothing starts")
     workers: int | None = flag(None, "processes that read images; unset: one for each core, at most 8", least=0)
+
+
+def not_for_directories(layout: Layout) -> list[str]:
+    """What to tell of the flags that describe a table, where a directory is read."""
+    tabular = ("format", "header", "delimiter", "text_column", "pair_column", "label_column", "skip_unlabelled")
+    defaults = type(layout)()
+    given = [name for name in tabular if getattr(layout, name, None) != getattr(defaults, name, None)]
+    return [f"{', '.join(map(spelled, given))} does not apply to a directory"] if given else []

@@ -11,6 +11,7 @@ import codecs
 import csv
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -149,10 +150,13 @@ def file_format(path: str | Path, layout: Layout) -> str:
 
 def not_text(path: str | Path) -> str | None:
     """The error for a file whose first bytes are those of no text."""
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         return None
-    with Path(path).open("rb") as file:
-        first = file.read(32)
+    try:
+        with open(path, "rb") as file:
+            first = file.read(32)
+    except OSError:  # said when it is read
+        return None
     found = next((what for signature, what in SIGNATURES.items() if first.startswith(signature)), None)
     return found and f"{path}: this is {found}"
 
@@ -324,6 +328,8 @@ def read_jsonl(path: Path, text: str) -> tuple[list[int], list[dict]]:
         except RecursionError:
             raise UserError(f"{path}:{n}: JSON that is nested too deep; one flat object a line is expected") from None
         except ValueError as error:
+            if "integer string conversion" in str(error):  # Python's own limit, of 4,300 digits
+                error = "a number of thousands of digits; write it as a text"
             raise UserError(f"{path}:{n}: not valid JSON ({error}); one object a line is expected") from None
         if not isinstance(value, dict):
             raise UserError(f"{path}:{n}: a JSON {type(value).__name__}; one object a line is expected")

@@ -1,5 +1,6 @@
 """Texts and their labels: from a file, a directory of class folders, or a list of texts."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from minift.data.columns import choose_columns, is_header
 from minift.data.examples import Examples, check_characters, listed
 from minift.data.folders import Kind, all_files, class_folders
 from minift.data.labels import keep_part, read_labels
-from minift.data.layout import TextLayout
+from minift.data.layout import TextLayout, not_for_directories
 from minift.data.table import Table, decode, read_bytes, read_table
 from minift.errors import UserError
 
@@ -24,8 +25,8 @@ class Texts(Examples):
     texts: list[str]
     pairs: list[str] | None = None
     labels: list[str] | list[float] | list[list[str]] | None = None  # by the kind of label that was asked for
-    files: list[Path] | None = None
     shortened: int = 0  # labels of which --label-part has kept a part
+    files: list[Path] | None = None
 
     ROWS = ("texts", "pairs", "labels", "files")
     EXAMPLE = '"some text"'
@@ -57,7 +58,7 @@ def read_texts(source: str | Path | Iterable, layout: TextLayout, labelled: bool
     if not isinstance(source, str | Path):
         return from_list(source, labelled)
     check_characters(str(source), "the path of a file")
-    if Path(source).is_dir():
+    if os.path.isdir(source):
         return from_folders(Path(source), layout, labelled, label)
     table = read_table(source, layout)
     flags = column_flags(table, layout, labelled)
@@ -73,7 +74,7 @@ def read_texts(source: str | Path | Iterable, layout: TextLayout, labelled: bool
     empty = sum(not text.strip() for text in texts)
     table.decided += [f"{empty} rows with an empty text"] if empty else []
     others = other_columns(table, {i for columns in pick.values() for i in columns})
-    return Texts(table.path, texts, pairs, labels, None, shortened, lines=table.lines, decided=table.decided, columns=others)
+    return Texts(table.path, texts, pairs, labels, shortened, lines=table.lines, decided=table.decided, columns=others)
 
 
 def column_flags(table: Table, layout: TextLayout, labelled: bool) -> dict[str, str | None]:
@@ -135,6 +136,7 @@ def from_folders(path: Path, layout: TextLayout, labelled: bool, label: str) -> 
         files, labels, decided = class_folders(path, TEXT_FILES, without=frozenset({"unsup"}))
     else:
         files, decided = all_files(path, TEXT_FILES)
+    decided += not_for_directories(layout)
     texts = []
     for file in files:
         said: list[str] = []
@@ -144,7 +146,7 @@ def from_folders(path: Path, layout: TextLayout, labelled: bool, label: str) -> 
     empty = sum(not text.strip() for text in texts)
     decided += [f"{empty} rows with an empty text"] if empty else []
     labels, shortened = keep_part(labels, layout.label_part) if labels else (None, 0)
-    return Texts(path, texts, None, labels, files, shortened, decided=decided, columns={"file": list(map(str, files))})
+    return Texts(path, texts, None, labels, shortened, files, decided=decided, columns={"file": list(map(str, files))})
 
 
 def from_list(source: Iterable, labelled: bool) -> Texts:
