@@ -16,10 +16,13 @@ def add_layout_flags(parser: argparse.ArgumentParser) -> None:
         add_flags(parser, kind, inherited="as in training", without=own)
 
 
+def given_of(arguments: argparse.Namespace, kind: type[Layout]) -> list[str]:
+    return [f.name for f in fields(kind) if getattr(arguments, f.name) is not None]
+
+
 def layout_of(arguments: argparse.Namespace, tuned) -> Layout:
     """The layout flags that were given; the others as in training, but for the number of workers, which is this machine's."""
-    names = {f.name for kind in (TextLayout, ImageLayout) for f in fields(kind)}
-    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    given = {name: getattr(arguments, name) for kind in (TextLayout, ImageLayout) for name in given_of(arguments, kind)}
     known = {f.name for f in fields(tuned.layout)}
     if strange := sorted(given.keys() - known):
         raise UserError(f"{spelled(strange[0])}: the run is one of {tuned.checkpoint.task['name']}, which has no use for it")
@@ -41,13 +44,13 @@ def main(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
 
     from minift.data.decoding import processes
-    from minift.data.splits import check_directories
+    from minift.data.splits import check_directory
     from minift.finetuned import load
     from minift.tables import table
 
     tuned = load(arguments.run, arguments.device)
     layout = layout_of(arguments, tuned)
-    check_directories([arguments.data], layout)
+    check_directory(arguments.data, given_of(arguments, Layout))
     rows = tuned.task.read(arguments.data, layout)
     scores, described = tuned.score(rows, processes(arguments.workers))
     print(f"{arguments.data}: {len(rows):,} rows; {'; '.join(rows.decided)}")

@@ -5,8 +5,9 @@ import json
 import sys
 from pathlib import Path
 
+from minift.data.layout import Layout
 from minift.errors import UserError, command
-from minift.evaluate import add_layout_flags, layout_of
+from minift.evaluate import add_layout_flags, given_of, layout_of
 
 
 def main(argv: list[str]) -> None:
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> None:
     from tqdm import tqdm
 
     from minift.data.decoding import processes
-    from minift.data.splits import check_directories
+    from minift.data.splits import check_directory
     from minift.finetuned import load
 
     tuned = load(arguments.run, arguments.device)
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> None:
         rows = tuned.task.read(inputs, tuned.layout, labelled=False)
     else:
         layout = layout_of(arguments, tuned)
-        check_directories([arguments.data], layout)
+        check_directory(arguments.data, given_of(arguments, Layout))
         if layout.format == "label-first" and arguments.format is None:
             raise UserError(
                 f"{arguments.data}: the run was trained on lines of `label text`; say --format label-first if these are such lines "

@@ -26,6 +26,9 @@ from minift.data.images import Images
 from minift.errors import UserError
 
 NARROWEST = 50  # longer side by shorter one: resized by its shorter side, such a picture takes 700 MB
+# What the extensions of data/images.py promise, whatever a file's name is. Pillow knows more, and for EPS it starts Ghostscript.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000")
+MOST_NOTES = 100_000_000  # bytes of the notes of sound files; beyond, the older half is forgotten
 LISTED = 50  # bad files that an error names one by one
 
 # New processes by fork where that is safe: torch and torchvision, seconds of import, need not be loaded again in each.
@@ -36,7 +39,7 @@ class BadImage(UserError):
     """(path, problem): a file that cannot be decoded."""
 
     def __str__(self) -> str:
-        return f"{self.args[0]}: {self.args[1]}; mend the file or take it out"
+        return f"{self.args[0]}: {self.args[1]}; fix the file or take it out"
 
 
 UPRIGHT = {  # EXIF orientation -> what turns the stored picture upright, as in PIL.ImageOps.exif_transpose
@@ -61,19 +64,27 @@ def open_image(path: str | Path) -> Image.Image:
     Tests: tests/data/test_decoding.py, test_kinds_of_pixels, test_orientation, test_bad_files.
     """
     path = Path(path)
-    # The default, which another library's import may have changed: a picture cut short would come out half grey.
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    # Another library's import may have set it: an image cut short would come out half grey.
+    truncated, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # broken metadata is no concern of the pixels
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path, formats=known_formats()) as image:
                 image.load()
                 turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
                 image = to_rgb(image)
                 return image if turn is None else image.transpose(turn)
     except Exception as error:  # decoders raise whatever a broken file leads them to: SyntaxError, struct.error, ValueError
         raise BadImage(path, problem_of(path, error)) from None
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = truncated
+
+
+def known_formats() -> list[str]:
+    """Those of FORMATS that this Pillow can read."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -106,7 +117,8 @@ def problem_of(path: Path, error: Exception) -> str:
         return "zero bytes"
     if isinstance(error, PIL.UnidentifiedImageError):
         with path.open("rb") as file:
-            return f"no image that Pillow {PIL.__version__} knows; it begins with {file.read(12)!r}"
+            kinds = ", ".join(known_formats())
+            return f"no image of a format that is read ({kinds}; Pillow {PIL.__version__}); it begins with {file.read(12)!r}"
     why = " ".join(str(error).split()) or type(error).__name__
     return f"{'cut short' if 'truncated' in why.lower() else 'cannot be decoded'} ({why})"
 
@@ -143,7 +155,7 @@ def jpeg_ends_early(path: Path, image: Image.Image) -> bool:
     if all(image.getpixel(corner) != (128, 128, 128) for corner in ((0, 0), (right, 0), (0, bottom), (right, bottom))):
         return False
     padded = data[:end] + bytes(4096) + b"\xff\xd9"
-    with Image.open(BytesIO(data)) as plain, Image.open(BytesIO(padded)) as other:
+    with Image.open(BytesIO(data), formats=["JPEG"]) as plain, Image.open(BytesIO(padded), formats=["JPEG"]) as other:
         return plain.tobytes() != other.tobytes()
 
 
@@ -184,6 +196,7 @@ def check_images(files: list[Path], workers: int, cache: Path | None) -> list[tu
                 cache.parent.mkdir(parents=True, exist_ok=True)
                 with cache.open("a", encoding="ascii") as lines:
                     lines.write("".join("\n" + note for note in sound_ones))
+                forget_old(cache)
         except OSError as error:
             unkept = f"; not noted for the next run: {cache}: {error.strerror}"
     rate = len(todo) / max(time.perf_counter() - began, 1e-9)
@@ -205,7 +218,7 @@ def verdicts(files: list[Path], workers: int) -> Iterator[str | None]:
         yield from found
     except BrokenProcessPool:
         raise UserError(
-            f"a process that decoded images was killed, most often for want of memory; {workers} ran at once: use fewer --workers"
+            f"a process that decoded images was killed, most often for lack of memory; {workers} ran at once: use fewer --workers"
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -255,9 +268,21 @@ def noted(cache: Path | None, wanted: set[str]) -> set[str]:
     return set()
 
 
+def forget_old(cache: Path) -> None:
+    """Drop the older half of notes that have grown beyond MOST_NOTES bytes. The new file takes the place of the old one at once."""
+    if cache.stat().st_size <= MOST_NOTES:
+        return
+    notes = list(dict.fromkeys(cache.read_text(encoding="ascii", errors="replace").split("\n")[::-1]))[::-1]  # the last of each
+    fresh = cache.with_name(f"{cache.name}.{os.getpid()}")
+    fresh.write_text("\n".join(notes[len(notes) // 2 :]), encoding="ascii", errors="replace")
+    fresh.replace(cache)
+
+
 def processes(given: int | None) -> int:
-    """How many read images: as given, else one for each core, at most 8."""
-    return min(8, os.cpu_count() or 1) if given is None else given
+    """How many read images: as given, else one for each core that this process may use, at most 8."""
+    if given is not None:
+        return given
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def cache_file() -> Path:
@@ -268,9 +293,15 @@ def cache_file() -> Path:
 def sound(images: Images, workers: int, skip_bad: bool) -> Images:
     """The images, all of which can be decoded. skip_bad: bad ones are left out and said, else they are an error that lists them.
 
-    Raises one UserError: first what to do, then a line a file; also where the last image of a class would be left out.
-    Test: test_bad_files_are_listed_or_left_out.
+    Raises one UserError: first what to do, then a line a file; also where the last image of a class would be left out. Of files
+    that were given one by one, as to predict(), the first bad one is the error, and nothing is noted or printed.
+    Tests: test_bad_files_are_listed_or_left_out, test_files_given_one_by_one.
     """
+    if images.given:
+        for file, problem in zip(images.files, map(verdict, images.files), strict=True):
+            if problem:
+                raise BadImage(file, problem)
+        return images
     bad = dict(check_images(images.files, workers, cache_file()))
     if not bad:
         return images

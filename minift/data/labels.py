@@ -1,11 +1,268 @@
-from minift.data import images, reading
+"""Labels: from the cells of a table to names, numbers or sets of names, and from names to ids.
+
+name      one label a row: text without outer blanks; numbers and truth values as JSON writes them
+number    a finite number
+names     any number of labels a row: a JSON list, a cell `a|b`, or several columns of 0 and 1; an empty cell or list is a row
+          without any label, which is a row as good as the others
+"""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from minift.data.examples import Examples, check_characters
+from minift.data.layout import Layout
+from minift.data.table import Table
+from minift.errors import UserError
+
+MISSING = {"nan", "na", "n/a", "<na>", "null", "none", "-"}  # words that mostly stand for no label
 
 
-def label_names(examples):
-    return images.class_names(examples) if isinstance(examples, images.Images) else reading.label_names(examples)
+def read_labels(table: Table, columns: list[int], layout: Layout, label: str = "name") -> tuple[list, Table, int]:
+    """(label of each row, the table without the rows that have none, labels of which --label-part has kept a part)
+
+    A row has no label where its cell is empty, null or JSON's NaN: an error, or left out with --skip-unlabelled; and where the
+    column gold_label holds `-`, as in SNLI where the annotators did not agree: left out. Both are counted and said.
+    """
+    if layout.label_part and label == "number":
+        raise UserError(f"--label-part {layout.label_part}: the labels are numbers")
+    if columns[1:] and label != "names":
+        raise UserError(f"--label-column {layout.label_column}: several columns; one is expected for this task")
+    name = ", ".join(table.name(i) for i in columns)
+    labels = from_flags(table, columns) if columns[1:] else each(table, name, table.cells(columns[0]), KINDS[label])
+    labels, shortened = keep_part(labels, layout.label_part)
+    table, labels = leave_out_unlabelled(table, labels, name, layout.skip_unlabelled)
+    if label != "number":
+        if label == "names" and (none := sum(not several for several in labels)):
+            table.decided.append(f"{none:,} rows without any label")
+        counts = Counter(labels if label == "name" else (one for several in labels for one in several))
+        for one in counts:
+            if not one.isascii():
+                row = next(row for row, found in enumerate(labels) if one == found or (label == "names" and one in found))
+                check_characters(one, f"{table.where(row)}: column {name}")
+        table.decided += notes_on(counts)
+    return labels, table, shortened
 
 
-def label_ids(examples, names, complete=False):
-    return (
-        images.class_ids(examples, names, complete) if isinstance(examples, images.Images) else reading.label_ids(examples, names)
-    )
+def each(table: Table, name: str, cells: list, read: Callable) -> list:
+    """What `read` makes of each cell; None: no label. Its ValueError says what is wrong with a cell."""
+    labels = []
+    for row, cell in enumerate(cells):
+        try:
+            labels.append(read(cell))
+        except ValueError as error:
+            header = "; if this row is a header, add --header yes" if row == 0 and not table.columns else ""
+            raise UserError(f"{table.where(row)}: column {name}: {error}{header}") from None
+    return labels
+
+
+def keep_part(labels: list, part: str | None) -> tuple[list, int]:
+    """(what stands before `part` in each label, how many labels hold it); a label of which nothing is left is none."""
+    if part is None:
+        return labels, 0
+
+    def cut(label: str | None) -> str | None:
+        return label and (label.split(part)[0].strip() or None)
+
+    shortened = sum(part in name for one in labels for name in (one if isinstance(one, list) else [one or ""]))
+    return [list(dict.fromkeys(filter(None, map(cut, one)))) if isinstance(one, list) else cut(one) for one in labels], shortened
+
+
+def leave_out_unlabelled(table: Table, labels: list, name: str, skip: bool) -> tuple[Table, list]:
+    undecided = {i for i, one in enumerate(labels) if one == "-"} if name.lower() == "gold_label" else set()
+    without = [i for i, one in enumerate(labels) if one is None]
+    if without and not skip:
+        more = f" (and {len(without) - 1} more rows)" if without[1:] else ""
+        raise UserError(f"{table.where(without[0])}: a row without a label, column {name}{more}; label it, take it out, "
+                        "or add --skip-unlabelled")  # fmt: skip
+    if not without and not undecided:
+        return table, labels
+    if without:
+        table.decided.append(f"{len(without):,} rows without a label left out")
+    if undecided:
+        table.decided.append(f"{len(undecided):,} rows left out whose gold_label is '-': the annotators did not agree")
+    left_out = undecided.union(without)
+    kept = [i for i in range(len(labels)) if i not in left_out]
+    if not kept:
+        raise UserError(f"{table.path}: no row has a label, column {name}")
+    return table.take(kept), [labels[i] for i in kept]
+
+
+def as_name(cell) -> str | None:
+    if isinstance(cell, str):
+        return cell.strip() or None
+    if isinstance(cell, list | dict):
+        raise ValueError(f"one label is expected, found {json.dumps(cell)[:60]}")
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return None
+    return json.dumps(cell)
+
+
+def as_number(cell) -> float | None:
+    if cell is None or (isinstance(cell, str) and not cell.strip()) or (isinstance(cell, float) and math.isnan(cell)):
+        return None
+    try:
+        if isinstance(cell, bool | list | dict) or "_" in str(cell):  # float() takes 1_000
+            raise ValueError
+        number = float(cell)
+    except (ValueError, OverflowError):
+        comma = "; a decimal comma must be a point" if re.fullmatch(r"\s*[-+]?\d+,\d+\s*", str(cell)[:40]) else ""
+        raise ValueError(f"a number is expected, found {json.dumps(cell)[:60]}{comma}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"a finite number is expected, found {json.dumps(cell)[:60]}")
+    return number
+
+
+def as_names(cell) -> list[str] | None:
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return None
+    if not isinstance(cell, list):
+        return list(dict.fromkeys(filter(None, map(str.strip, as_name(cell).split("|"))))) if as_name(cell) else []
+    names = [as_name(one) for one in cell]
+    if None in names:
+        raise ValueError(f"a list with an empty label, {json.dumps(cell)[:60]}")
+    return list(dict.fromkeys(names))
+
+
+def as_flag(cell) -> bool | None:
+    if cell is None or cell == "":
+        return None
+    known = {"0": False, "1": True, "false": False, "true": True, "0.0": False, "1.0": True}
+    text = str(cell).strip().lower()
+    if text not in known:
+        raise ValueError(f"0 or 1 is expected, found {json.dumps(cell)[:60]}")
+    return known[text]
+
+
+def from_flags(table: Table, columns: list[int]) -> list[list[str] | None]:
+    """The labels of each row from columns of 0 and 1, which bear the labels' names; None where one of its cells is empty."""
+    names = [table.name(i) for i in columns]
+    flags = [each(table, name, table.cells(i), as_flag) for i, name in zip(columns, names, strict=True)]
+    return [
+        None if None in row else [name for name, flag in zip(names, row, strict=True) if flag] for row in zip(*flags, strict=True)
+    ]
+
+
+KINDS = {"name": as_name, "number": as_number, "names": as_names}
+
+
+def notes_on(counts: Counter) -> list[str]:
+    """What to tell of labels that may not be meant as classes of their own."""
+    notes = []
+    missing = [name for name in counts if name.lower() in MISSING]
+    if missing:
+        rows = ", ".join(f"{name!r} ({counts[name]:,} rows)" for name in missing[:3])
+        notes.append(f"the label {rows} is a class like any other; where it means that there is none, empty the cells and add "
+                     "--skip-unlabelled")  # fmt: skip
+    whole = all(is_whole(name) for name in counts)
+    if whole and "-1" in counts and len(counts) > 1 and min(int(name) for name in counts) == -1:
+        notes.append(
+            f"the label -1 ({counts['-1']:,} rows) is a class like any other; in some data sets it means that there is none"
+        )
+    alike: dict[str, list[str]] = {}
+    for name in counts:
+        alike.setdefault(normal(name), []).append(name)
+    alike = {form: names for form, names in alike.items() if names[1:]}
+    if alike:
+        first = ", ".join(" and ".join(f"{name!r} ({counts[name]:,} rows)" for name in names) for names in list(alike.values())[:3])
+        more = f", and {len(alike) - 3:,} more" if len(alike) > 3 else ""
+        notes.append(
+            f"labels that differ only in case, blanks, quotes or the form of a number are classes of their own: {first}{more}"
+        )
+    return notes
+
+
+def normal(name: str) -> str:
+    """A label without regard to case, blanks, quotes, and the way a number is written."""
+    form = re.sub(r"[\s\"'“”„‘’`]+", "", name).casefold()
+    try:
+        return repr(float(form)) if len(form) < 18 and "_" not in form else form
+    except ValueError:
+        return form
+
+
+def is_whole(name: str) -> bool:
+    """Whether a label is a whole number; one of more digits is a name."""
+    return re.fullmatch(r"-?\d{1,18}", name, re.ASCII) is not None
+
+
+# ---- names and ids ----
+
+
+def label_names(examples: Examples) -> list[str]:
+    """The labels in the order of their ids: by value where all are whole numbers, else by the alphabet.
+
+    Raises UserError for one class only, and for labels that are no classes: a different one in more than half of the rows, or
+    many numbers. Tests: tests/data/test_labels.py.
+    """
+    labels = examples.labels
+    several = isinstance(labels[0], list)
+    counts = Counter(one for row in labels for one in row) if several else Counter(labels)
+    if several and not counts:
+        raise UserError(f"{examples.path}: no row has a label")
+    if several:
+        return in_order(counts)
+    from_folders = examples.lines is None
+    if len(counts) == 1:
+        if from_folders:
+            raise UserError(f"{examples.path}: one class folder only, {labels[0]}; a classifier needs two or more; "
+                            "name the directory that holds the class folders")  # fmt: skip
+        raise UserError(f"{examples.path}: every row has the label {labels[0]!r}; a classifier needs two or more")
+    fraction = next((name for name in counts if re.fullmatch(r"-?\d+\.\d+", name) and float(name) % 1), None)
+    if fraction and len(counts) > 20 and all(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in counts):
+        raise UserError(f"{examples.path}: the label is a number with {len(counts)} different values, as {fraction}; "
+                        "--task text-regression is the task for that")  # fmt: skip
+    if not from_folders and len(examples) >= 20 and len(counts) > len(examples) / 2:
+        raise UserError(
+            f"{examples.path}: {len(counts)} different labels in {len(examples)} rows, as {labels[0][:40]!r}: "
+            "this is no column of classes; say which one is with --label-column"
+        )
+    return in_order(counts)
+
+
+def in_order(labels: Iterable[str]) -> list[str]:
+    numbers = all(map(is_whole, labels))
+    return sorted(labels, key=(lambda label: (int(label), label)) if numbers else None)
+
+
+def label_ids(examples: Examples, names: list[str], complete: bool = False) -> np.ndarray:
+    """(N) ids of the labels. complete: every label must occur, as in a validation split of the user's own.
+
+    A label that validation lacks is an error then: the epoch would be chosen without regard to it, and its recall is undefined.
+    Raises UserError for a label that training has not seen, with its place, and for a missing one.
+    """
+    ids = known_ids(examples, names, complete)
+    return np.array([ids[label] for label in examples.labels], dtype=np.int64)
+
+
+def label_sets(examples: Examples, names: list[str]) -> np.ndarray:
+    """(N, C) truth values: which of the C labels each row has. Raises UserError as `label_ids`."""
+    ids = known_ids(examples, names, complete=False)
+    sets = np.zeros((len(examples), len(names)), dtype=bool)
+    for row, several in enumerate(examples.labels):
+        sets[row, [ids[label] for label in several]] = True
+    return sets
+
+
+def known_ids(examples: Examples, names: list[str], complete: bool) -> dict[str, int]:
+    """Label -> its id, after a look at whether the examples have these labels and no other."""
+    ids = {name: i for i, name in enumerate(names)}
+    unit = examples.UNIT
+    for row, several in enumerate(examples.labels):
+        for label in several if isinstance(several, list) else (several,):
+            if label not in ids:
+                known = ", ".join(names[:8]) + (", ..." if names[8:] else "")
+                raise UserError(f"{examples.where(row)}: the label {label!r} does not occur in the training {unit}s "
+                                f"(known: {known}); fix it, take the {unit} out, or add the label to training")  # fmt: skip
+    if complete:
+        found = set(examples.labels)
+        missing = [name for name in names if name not in found]
+        if missing:
+            shown = ", ".join(missing[:8]) + (f" and {len(missing) - 8:,} more" if missing[8:] else "")
+            raise UserError(f"{examples.path}: no {unit} of the class{'es' if missing[1:] else ''} {shown}, which training has; "
+                            f"put some there, or leave --valid out to hold a part of the training {unit}s back")  # fmt: skip
+    return ids

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 
-from minift.flags import flag
+from minift.flags import flag, spelled
 
 
 @dataclass(frozen=True)
@@ -14,12 +14,14 @@ class Layout:
         "auto", "yes, no, or auto: whether the first row holds a usual or a given name", choices=("auto", "yes", "no")
     )
     encoding: str = flag("utf-8", "of the data files, as in latin-1")
-    text_column: str | None = flag(None, "name, or number from 1; unset: by the usual names")
+    delimiter: str | None = flag(None, "of a csv file: one character, or tab; unset: comma, semicolon or tab, by the first line")
+    text_column: str | None = flag(None, "name, or number from 1; several are joined: title+description; unset: by the usual names")
     label_column: str | None = flag(None, "name, or number from 1; unset: by the usual names")
     label_part: str | None = flag(None, "keep what stands before this in a label: ':' makes NUM of NUM:dist")
+    skip_unlabelled: bool = flag(False, "leave out rows without a label, counted; else the first one is an error")
 
-    def for_tables(self) -> list[str]:
-        """The flags that were set and say nothing of a directory."""
+    def described(self) -> list[str]:
+        """The flags that were set to describe a table, of which a directory knows nothing."""
         return [f.name for f in fields(Layout) if getattr(self, f.name) != f.default]
 
 
@@ -34,3 +36,11 @@ class ImageLayout(Layout):
 
     skip_bad_images: bool = flag(False, "leave out images that cannot be read, counted; else they are listed and nothing starts")
     workers: int | None = flag(None, "processes that read images; unset: one for each core, at most 8", least=0)
+
+
+def not_for_directories(layout: Layout) -> list[str]:
+    """What to tell of the flags that describe a table, where a directory is read."""
+    tabular = ("format", "header", "delimiter", "text_column", "pair_column", "label_column", "skip_unlabelled")
+    defaults = type(layout)()
+    given = [name for name in tabular if getattr(layout, name, None) != getattr(defaults, name, None)]
+    return [f"{', '.join(map(spelled, given))} does not apply to a directory"] if given else []

@@ -5,14 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from minift.data.examples import Examples
-from minift.data.reading import split_stratified
 from minift.data.samples import REVIEWS, reviews_split
 from minift.errors import UserError
 from minift.flags import spelled
-
-
-def split(examples, share, seed):
-    return split_stratified(examples.labels, share, seed)
 
 
 def read_splits(options, task: type, layout) -> dict[str, Examples]:
@@ -23,16 +18,14 @@ def read_splits(options, task: type, layout) -> dict[str, Examples]:
         rows = task.read(str(REVIEWS), layout)
         splits = np.array([reviews_split(f"{text}\t{label}") for text, label in zip(rows.texts, rows.labels, strict=True)])
         return {name: rows.take(np.flatnonzero(splits == name)) for name in ("train", "valid", "test")}
-    check_directories([options.train, options.valid, options.test], layout)
+    described = layout.described()
+    for path in filter(None, (options.train, options.valid, options.test)):
+        check_directory(path, described)
     parts = {"train": task.read(options.train, layout)}
     if layout.label_part and not parts["train"].shortened:
         raise UserError(f"{options.train}: --label-part {layout.label_part!r}: no label in the file contains it")
     if options.valid is None:
         kept, held = split(parts["train"], 0.1, options.split_seed)
-        if not len(held):
-            raise UserError(
-                f"{options.train}: {len(kept)} rows are too few to hold 10 % back for validation; give --valid or --valid none"
-            )
         parts = {"train": parts["train"].take(kept), "valid": parts["train"].take(held)}
     elif options.valid != "none":
         parts["valid"] = task.read(options.valid, layout)
@@ -41,9 +34,80 @@ def read_splits(options, task: type, layout) -> dict[str, Examples]:
     return parts
 
 
-def check_directories(paths: list[str | None], layout) -> None:
-    """Raises UserError where a flag that describes a table was given, and a path is a directory."""
-    unfit = layout.for_tables()
-    for path in paths:
-        if path and unfit and Path(path).is_dir():
-            raise UserError(f"{spelled(unfit[0])}: {path} is a directory; the flag describes a table")
+def check_directory(path: str, described: list[str]) -> None:
+    """Raises UserError for a directory, and flags that were given to describe a table."""
+    if described and Path(path).is_dir():
+        raise UserError(f"{spelled(described[0])}: {path} is a directory; the flag describes a table")
+
+
+def split(examples: Examples, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(kept, held back): the numbers of the rows, each in increasing order.
+
+    examples.strata(): of every stratum the share, rounded, is held back, and at least one row of each is kept; where that rounds
+    to nothing in every stratum, one row of each that has two or more. None: a plain random share. examples.groups(): the rows of a
+    group stay together, and the share is met as nearly as whole groups can. What deviates from the plain share is appended to
+    examples.decided.
+
+    Raises UserError where nothing can be held back. Tests: tests/data/test_splits.py.
+    """
+    strata, groups = examples.strata(), examples.groups()
+    if strata is None:
+        strata = [""] * len(examples)
+    rows: dict[str, list[int]] = {}  # stratum -> its rows
+    for i, stratum in enumerate(strata):
+        rows.setdefault(stratum, []).append(i)
+    wanted = {name: min(round(len(rows[name]) * share), len(rows[name]) - 1) for name in rows}
+    if not any(wanted.values()):
+        wanted = {name: min(1, len(rows[name]) - 1) for name in rows}
+        if n := sum(wanted.values()):
+            which = "" if examples.strata() is None else ", one of each class that has two or more"
+            examples.decided.append(f"{share:.0%} rounds to no {examples.UNIT} of any class: {n:,} held back{which}")
+    random = np.random.default_rng(seed)
+    if groups is None or len(set(groups)) == len(groups):
+        held = [random.permutation(rows[name])[: wanted[name]] for name in sorted(rows)]
+        held = np.sort(np.concatenate(held)) if held else np.array([], dtype=np.int64)
+    else:
+        held = whole_groups(groups, strata, wanted, {name: len(some) for name, some in rows.items()}, random)
+        examples.decided.append(f"split by group: {len(set(groups)):,} groups, none of which stands on both sides")
+    if not len(held):
+        raise UserError(f"{examples.path}: {len(examples)} {examples.UNIT}s are too few to hold {share:.0%}".replace("%", " %")
+                        + " back for validation; give --valid or --valid none")  # fmt: skip
+    return np.setdiff1d(np.arange(len(examples)), held), held.astype(np.int64)
+
+
+def whole_groups(
+    groups: list, strata: list[str], wanted: dict[str, int], sizes: dict[str, int], random: np.random.Generator
+) -> np.ndarray:
+    """The rows of the groups that are held back.
+
+    In random order those are taken that take no stratum beyond its wanted number; then, of the others, those that bring the
+    numbers nearer, summed over the strata, and leave at least one row of each; where there is none, the smallest that leaves these.
+    """
+    members: dict = {}
+    for i, group in enumerate(groups):
+        members.setdefault(group, []).append(i)
+    counts = {group: {} for group in members}  # group -> stratum -> rows
+    for i, group in enumerate(groups):
+        counts[group][strata[i]] = counts[group].get(strata[i], 0) + 1
+    held_of = dict.fromkeys(wanted, 0)
+    taken: set = set()
+    names = list(members)
+    order = [names[i] for i in random.permutation(len(names))]
+
+    def fits(group) -> bool:
+        return all(held_of[name] + n <= wanted[name] for name, n in counts[group].items())
+
+    def helps(group) -> bool:
+        change = sum(abs(wanted[name] - held_of[name] - n) - abs(wanted[name] - held_of[name]) for name, n in counts[group].items())
+        return change < 0 and all(held_of[name] + n < sizes[name] for name, n in counts[group].items())
+
+    for accept in (fits, helps):
+        for group in order:
+            if group not in taken and accept(group):
+                taken.add(group)
+                for name, n in counts[group].items():
+                    held_of[name] += n
+    if not taken:
+        whole = [group for group in order if all(n < sizes[name] for name, n in counts[group].items())]
+        taken.update([min(whole, key=lambda group: len(members[group]))] if whole else [])
+    return np.array(sorted(i for group in taken for i in members[group]), dtype=np.int64)

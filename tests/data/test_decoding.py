@@ -154,7 +154,9 @@ def test_bad_files(tmp_path, monkeypatch):
     whole, png = noise(), io.BytesIO()
     RGB.save(png, "PNG")
     assert problem(b"") == "zero bytes"
-    assert problem(b"<html>\nnot found") == f"no image that Pillow {PIL.__version__} knows; it begins with b'<html>\\nnot f'"
+    formats = ", ".join(decoding.known_formats())
+    wanted = f"no image of a format that is read ({formats}; Pillow {PIL.__version__}); it begins with b'<html>\\nnot f'"
+    assert problem(b"<html>\nnot found") == wanted
     for cut in (len(whole) // 2, len(whole) - 2, len(whole) - 1):
         assert problem(whole[:cut]).startswith("cut short (")
     assert problem(noise(progressive=True)[:-100]).startswith("cut short (")
@@ -173,7 +175,7 @@ def test_bad_files(tmp_path, monkeypatch):
 
 
 def test_unreadable_file(tmp_path, monkeypatch):
-    def refuse(path):
+    def refuse(path, formats):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Image, "open", refuse)

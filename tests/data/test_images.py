@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minift.data.images import class_ids, class_names, read_images
-from minift.data.reading import Layout
+from minift.data.images import read_images
+from minift.data.labels import label_ids, label_names
+from minift.data.layout import ImageLayout as Layout
 from minift.errors import UserError
 
 
@@ -109,9 +110,9 @@ WRONG = {
                     "its folders are splits, not classes: train; write --train ROOT/train"),
     "no images": (["a/1.txt", "b/2.txt"], None, "", "no images in it; it holds 2 .txt; class folders of .avif"),
     "an empty directory": ([], None, "", "no images in it; class folders"),
-    "one picture": (["1.jpg"], None, "1.jpg", "1.jpg: one picture, without a class; name a directory"),
+    "one picture": (["1.jpg"], None, "1.jpg", "1.jpg: one image, without a class; name a directory"),
     "a missing file": (["1.jpg"], "path,label\n1.jpg,a\ngone.jpg,b\nfar.jpg,b\n", "list.csv",
-                       "list.csv:3: no such file: ROOT/gone.jpg (and 1 more rows); mend the path"),
+                       "list.csv:3: no such file: ROOT/gone.jpg (and 1 more rows); fix the path"),
     "a row without a path": (["1.jpg"], "path,label\n1.jpg,a\n ,b\n", "list.csv", "list.csv:3: a row without the path"),
     "a row without a label": (["1.jpg"], "path,label\n1.jpg,a\n1.jpg,\n", "list.csv", "list.csv:3: a row without a label"),
     "no column of paths": ([], "id,label\n1,a\n2,b\n", "list.csv",
@@ -134,7 +135,7 @@ def test_names_the_mistake(tmp_path, case):
 
 
 def test_names_the_mistake_in_a_directory_for_prediction(tmp_path):
-    with pytest.raises(UserError, match=r"no images in it; it holds 1 \.txt; .* files are wanted"):
+    with pytest.raises(UserError, match=r"no images in it; it holds 1 \.txt; .* files are expected"):
         read_images(lay(tmp_path, "a.txt"), labelled=False)
 
 
@@ -152,34 +153,34 @@ def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
         read_images(tmp_path)
 
 
-def test_class_names(tmp_path):
-    assert class_names(read_images(lay(tmp_path / "words", "b/1.jpg", "a/1.jpg"))) == ["a", "b"]
-    assert class_names(read_images(lay(tmp_path / "numbers", "10/1.jpg", "9/1.jpg"))) == ["9", "10"]
-    assert len(class_names(read_images(lay(tmp_path / "few", *(f"{i}/1.jpg" for i in range(30)))))) == 30
+def test_label_names(tmp_path):
+    assert label_names(read_images(lay(tmp_path / "words", "b/1.jpg", "a/1.jpg"))) == ["a", "b"]
+    assert label_names(read_images(lay(tmp_path / "numbers", "10/1.jpg", "9/1.jpg"))) == ["9", "10"]
+    assert len(label_names(read_images(lay(tmp_path / "few", *(f"{i}/1.jpg" for i in range(30)))))) == 30
     (lay(tmp_path, "1.jpg") / "a.csv").write_text("path,label\n1.jpg,b\n1.jpg,a\n")
-    assert class_names(read_images(tmp_path / "a.csv")) == ["a", "b"]
+    assert label_names(read_images(tmp_path / "a.csv")) == ["a", "b"]
     with pytest.raises(UserError, match=r"one: one class folder only, a; a classifier needs two or more; name the directory"):
-        class_names(read_images(lay(tmp_path / "one", "a/1.jpg")))
+        label_names(read_images(lay(tmp_path / "one", "a/1.jpg")))
 
 
 def test_classes_of_a_split(tmp_path):
     train = read_images(lay(tmp_path / "train", "a/1.jpg", "b/1.jpg", "c/1.jpg"))
-    known = class_names(train)
-    assert class_ids(read_images(lay(tmp_path / "val", "c/1.jpg", "a/1.jpg", "b/1.jpg")), known, complete=True).tolist() == [
+    known = label_names(train)
+    assert label_ids(read_images(lay(tmp_path / "val", "c/1.jpg", "a/1.jpg", "b/1.jpg")), known, complete=True).tolist() == [
         0,
         1,
         2,
     ]
     part = read_images(lay(tmp_path / "part", "c/1.jpg", "c/2.jpg"))
-    assert class_ids(part, known).tolist() == [2, 2]
+    assert label_ids(part, known).tolist() == [2, 2]
     with pytest.raises(
         UserError, match=r"part: no image of the classes a, b, which training has; put some there, or leave --valid"
     ):
-        class_ids(part, known, complete=True)
+        label_ids(part, known, complete=True)
     with pytest.raises(
-        UserError, match=r"more/d/1.jpg: the class 'd' does not occur in the training images \(known: a, b, c\); mend"
+        UserError, match=r"more/d/1.jpg: the label 'd' does not occur in the training images \(known: a, b, c\); fix"
     ):
-        class_ids(read_images(lay(tmp_path / "more", "a/1.jpg", "d/1.jpg")), known)
+        label_ids(read_images(lay(tmp_path / "more", "a/1.jpg", "d/1.jpg")), known)
     (lay(tmp_path, "1.jpg") / "a.csv").write_text("path,label\n1.jpg,a\n1.jpg,d\n")
-    with pytest.raises(UserError, match=r"a.csv:3: the class 'd'"):
-        class_ids(read_images(tmp_path / "a.csv"), known)
+    with pytest.raises(UserError, match=r"a.csv:3: the label 'd'"):
+        label_ids(read_images(tmp_path / "a.csv"), known)

@@ -1,12 +1,11 @@
 """Files of texts and labels: every layout is read right, every mistake is named with its line."""
 
-import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from minift.data.reading import Layout, label_ids, label_names, read_rows, split_stratified
+from minift.data.layout import TextLayout as Layout
+from minift.data.texts import read_texts
 from minift.errors import UserError
 
 
@@ -124,20 +123,20 @@ READ = {
 @pytest.mark.parametrize("case", READ)
 def test_reads(tmp_path, case):
     name, content, flags, texts, labels, lines = READ[case]
-    rows = read_rows(write(tmp_path / name, content), Layout(**flags))
+    rows = read_texts(write(tmp_path / name, content), Layout(**flags))
     assert (rows.texts, rows.pairs, rows.labels, rows.lines) == (texts, None, labels, lines)
 
 
 def test_reads_pairs(tmp_path):
     path = write(tmp_path / "a.tsv", "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tno\n1\tc\td\tyes\n")
-    rows = read_rows(path, Layout())
+    rows = read_texts(path, Layout())
     assert (rows.texts, rows.pairs, rows.labels) == (["a", "c"], ["b", "d"], ["no", "yes"])
-    rows = read_rows(path, Layout(text_column="sentence2"))
+    rows = read_texts(path, Layout(text_column="sentence2"))
     assert (rows.texts, rows.pairs) == (["b", "d"], None)
 
 
 def test_without_labels(tmp_path):
-    rows = read_rows(write(tmp_path / "a.tsv", "index\tsentence\n0\ta\n"), Layout(), labelled=False)
+    rows = read_texts(write(tmp_path / "a.tsv", "index\tsentence\n0\ta\n"), Layout(), labelled=False)
     assert (rows.texts, rows.labels) == (["a"], None)
 
 
@@ -147,25 +146,25 @@ def test_lines_and_files_of_one_column_keep_blank_lines(tmp_path):
         ("a.csv", Layout(text_column="text"), "text\ntext\n\nb\n"),
         ("a.tsv", Layout(text_column="1", header="no"), "text\n\nb\n"),
     ):
-        assert read_rows(write(tmp_path / name, content), layout, labelled=False).texts == ["text", "", "b"]
+        assert read_texts(write(tmp_path / name, content), layout, labelled=False).texts == ["text", "", "b"]
 
 
 def test_jsonl_takes_the_keys_of_all_objects(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"question": "a", "label": 1}\n{"question": "b", "sentence": "c", "label": 0}\n')
-    with pytest.raises(UserError, match=r"a.jsonl:1: column sentence: a text is wanted, found null"):
-        read_rows(path, Layout())
+    with pytest.raises(UserError, match=r"a.jsonl:1: column sentence: a text is expected, found null"):
+        read_texts(path, Layout())
 
 
 def test_one_column_has_one_role(tmp_path):
     path = write(tmp_path / "a.csv", "review,comment\na,b\nc,d\n")
-    rows = read_rows(path, Layout(label_column="review"))
+    rows = read_texts(path, Layout(label_column="review"))
     assert (rows.texts, rows.labels) == (["b", "d"], ["a", "c"])
     with pytest.raises(UserError, match="the same column twice"):
-        read_rows(path, Layout(text_column="review", label_column="1", header="yes"))
+        read_texts(path, Layout(text_column="review", label_column="1", header="yes"))
 
 
 def test_what_was_decided_is_said(tmp_path):
-    rows = read_rows(write(tmp_path / "a.csv", "Review;stars\n;1\nb;2\n"), Layout())
+    rows = read_texts(write(tmp_path / "a.csv", "Review;stars\n;1\nb;2\n"), Layout())
     assert rows.decided == [
         "csv",
         "delimiter ';'",
@@ -189,7 +188,8 @@ WRONG = {
         "a.csv:3:3: byte 0xe9 is not utf-8; name the file's encoding, most often --encoding latin-1",
     ),
     "unknown encoding": ("a.csv", "text,label\n", {"encoding": "utf-9"}, "no encoding of this name"),
-    "binary": ("a.csv", b"PK\x03\x04\0\0\0", {}, "zero bytes"),
+    "binary": ("a.csv", b"a,b\n\0\0\0", {}, "a.csv:2: holds zero bytes, so it is no utf-8 text; see what made it"),
+    "an archive": ("a.csv", b"PK\x03\x04\0\0\0", {}, "a.csv: this is a zip archive, as Excel's .xlsx is; save the sheet as CSV"),
     "named column not there": (
         "a.csv",
         "id,text,label\n1,a,x\n",
@@ -227,7 +227,7 @@ WRONG = {
     ),
     "null label": ("a.jsonl", '{"text": "a", "label": null}\n', {}, "a.jsonl:1: a row without a label"),
     "key missing": ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', {}, "a.jsonl:2: a row without a label"),
-    "text is a number": ("a.jsonl", '{"text": 5, "label": 1}\n', {}, "a.jsonl:1: column text: a text is wanted, found 5"),
+    "text is a number": ("a.jsonl", '{"text": 5, "label": 1}\n', {}, "a.jsonl:1: column text: a text is expected, found 5"),
     "not JSON": ("a.jsonl", '{"text": "a", "label": 1}\n{text: b}\n', {}, "a.jsonl:2: not valid JSON"),
     "JSON array": ("a.jsonl", "[1, 2]\n", {}, "a.jsonl:1: a JSON list"),
     "label without a text": (
@@ -240,7 +240,7 @@ WRONG = {
         "a.jsonl",
         '{"text": "a", "label": ["x", "y"]}\n',
         {},
-        'a.jsonl:1: column label: one label is wanted, found ["x"',
+        'a.jsonl:1: column label: one label is expected, found ["x"',
     ),
     "an object without keys": ("a.jsonl", "{}\n", {}, "the file is empty"),
     "half an emoji": ("a.jsonl", '{"text": "a \\ud83d", "label": 1}\n', {}, "a.jsonl:1: column text: half of a character"),
@@ -254,44 +254,12 @@ def test_names_the_mistake(tmp_path, case):
     if content is not None:
         write(tmp_path / name, content)
     with pytest.raises(UserError) as error:
-        read_rows(tmp_path / name, Layout(**flags))
+        read_texts(tmp_path / name, Layout(**flags))
     assert wanted in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_header_that_would_become_a_row_is_noticed(tmp_path):
     path = write(tmp_path / "a.csv", "phrase,mood\na,x\nb,y\nc,x\n")
     with pytest.raises(UserError, match=r"a.csv:1: the label 'mood' is found in the first row alone.*--header yes"):
-        read_rows(path, Layout(text_column="1", label_column="2"))
-    assert read_rows(path, Layout(text_column="phrase", label_column="mood")).texts == ["a", "b", "c"]
-
-
-def rows(tmp_path, labels: list) -> object:
-    return read_rows(
-        write(tmp_path / "a.jsonl", "".join(json.dumps({"text": "t", "label": label}) + "\n" for label in labels)), Layout()
-    )
-
-
-def test_label_ids_follow_the_names(tmp_path):
-    assert label_names(rows(tmp_path, ["b", "a", "b"])) == ["a", "b"]
-    assert label_names(rows(tmp_path, [10, 9, -1, 10])) == ["-1", "9", "10"]
-    assert label_names(rows(tmp_path, ["--1", "1", "--1"])) == ["--1", "1"]
-    assert label_names(rows(tmp_path, [True, False])) == ["false", "true"]
-    assert label_ids(rows(tmp_path, ["b", "a", "b"]), ["a", "b"]).tolist() == [1, 0, 1]
-
-
-def test_labels_that_cannot_be_learnt(tmp_path):
-    with pytest.raises(UserError, match="every row has the label 'a'"):
-        label_names(rows(tmp_path, ["a", "a"]))
-    with pytest.raises(UserError, match="30 different labels in 30 rows"):
-        label_names(rows(tmp_path, [f"id{i}" for i in range(30)]))
-    with pytest.raises(UserError, match=r"a.jsonl:2: the label 'neutral' does not occur in the training rows \(known: a, b\)"):
-        label_ids(rows(tmp_path, ["a", "neutral"]), ["a", "b"])
-
-
-def test_split_is_stratified_and_repeats():
-    labels = ["a"] * 50 + ["b"] * 30 + ["c"] * 2 + ["d"]
-    kept, held = split_stratified(labels, 0.1, 0)
-    assert sorted([*kept, *held]) == list(range(len(labels)))
-    assert [sum(labels[i] == name for i in held) for name in "abcd"] == [5, 3, 0, 0]
-    again, other = split_stratified(labels, 0.1, 0), split_stratified(labels, 0.1, 1)
-    assert np.array_equal(held, again[1]) and not np.array_equal(held, other[1])
+        read_texts(path, Layout(text_column="1", label_column="2"))
+    assert read_texts(path, Layout(text_column="phrase", label_column="mood")).texts == ["a", "b", "c"]

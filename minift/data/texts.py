@@ -1,0 +1,173 @@
+"""Texts and their labels: from a file, a directory of class folders, or a list of texts."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from minift.data.columns import choose_columns, is_header
+from minift.data.examples import Examples, check_characters, listed
+from minift.data.folders import Kind, all_files, class_folders
+from minift.data.labels import keep_part, read_labels
+from minift.data.layout import TextLayout, not_for_directories
+from minift.data.table import Table, decode, read_bytes, read_table
+from minift.errors import UserError
+
+IMAGES_HINT = "; images are a task of their own, --task image-classification"
+TEXT_FILES = Kind(frozenset({".txt"}), "texts", "review.txt", IMAGES_HINT)
+MOST_COLUMNS = 100  # other columns of a row that are kept; a file of more is mostly one of keys that differ from row to row
+
+
+@dataclass
+class Texts(Examples):
+    """Texts, or pairs of texts, with their labels. `lines` where a table lists them, `files` where each is a file of its own."""
+
+    texts: list[str]
+    pairs: list[str] | None = None
+    labels: list[str] | list[float] | list[list[str]] | None = None  # by the kind of label that was asked for
+    shortened: int = 0  # labels of which --label-part has kept a part
+    files: list[Path] | None = None
+
+    ROWS = ("texts", "pairs", "labels", "files")
+
+    def inputs(self) -> list[dict[str, str]]:
+        if self.pairs is None:
+            return [{"text": text} for text in self.texts]
+        return [{"text": text, "pair": pair} for text, pair in zip(self.texts, self.pairs, strict=True)]
+
+    def example(self) -> str:
+        return '"some text"' if self.pairs is None else '"some text" --pair "another text"'
+
+    def where(self, row: int) -> str:
+        return super().where(row) if self.files is None else str(self.files[row])
+
+    def strata(self) -> list[str] | None:
+        return self.labels if self.labels and isinstance(self.labels[0], str) else None
+
+
+def read_texts(source: str | Path | Iterable, layout: TextLayout, labelled: bool = True, label: str = "name") -> Texts:
+    """Read texts.
+
+    source: the path of a table, `-` for standard input, or a directory of .txt files, a folder a class (the folder `unsup`, as in
+    IMDB, is left out); else an iterable of texts or of (text, pair) tuples, which is gone through once.
+    labelled: every row must have a label; else no label column is looked for.
+    label: what a label is: "name" (labels: list[str]), "number" (list[float]) or "names" (list[list[str]]); see labels.py.
+
+    Raises UserError, with file and line, for a missing or empty file, broken encoding, a column that is not there, a row of
+    another width than the header, a row without a label; with its index for an input that is no text.
+    Tests: tests/data/test_reading.py, test_inputs.py.
+    """
+    if not isinstance(source, str | Path):
+        return from_list(source, labelled)
+    check_characters(str(source), "the path of a file")
+    if os.path.isdir(source):
+        return from_folders(Path(source), layout, labelled, label)
+    table = read_table(source, layout)
+    flags = column_flags(table, layout, labelled)
+    if table.columns is None:
+        table.settle(is_header(table, flags, layout.header))
+    pick = choose_columns(table, flags, label)
+    table.decided.append("columns " + ", ".join(f"{role} = {' + '.join(map(table.name, i))}" for role, i in pick.items()))
+    labels, shortened = None, 0
+    if labelled:
+        labels, table, shortened = read_labels(table, pick["label"], layout, label)
+        check_first_label(table, labels, layout, label)
+    texts, pairs = (as_texts(table, pick[role]) if role in pick else None for role in ("text", "pair"))
+    empty = sum(not text.strip() for text in texts)
+    table.decided += [f"{empty} rows with an empty text"] if empty else []
+    others = other_columns(table, {i for columns in pick.values() for i in columns})
+    return Texts(table.path, texts, pairs, labels, shortened, lines=table.lines, decided=table.decided, columns=others)
+
+
+def column_flags(table: Table, layout: TextLayout, labelled: bool) -> dict[str, str | None]:
+    """Role -> the column that was given for it. Lines of texts have no columns, whatever a run remembers of its training file."""
+    flags = {"text": layout.text_column, "pair": layout.pair_column} | ({"label": layout.label_column} if labelled else {})
+    if table.kind == "lines":
+        unfit = [f"--{role}-column {name}" for role, name in flags.items() if name not in (None, "text", "1")]
+        table.decided += [f"{', '.join(unfit)} does not apply to lines"] if unfit else []
+        return dict.fromkeys(flags)
+    return flags
+
+
+def check_first_label(table: Table, labels: list, layout: TextLayout, label: str) -> None:
+    if layout.header == "auto" and table.columns is None and label == "name" and len(labels) > 2 and labels[0] not in labels[1:]:
+        raise UserError(f"{table.where(0)}: the label {labels[0]!r} is found in the first row alone; if that row is a header, "
+                        "add --header yes, else --header no")  # fmt: skip
+
+
+def as_texts(table: Table, columns: list[int]) -> list[str]:
+    """The text of each row; of several columns those that are not empty, joined by a blank."""
+    if columns[1:]:
+        several = [[cell or "" for cell in table.cells(i)] for i in columns]
+        for i, cells in zip(columns, several, strict=True):
+            check_texts(table, i, cells)
+            empty = sum(not cell.strip() for cell in cells)
+            table.decided += [f"{table.name(i)} is empty in {empty:,} rows"] if empty else []
+        return [" ".join(filter(str.strip, cells)) for cells in zip(*several, strict=True)]
+    return check_texts(table, columns[0], table.cells(columns[0]))
+
+
+def check_texts(table: Table, column: int, cells: list) -> list[str]:
+    for row, cell in enumerate(cells):
+        if not isinstance(cell, str):
+            where = f"{table.where(row)}: column {table.name(column)}"
+            raise UserError(f"{where}: a text is expected, found {'null' if cell is None else repr(cell)[:60]}")
+        if not cell.isascii():
+            check_characters(cell, f"{table.where(row)}: column {table.name(column)}")
+    return cells
+
+
+def other_columns(table: Table, taken: set[int]) -> dict[str, list]:
+    """The cells that are neither text nor label, by column, so that predictions can repeat them."""
+    others = [i for i in range(table.width) if i not in taken]
+    if len(others) > MOST_COLUMNS:
+        table.decided.append(f"{len(others):,} other columns not kept for predictions, which is done for {MOST_COLUMNS} at most")
+        return {}
+    columns: dict[str, list] = {}
+    for i in others:
+        name = table.name(i)
+        columns[f"{name}_{i + 1}" if name in columns else name] = table.cells(i)
+    return columns
+
+
+def from_folders(path: Path, layout: TextLayout, labelled: bool, label: str) -> Texts:
+    if labelled and label != "name":
+        raise UserError(f"{path}: a directory, whose folders are classes; for this task a table is expected")
+    labels = None
+    if labelled:
+        files, labels, decided = class_folders(path, TEXT_FILES, without=frozenset({"unsup"}))
+    else:
+        files, decided = all_files(path, TEXT_FILES)
+    decided += not_for_directories(layout)
+    texts = []
+    for file in files:
+        said: list[str] = []
+        name, raw = read_bytes(file)
+        texts.append(decode(name, raw, layout.encoding, said).strip("\n"))
+        decided += [one for one in said if one not in decided]
+    empty = sum(not text.strip() for text in texts)
+    decided += [f"{empty} rows with an empty text"] if empty else []
+    labels, shortened = keep_part(labels, layout.label_part) if labels else (None, 0)
+    return Texts(path, texts, None, labels, shortened, files, decided=decided, columns={"file": list(map(str, files))})
+
+
+def from_list(source: Iterable, labelled: bool) -> Texts:
+    """Texts, or (text, pair) tuples, that come from no file."""
+    if labelled:
+        raise UserError("texts that come from no file have no labels; name a file")
+    inputs = listed(source, "texts")
+    several = bool(inputs) and isinstance(inputs[0], tuple | list)
+    for i, one in enumerate(inputs):
+        pair = isinstance(one, tuple | list)
+        if pair != several and (pair or isinstance(one, str)):
+            raise UserError(
+                f"input {i}: {'a pair' if pair else 'a single text'}, where input 0 is {'a pair' if several else 'a single text'}"
+            )
+        if several and pair and len(one) != 2:
+            raise UserError(f"input {i}: a text and its pair are expected, found {len(one)} values")
+        for text in one if several and pair else (one,):
+            if not isinstance(text, str):
+                raise UserError(f"input {i}: a text is expected, found {type(text).__name__} ({str(text)[:40]})")
+            check_characters(text, f"input {i}")
+    texts = [one[0] for one in inputs] if several else inputs
+    return Texts(Path("inputs"), texts, [one[1] for one in inputs] if several else None, given=True)
