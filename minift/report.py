@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from torch.nn import BatchNorm2d
 
-<<<<<<< HEAD
 from minift.errors import look_up
 from minift.finetuned import predictions
 from minift.flags import spelled
@@ -20,43 +19,6 @@ from minift.models import MODELS
 from minift.runs import describe_device
 from minift.specs import as_option, options_of
 from minift.tables import table
-=======
-from minift.methods.surgery import lengthened
-from minift.metrics.classification import per_class
-
-
-def table(header: list[str], rows: list[list]) -> str:
-    """Columns two blanks apart: numbers to the right, words to the left."""
-    lines = [header, *([as_text(cell) for cell in row] for row in rows)]
-    columns = []
-    for i, cells in enumerate(zip(*lines, strict=True)):
-        width = max(map(len, cells))
-        words = any(isinstance(row[i], str) and row[i] for row in rows)
-        columns.append([cell.ljust(width) if words else cell.rjust(width) for cell in cells])
-    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
-
-
-def as_text(cell: str | int | float) -> str:
-    return cell if isinstance(cell, str) else f"{cell:,}" if isinstance(cell, int) else f"{cell:.4f}"
-
-
-def class_table(labels: list[str], confusion: np.ndarray) -> str:
-    """Precision, recall, F1 and rows of every class; the confusion matrix beside them where it is not too wide."""
-    figures = per_class(confusion)
-    header = ["label", *figures]
-    rows = [[label, *(float(v[i]) for v in list(figures.values())[:3]), int(figures["rows"][i])] for i, label in enumerate(labels)]
-    if len(labels) <= 8:
-        header += [f"-> {label[:12]}" for label in labels]
-        rows = [row + [int(n) for n in confusion[i]] for i, row in enumerate(rows)]
-    return table(header, rows)
-
-
-def bars(values: list[float], width: int = 60) -> str:
-    """A curve in one line of text; values: 0 or more."""
-    blocks = " ▁▂▃▄▅▆▇█"
-    picked = [values[round(i * (len(values) - 1) / max(1, width - 1))] for i in range(min(width, len(values)))]
-    return "".join(blocks[round(value / (max(values) or 1) * 8)] for value in picked)
->>>>>>> h/metrics
 
 
 def short(text: str, spare: int = 0) -> str:

@@ -10,15 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-<<<<<<< HEAD
 from minift.cache import OnTheFly
 from minift.data.batching import Batch, Data, in_order
-=======
-from minift.cache import Recomputed
-from minift.data.batching import in_order
-from minift.finetuned import score
-from minift.metrics.classification import HIGHER_IS_BETTER
->>>>>>> h/metrics
 from minift.optim.logistic import fit_logistic, sweep_l2
 from minift.training import Progress, evaluate, rank_of
 

@@ -7,8 +7,6 @@ import math
 
 import numpy as np
 
-HIGHER_IS_BETTER = {"loss": False, "accuracy": True, "f1_macro": True, "matthews": True}
-
 
 def confusion_matrix(gold: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     """Number of rows by right and predicted class. gold, predicted: (N) integers in 0 .. classes-1."""

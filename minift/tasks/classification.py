@@ -18,31 +18,11 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-<<<<<<< HEAD
 from minift.data.batching import Batch, Data
 from minift.data.examples import Examples
-from minift.metrics import classification_metrics, confusion_matrix, per_class
+from minift.metrics.classification import classification_metrics, confusion_matrix, per_class
 from minift.tables import table
 from minift.tasks.task import Meter, PooledLinear, Task
-=======
-from minift.data.batching import Batch
-from minift.metrics.classification import classification_metrics, confusion_matrix
-
-
-class Classifier(nn.Module):
-    """A body and the linear head on what it pools."""
-
-    def __init__(self, body: nn.Module, classes: int):
-        super().__init__()
-        self.body = body
-        self.dropout = nn.Dropout(body.config.head_dropout)
-        self.head = nn.Linear(body.config.width, classes)
-        body.initialise(self.head)
-
-    def forward(self, batch: Batch) -> Tensor:
-        state = self.body(*batch.inputs) if batch.state is None else self.body.resume(batch.state, batch.done)
-        return self.head(self.dropout(state.pooled))  # (B, D) -> (B, C)
->>>>>>> h/metrics
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,11 @@ class TextClassification(Classification):
         if self.pairs and self.max_length < 5:
             raise UserError(f"--max-length {self.max_length}: expected 5 or more for pairs, of which 3 are special")
         if (examples.pairs is not None) != self.pairs:
-            trained = "pairs of texts, and here is one text a row (--pair on the command line)" if self.pairs else "single texts, and here are pairs"
+            trained = (
+                "pairs of texts, and here is one text a row (--pair on the command line)"
+                if self.pairs
+                else "single texts, and here are pairs"
+            )
             raise UserError(f"{examples.path}: the run was trained on {trained}")
         tokens, types, cut = encode(checkpoint.tokenizer, examples.texts, examples.pairs, self.max_length)
         return Encoded(
