@@ -5,14 +5,13 @@ from functools import partial as partial_function
 
 import pytest
 import torch
+from loop import batch_of, classifier, logits
 from tiny import tiny_body, tiny_resnet
 
 from minift.checkpointing import checkpoint_activations
-from minift.data.batching import Batch
 from minift.methods.full import full, partial
 from minift.methods.surgery import freeze
 from minift.optim.precision import around
-from minift.tasks.classification import Classification
 
 TOKENS = torch.randint(5, 60, (4, 9), generator=torch.Generator().manual_seed(0))
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -25,7 +24,7 @@ def test_same_gradients_and_buffers(kind, stages, dtype):
     body = tiny_body(hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.3) if kind == "bert" else tiny_resnet()
     freeze(body)
     full(body) if stages is None else partial(body, stages=stages)
-    plain = Classification(["a", "b"], "cls").model(body)
+    plain = classifier(body)
     lean = copy.deepcopy(plain)
     precision = around(dtype)
     checkpoint_activations(lean.body, precision)
@@ -35,9 +34,8 @@ def test_same_gradients_and_buffers(kind, stages, dtype):
         torch.manual_seed(1)
         for _ in range(2):  # two batches, as in an accumulated step
             with precision:
-                loss = torch.nn.functional.cross_entropy(
-                    model(Batch((TOKENS if kind == "bert" else IMAGES,), None)), torch.tensor([0, 1, 1, 0])
-                )
+                made = logits(model, batch_of((TOKENS if kind == "bert" else IMAGES,)))
+                loss = torch.nn.functional.cross_entropy(made, torch.tensor([0, 1, 1, 0]))
             loss.backward()
             losses.append(loss.item())
     assert losses[:2] == losses[2:]

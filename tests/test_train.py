@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import minift
 import train
 from minift import evaluate, predict
 from minift.errors import UserError
+from minift.options import options_of
 from minift.pretrained import read
 
 CHECKOUT = Path(__file__).parents[1]
@@ -67,7 +69,7 @@ def test_what_a_run_leaves(tmp_path, base, capsys):
     assert {path.name for path in directory.iterdir()} == {"config.json", "metrics.jsonl", "result.json", "model"}
     assert {path.name for path in (directory / "model").iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
     config = json.loads((directory / "config.json").read_text())
-    assert set(config["flags"]) == set(train.Options.__dataclass_fields__) and config["flags"]["lr"] == 1e-2
+    assert set(config["flags"]) == {f.name for f in fields(options_of("text-classification"))} and config["flags"]["lr"] == 1e-2
     assert config["flags"]["max_length"] == 40 and config["versions"]["minift"] == minift.__version__
     steps = [event for event in events(directory) if event["split"] == "train"]
     assert [event["step"] for event in steps] == list(range(1, 13))

@@ -1,21 +1,19 @@
 """Stages that are switched off and on while a run lasts: off means no gradient, no decay, no state, no moving statistics."""
 
 import copy
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
+from loop import Nowhere, classifier, encoded, train_with
 from tiny import CONFIG, tiny_body
 
-import train
-from minift.data.tokenising import Encoded
 from minift.methods.full import full, partial
 from minift.methods.surgery import freeze
 from minift.optim.adamw import AdamW
 from minift.optim.groups import make_groups, switch
 from minift.optim.unfreezing import all_at, chain, gradual
-from minift.tasks.text_classification import TextClassification
+from minift.tasks.classification import Classification
 
 STAGES = ["embeddings", "layer 0", "layer 1", "head"]
 
@@ -35,16 +33,13 @@ def test_all_at():
     assert [all_at(STAGES, 0, epoch, n=2) for epoch in range(3)] == [["head"], ["head"], STAGES]
 
 
-class Watching:
+class Watching(Nowhere):
     """Takes the place of the run: looks at the model when an epoch is over."""
 
     def __init__(self):
         self.seen = []
 
-    def log(self, events):
-        pass
-
-    def save(self, model):
+    def save(self, model, task):
         self.seen.append(copy.deepcopy(model.state_dict()))
 
 
@@ -52,7 +47,7 @@ def model_of(method):
     body = tiny_body(pool="mean")
     freeze(body)
     method(body)
-    return TextClassification(["a", "b"], "mean").model(body)
+    return classifier(body, pool="mean")
 
 
 @pytest.mark.parametrize("method", [full, lambda body: partial(body, stages=2)])
@@ -60,13 +55,12 @@ def test_a_stage_that_is_off_stands_still_and_starts_at_its_own_step_1(method):
     random = np.random.default_rng(0)
     lengths = random.integers(2, 10, 20)
     tokens = [random.integers(5, CONFIG.vocab_size, n) for n in lengths]
-    data = Encoded(tokens, None, lengths, random.integers(0, 2, 20), CONFIG.pad_token_id, 40, 0)
-    model, task = model_of(method), TextClassification(["a", "b"], "mean")
+    data = encoded(tokens, random.integers(0, 2, 20))
+    model, task = model_of(method), Classification(["a", "b"], "mean")
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     start = copy.deepcopy(model.state_dict())
     optimizer, run = AdamW(make_groups(model, 1e-2, 0.5)), Watching()
-    limits = {"epochs": 5, "batch_size": 5, "accumulate": 1, "clip": 1.0, "seed": 0, "monitor": "loss", "patience": None}
-    train.fit(model, task, data, None, optimizer, lambda step: 1.0, run, unfreezing=gradual, precision=nullcontext(), **limits)
+    train_with(model, task, data, optimizer, run, unfreezing=gradual, epochs=5, batch_size=5)
     prefixes = {f"body.{name}.": stage for stage, names in model.body.stages.items() for name in names}
     order = ["head", *reversed(model.body.stages)]
     for epoch, weights in enumerate(run.seen):

@@ -1,7 +1,6 @@
-"""train.py's own fit against transformers' model, torch's AdamW and transformers' schedule: losses and weights of 20 steps."""
+"""The training loop against transformers' model, torch's AdamW and transformers' schedule: losses and weights of 20 steps."""
 
 import json
-from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 
@@ -9,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from loop import classifier, encoded, train_with
 from tiny import CONFIG, converted_directory, tiny_body
 
-import train
 from minift.data.batching import shuffled
 from minift.data.tokenising import Encoded
 from minift.formats.huggingface import to_huggingface
@@ -22,7 +21,7 @@ from minift.optim.groups import make_groups
 from minift.optim.schedules import linear
 from minift.pretrained import read
 from minift.runs import Run
-from minift.tasks.text_classification import TextClassification
+from minift.tasks.classification import Classification
 
 LR, DECAY, CLIP, BATCH, EPOCHS, SEED = 1e-2, 0.1, 0.5, 4, 2, 7
 
@@ -33,18 +32,18 @@ def rows() -> Encoded:
     lengths = random.integers(2, 10, 37)
     tokens = [random.integers(5, CONFIG.vocab_size, n) for n in lengths]
     types = [(np.arange(n) >= n // 2).astype(np.int64) for n in lengths]
-    return Encoded(tokens, types, lengths, random.integers(0, 3, 37), CONFIG.pad_token_id, 40, 0)
+    return encoded(tokens, random.integers(0, 3, 37), types)
 
 
 @pytest.mark.parametrize("method", [full.full, probe.probe])
 def test_twenty_steps(tmp_path, method):
     no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     base = converted_directory(tmp_path / "base", tiny_body(**no_dropout))
-    data, task = rows(), TextClassification(["a", "b", "c"], "cls")
+    data, task = rows(), Classification(["a", "b", "c"], "cls")
     body = read(base).body(dtype=torch.float64)
     freeze(body)
     method(body)
-    model = task.model(body).double()
+    model = classifier(body, 3).double()
 
     reference = transformers.BertForSequenceClassification(transformers.BertConfig(**asdict(body.config), num_labels=3)).double()
     weights = to_huggingface(body.state_dict(), body, "bert.") | {f"classifier.{n}": t for n, t in model.head.state_dict().items()}
@@ -55,18 +54,9 @@ def test_twenty_steps(tmp_path, method):
     # minift
     optimizer = AdamW(make_groups(model, LR, DECAY))
     run = Run(tmp_path / "run", read(base))
-    limits = {
-        "epochs": EPOCHS,
-        "batch_size": BATCH,
-        "accumulate": 1,
-        "clip": CLIP,
-        "seed": SEED,
-        "monitor": "accuracy",
-        "patience": None,
-        "label_smoothing": 0.0,
-        "precision": nullcontext(),
-    }
-    progress = train.fit(model, task, data, None, optimizer, partial(linear, T=20, W=4), run, **limits)
+    run.template.task = {"name": "classification"}
+    schedule = partial(linear, T=20, W=4)
+    progress = train_with(model, task, data, optimizer, run, schedule, epochs=EPOCHS, batch_size=BATCH, clip=CLIP, seed=SEED)
     assert progress.step == 20
     events = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
 
@@ -94,7 +84,7 @@ def test_twenty_steps(tmp_path, method):
                     1,
                     torch.from_numpy(data.token_types[row]),
                 )
-            loss = reference(tokens, mask, types, labels=torch.from_numpy(data.labels[batch])).loss
+            loss = reference(tokens, mask, types, labels=torch.from_numpy(data.targets[0][batch])).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(reference.parameters(), CLIP)
             theirs.step()
