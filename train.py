@@ -97,7 +97,7 @@ def run_seeds(given) -> None:
     directory = directory_of(given)
     seeds = list(range(given.seed, given.seed + given.seeds))
     runs = {f"seed-{seed}": replace(given, seed=seed, seeds=1, out=str(directory / f"seed-{seed}")) for seed in seeds}
-    print(summarise(directory, seeds, list(run_each(runs, directory).values()), higher_is_better(given.task)))
+    print(summarise(directory, seeds, list(run_each(runs, directory, "seeds").values()), higher_is_better(given.task)))
 
 
 def run_grid(given) -> None:
@@ -112,11 +112,11 @@ def run_grid(given) -> None:
         runs[label] = replace(given, **chosen, out=str(directory / label))
     higher = higher_is_better(given.task)
     monitor = next(iter(higher)) if given.monitor is None else given.monitor
-    print(choose_best(directory, run_each(runs, directory), monitor, higher[monitor]))
+    print(choose_best(directory, run_each(runs, directory, "runs"), monitor, higher[monitor]))
 
 
-def run_each(runs: dict[str, object], directory: Path) -> dict[str, dict | None]:
-    """The results of several runs; None for one that diverged."""
+def run_each(runs: dict[str, object], directory: Path, what: str) -> dict[str, dict | None]:
+    """The results of several runs; None for one that diverged. what: they are, as seeds."""
     results = {}
     for label, options in runs.items():
         print(f"\n======== {label}\n", flush=True)
@@ -127,7 +127,7 @@ def run_each(runs: dict[str, object], directory: Path) -> dict[str, dict | None]
             results[label] = None
     if not any(results.values()):
         raise UserError(f"all {len(runs)} runs have diverged; try a lower --lr")
-    print(f"\n======== {len(runs)} runs, in {directory}\n")
+    print(f"\n======== {len(runs)} {what}, in {directory}\n")
     return results
 
 
