@@ -8,7 +8,7 @@ from torch import nn
 
 from minift.errors import UserError
 from minift.methods import METHODS
-from minift.methods.surgery import freeze
+from minift.methods.surgery import check_tensors, freeze
 from minift.specs import parse
 
 
@@ -41,6 +41,7 @@ def adapt(body: nn.Module, spec: str) -> None:
     for one, method in zip(split(spec), parse_methods(spec), strict=True):
         try:
             method(body)
+            check_tensors(body)
         except ValueError as error:
             raise UserError(f"--method {one}: {error}") from None
 

@@ -2,7 +2,12 @@
 
 `freeze` switches a whole body off; a method then thaws, or wraps, what it trains. From then on `requires_grad` says what is
 trained: it is what is counted, grouped for the optimiser, stepped and saved. Whatever is wrapped keeps the dotted name that it has
-in the plain model: the segment `base` of a wrapper is left out wherever a name is shown or saved.
+in the plain model: the segment of a wrapper is left out wherever a name is shown or saved.
+
+What a wrapper adds is saved where it is a parameter, or a buffer with persistent=True. A buffer with persistent=False is not: it
+must be computed again from the options, with a generator of its own. Plain tensor attributes are not moved to another device or
+dtype, so there must be none. State that several wrappers share is a module that the first of them registers; all of them hold it
+as `Shared(module)`, so that each tensor has one name. prefix.py is the example.
 Proved by tests/methods/test_surgery.py, and for every method by tests/contract/.
 """
 
@@ -15,9 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+SEGMENT = "_wrapped"  # of a dotted name: what a wrapper calls the module inside; no model calls one of its modules so
+
 
 class Wrapper(nn.Module):
-    """A module of the plain model, whole as `base`, and beside it what a method adds.
+    """A module of the plain model, whole as `self.base`, and beside it what a method adds.
 
     A wrapper that a plain layer can stand for defines `merged`; any other says in `unmergeable` why not. Its `forward` calls
     `self.base`, with what the module that it wraps is called with.
@@ -28,11 +35,25 @@ class Wrapper(nn.Module):
 
     def __init__(self, base: nn.Module):
         super().__init__()
-        self.base = base
+        self.add_module(SEGMENT, base)
+
+    @property
+    def base(self) -> nn.Module:
+        return self._modules[SEGMENT]
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the plain layer that does what this one does, given those of `base`, in their dtype."""
         raise ValueError(f"{type(self).__name__} cannot be merged: {self.unmergeable}")
+
+
+class Shared:
+    """A module that several wrappers call and one of them registers. It is no module itself, so nothing is registered twice."""
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+
+    def __call__(self, *inputs):
+        return self.module(*inputs)
 
 
 # ---- freeze, thaw ----
@@ -70,7 +91,7 @@ def plain(module: nn.Module) -> nn.Module:
 
 def plain_name(name: str) -> str:
     """The dotted name that a module or a tensor has in the plain model."""
-    return ".".join(part for part in name.split(".") if part != "base")
+    return ".".join(part for part in name.split(".") if part != SEGMENT)
 
 
 def plain_modules(body: nn.Module, name: str = "") -> dict[str, nn.Module]:
@@ -117,10 +138,10 @@ def find(body: nn.Module, sites: str, defaults: tuple[str, ...] = ()) -> dict[st
 def wrap(body: nn.Module, sites: dict[str, nn.Module], make: Callable[[nn.Module], Wrapper]) -> None:
     """Put `make(module)` in the place of every module of `sites`, as `find` gives them: of all, or of none.
 
-    Raises ValueError as `make` does, and where two wrappers of a module would have parameters of one name, as they would change
-    the same thing.
+    Raises ValueError as `make` does, and where a tensor that a wrapper adds would have the name of another: of one that an earlier
+    wrapper of the module has, as both would change the same thing, or of one of the plain model.
     """
-    made = {}
+    made, taken = {}, {plain_name(name) for name, _ in all_tensors(body)}
     for name, module in sites.items():
         try:
             made[name] = make(module)
@@ -128,18 +149,44 @@ def wrap(body: nn.Module, sites: dict[str, nn.Module], make: Callable[[nn.Module
             raise ValueError(f"{name}: {error}") from None
         inner, new = module, own_names(made[name])
         while isinstance(inner, Wrapper):
-            if shared := own_names(inner) & new:
-                there, here, both = type(inner).__name__, type(made[name]).__name__, ", ".join(sorted(shared))
+            if both := own_names(inner) & new:
+                there, here, both = type(inner).__name__, type(made[name]).__name__, ", ".join(sorted(both))
                 raise ValueError(f"{name}: {there} is there already, and {here} has {both} as well; a site takes one of them")
             inner = inner.base
-        if shared := new & set(own_tensors(inner)):
-            raise ValueError(f"{name} has a {min(shared)} of its own; what a wrapper adds must be called otherwise")
+        if both := {leaf for leaf in new if f"{name}.{leaf}" in taken}:
+            raise ValueError(f"{name} has a {min(both)} of its own; what a wrapper adds must be called otherwise")
+        taken |= {f"{name}.{leaf}" for leaf in new}
     for name, wrapper in made.items():
         put(body, name, wrapper)
 
 
+def all_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Every parameter and buffer under each name that it is registered by."""
+    return [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+
+
 def own_names(wrapper: Wrapper) -> set[str]:
-    return {name for name, _ in wrapper.named_parameters() if not name.startswith("base.")}
+    """Dotted names of the tensors that a wrapper adds, counted from it."""
+    return {name for name, _ in all_tensors(wrapper) if not name.startswith(SEGMENT + ".")}
+
+
+def check_tensors(body: nn.Module) -> None:
+    """What the surgery owes to everything that follows: each tensor has one name, which a stage holds. For authors of methods.
+
+    Raises ValueError with the name of a tensor that is registered twice, as itself or as another of the same memory, or outside
+    of every stage.
+    """
+    way = "state that layers share is a module of the first wrapper that uses it, and the others hold surgery.Shared(module)"
+    prefixes = tuple(name + "." for names in body.stages.values() for name in names)
+    seen = {}
+    for name, tensor in all_tensors(body):
+        name = plain_name(name)
+        if not name.startswith(prefixes):
+            raise ValueError(f"{name} belongs to no stage of the body; {way}")
+        key = (tensor.data_ptr(), tensor.shape) if tensor.device.type != "meta" and tensor.numel() else id(tensor)
+        if key in seen:
+            raise ValueError(f"{name} is the same tensor as {seen[key]}; {way}")
+        seen[key] = name
 
 
 def put(body: nn.Module, name: str, module: nn.Module) -> None:
@@ -200,25 +247,32 @@ def unmerge(body: nn.Module, wrapped: dict[str, Wrapper]) -> None:
 # ---- delta ----
 
 
-def delta(body: nn.Module) -> dict[str, Tensor]:
-    """What the method trains or brings along, under the plain model's names: all that a run must save besides its base.
+def plain_tensors(body: nn.Module) -> dict[str, Tensor]:
+    """The state dict, the body's own tensors, under the plain model's names."""
+    tensors = {}
+    for name, tensor in body.state_dict(keep_vars=True).items():
+        assert plain_name(name) not in tensors, f"two tensors would be saved as {plain_name(name)}"
+        tensors[plain_name(name)] = tensor
+    return tensors
 
-    Parameters that train, what wrappers add, and the statistics of BatchNorms that move. Ask after the surgery, before
-    unfreezing switches anything off; the tensors are the body's own.
+
+def delta(body: nn.Module) -> dict[str, Tensor]:
+    """What the method trains or adds, under the plain model's names: all that a run must save besides its base.
+
+    Ask after the surgery, before unfreezing switches anything off; the tensors are the body's own.
     """
-    at_home = {f"{name}.{leaf}" for name, module in plain_modules(body).items() for leaf in own_tensors(plain(module))}
-    moving = {
-        f"{name}.{leaf}"
+    tensors = plain_tensors(body)
+    of_plain_model = {f"{name}.{leaf}" for name, module in plain_modules(body).items() for leaf in own_tensors(plain(module))}
+    trained = {name for name, tensor in tensors.items() if tensor.requires_grad}
+    added_by_wrappers = tensors.keys() - of_plain_model
+    moving_statistics = {
+        plain_name(f"{name}.{leaf}")
         for name, module in body.named_modules()
-        if isinstance(module, _BatchNorm) and module.weight.requires_grad
+        if isinstance(module, _BatchNorm) and module.affine and module.weight.requires_grad
         for leaf in own_tensors(module)
     }
-    tensors = body.state_dict(keep_vars=True)
-    return {
-        plain_name(name): tensor
-        for name, tensor in tensors.items()
-        if tensor.requires_grad or name in moving or plain_name(name) not in at_home
-    }
+    saved = trained | added_by_wrappers | moving_statistics
+    return {name: tensor for name, tensor in tensors.items() if name in saved}
 
 
 def own_tensors(module: nn.Module) -> list[str]:

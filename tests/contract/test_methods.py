@@ -151,7 +151,7 @@ def test_the_table_counts_what_trains(spec, model, capsys):
 def test_names_are_those_of_the_plain_model(spec, model):
     body, plain = operated(spec, on=model), plain_body(model).state_dict()
     for name in delta(body):
-        assert "base" not in name.split("."), f"{spec} on {model}: {name} is no name of the plain model"
+        assert surgery.SEGMENT not in name.split("."), f"{spec} on {model}: {name} is no name of the plain model"
     lost = plain.keys() - {plain_name(name) for name in body.state_dict()}
     assert not lost, f"{spec} on {model}: {lost} of the plain model are gone"
 

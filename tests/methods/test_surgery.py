@@ -10,7 +10,7 @@ from torch import nn
 
 from minift.methods.houlsby import houlsby
 from minift.methods.pfeiffer import pfeiffer
-from minift.methods.surgery import Wrapper, find, freeze, thaw, wrap, wrappers
+from minift.methods.surgery import Wrapper, delta, find, freeze, load_delta, plain, plain_tensors, thaw, wrap, wrappers
 from minift.models.bert import Bert
 from minift.models.body import Body
 
@@ -89,17 +89,107 @@ def test_a_copy_freezes_itself_and_not_the_original():
     assert twin.layers[0].training and not body.layers[0].training
 
 
-class Named(Wrapper):
-    def __init__(self, base):
+class Adds(Wrapper):
+    """A wrapper that adds tensors of these names, each a parameter of one number."""
+
+    def __init__(self, base, *names, persistent=True):
         super().__init__(base)
-        self.weight = nn.Parameter(torch.ones(16))
+        for name in names:
+            *parents, leaf = name.split(".")
+            module = self
+            for parent in parents:
+                module.add_module(parent, nn.Module())
+                module = getattr(module, parent)
+            if leaf.startswith("buffer"):
+                module.register_buffer(leaf, torch.ones(1), persistent=persistent)
+            else:
+                setattr(module, leaf, nn.Parameter(torch.ones(1)))
 
 
-def test_a_wrapper_may_not_take_a_name_of_the_layer():
+def frozen_body():
     body = tiny_body()
-    with pytest.raises(ValueError, match=r"^layers\.0\.attention\.query has a weight of its own"):
-        wrap(body, find(body, "query"), Named)
+    freeze(body)
+    return body
+
+
+COLLISIONS = {
+    "of the layer itself": ("query", ("weight",), r"^layers\.0\.attention\.query has a weight of its own"),
+    "of a module inside": ("pooler", ("dense.weight",), r"^pooler has a dense\.weight of its own"),
+    "of what is inside a layer": ("layer", ("attention.query.bias",), r"^layers\.0 has a attention\.query\.bias of its own"),
+}
+
+
+@pytest.mark.parametrize("case", COLLISIONS)
+def test_a_wrapper_may_not_take_a_name_of_the_plain_model(case):
+    sites, names, said = COLLISIONS[case]
+    body = frozen_body()
+    with pytest.raises(ValueError, match=said):
+        wrap(body, find(body, sites), lambda module: Adds(module, *names))
     assert not wrappers(body)
+
+
+@pytest.mark.parametrize("inner_first", [False, True])
+def test_a_wrapper_may_not_take_a_name_of_a_wrapper_elsewhere(inner_first):
+    """Both would be saved as pooler.dense.A; as one operation, as two, in both orders."""
+    steps = [("pooler", "dense.A"), ("pooler\\.dense", "A")]
+    body = frozen_body()
+    first, second = reversed(steps) if inner_first else steps
+    wrap(body, find(body, first[0]), lambda module: Adds(module, first[1]))
+    with pytest.raises(ValueError, match=r"^pooler(\.dense)? has a (dense\.)?A of its own"):
+        wrap(body, find(body, second[0]), lambda module: Adds(module, second[1]))
+    body = frozen_body()
+    names = iter(("dense.A", "A"))
+    with pytest.raises(ValueError, match=r"^pooler\.dense has a A of its own"):
+        wrap(body, find(body, "pooler/pooler\\.dense"), lambda module: Adds(module, next(names)))
+    assert not wrappers(body)
+
+
+def test_buffers_collide_as_parameters_do():
+    body = frozen_body()
+    wrap(body, find(body, "query"), lambda module: Adds(module, "buffer"))
+    with pytest.raises(ValueError, match="Adds is there already"):
+        wrap(body, find(body, "query"), lambda module: Adds(module, "buffer"))
+
+
+def test_a_child_of_a_wrapper_that_is_called_as_one_of_the_layer_keeps_both_apart():
+    """pooler.dense of the model, pooler.dense.A of the wrapper: two tensors of the delta, each loaded where it belongs."""
+    body = frozen_body()
+    wrap(body, find(body, "pooler"), lambda module: Adds(module, "dense.A"))
+    thaw(plain(body.pooler).dense)
+    assert delta(body).keys() == {"pooler.dense.weight", "pooler.dense.bias", "pooler.dense.A"}
+    load_delta(body, {name: tensor.detach() + 1 for name, tensor in delta(body).items()})
+    assert body.pooler.dense.A.item() == 2.0
+    assert torch.equal(plain(body.pooler).dense.weight, tiny_body().pooler.dense.weight + 1)
+
+
+class WithBase(Body):
+    """A plain model one of whose modules is called base."""
+
+    SITES: ClassVar = {"inner": r"base\.inner"}
+    STAGES: ClassVar = {"base": "base"}
+    TOP: ClassVar = ()
+
+    def __init__(self):
+        super().__init__()
+        self.base = nn.Sequential()
+        self.base.add_module("inner", nn.Linear(2, 2))
+
+
+def test_a_model_may_call_a_module_base():
+    body = WithBase()
+    freeze(body)
+    assert plain_tensors(body).keys() == body.state_dict().keys() == {"base.inner.weight", "base.inner.bias"}
+    wrap(body, find(body, "inner"), lambda module: Adds(module, "A"))
+    assert plain_tensors(body).keys() == {"base.inner.weight", "base.inner.bias", "base.inner.A"}
+    assert list(delta(body)) == ["base.inner.A"] and body.base.inner.base is plain(body.base.inner)
+
+
+def test_two_tensors_of_one_name_are_never_saved():
+    body = frozen_body()
+    wrap(body, find(body, "pooler"), Adds)
+    body.pooler.dense = nn.Linear(1, 1)  # behind wrap's back
+    with pytest.raises(AssertionError, match=r"two tensors would be saved as pooler\.dense\.weight"):
+        delta(body)
 
 
 class PreLN(Bert):
