@@ -41,6 +41,10 @@ class Wrapper(nn.Module):
     def base(self) -> nn.Module:
         return self._modules[SEGMENT]
 
+    def term(self) -> Tensor | None:
+        """A scalar that is added to the loss once a step, whatever the batch, say AdaLoRA's orthogonality; None: nothing."""
+        return None
+
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the plain layer that does what this one does, given those of `base`, in their dtype."""
         raise ValueError(f"{type(self).__name__} cannot be merged: {self.unmergeable}")
@@ -79,6 +83,12 @@ def lengthened(body: nn.Module) -> int:
     return sum(module.lengthens for module in body.modules() if isinstance(module, Wrapper))
 
 
+def terms(body: nn.Module) -> Tensor | None:
+    """The sum of what the wrappers add to the loss; None where none does."""
+    found = [term for module in body.modules() if isinstance(module, Wrapper) and (term := module.term()) is not None]
+    return sum(found[1:], found[0]) if found else None
+
+
 # ---- sites, wrap ----
 
 
@@ -110,29 +120,51 @@ def wrappers(body: nn.Module) -> dict[str, Wrapper]:
 def find(body: nn.Module, sites: str, defaults: tuple[str, ...] = ()) -> dict[str, nn.Module]:
     """The modules at the sites, under their dotted names in the plain model.
 
-    sites: roles of `body.SITES`, or regular expressions that such a name matches in full, joined by `/`; empty: the first of
-    `defaults` whose roles this body has. Raises ValueError where one of them finds nothing.
+    sites: roles of `body.SITES`, names of modules, or regular expressions that such a name matches in full, joined by `/`; empty:
+    the first of `defaults` whose roles this body has. Raises ValueError where one of them finds nothing.
     """
-    if not sites:
-        sites = next((roles for roles in defaults if set(roles.split("/")) <= body.SITES.keys()), "")
-        if not sites:
-            wanted = " or ".join(roles.replace("/", " and ") for roles in defaults)
-            raise ValueError(f"it belongs at {wanted}, and a {type(body).__name__} has no such place")
     modules, found = plain_modules(body), {}
-    for site in sites.split("/"):
-        try:
-            pattern = re.compile(body.SITES.get(site, site))
-        except re.error as error:
-            raise ValueError(f"sites={site}: no regular expression ({error})") from None
+    for site in (sites or default_sites(body, defaults)).split("/"):
         if not site:
-            raise ValueError(f"sites={sites}: a role or a regular expression is wanted before and behind every /")
-        at = {name: module for name, module in modules.items() if pattern.fullmatch(name)}
-        if not at:
+            raise ValueError(f"sites={sites}: a role or a regular expression is expected before and behind every /")
+        names = literals(site)
+        if site in body.SITES or not names <= modules.keys():
+            try:
+                pattern = re.compile(body.SITES.get(site, site))
+            except re.error as error:
+                raise ValueError(f"sites={site}: no regular expression ({error})") from None
+            names = {name for name in modules if pattern.fullmatch(name)}
+        if not names:
             near = difflib.get_close_matches(site, list(dict.fromkeys([*body.SITES, *modules])), 3, 0.5)
             meant = f"did you mean {' or '.join(near)}? " if near else ""
             raise ValueError(f"sites={site}: no module has such a name; {meant}known roles are {', '.join(body.SITES)}")
-        found |= at
+        found |= {name: module for name, module in modules.items() if name in names}
     return found
+
+
+def default_sites(body: nn.Module, defaults: tuple[str, ...]) -> str:
+    """The first of `defaults` whose roles this body has."""
+    for roles in defaults:
+        if set(roles.split("/")) <= body.SITES.keys():
+            return roles
+    places = " or ".join(roles.replace("/", " and ") for roles in defaults)
+    raise ValueError(f"it belongs at {places}, and a {type(body).__name__} has no such place")
+
+
+def literals(site: str) -> set[str]:
+    """What a site names if it is no more than names of modules joined by `|`, their dots escaped or not."""
+    return set(site.replace(r"\.", ".").split("|"))
+
+
+def is_literal(body: nn.Module, site: str) -> bool:
+    """Whether a site is a role or names modules, so that no regular expression is compiled for it."""
+    return site in body.SITES or literals(site) <= plain_modules(body).keys()
+
+
+def literal_sites(body: nn.Module, sites: str, defaults: tuple[str, ...]) -> str:
+    """The same sites without a regular expression: each a role, or the names of the modules that it matches."""
+    sites = sites or (default_sites(body, defaults) if defaults else "")
+    return "/".join(site if site in body.SITES else "/".join(find(body, site)) for site in sites.split("/") if sites)
 
 
 def wrap(body: nn.Module, sites: dict[str, nn.Module], make: Callable[[nn.Module], Wrapper]) -> None:

@@ -10,7 +10,21 @@ from torch import nn
 
 from minift.methods.houlsby import houlsby
 from minift.methods.pfeiffer import pfeiffer
-from minift.methods.surgery import Wrapper, delta, find, freeze, load_delta, plain, plain_tensors, thaw, wrap, wrappers
+from minift.methods.surgery import (
+    Shared,
+    Wrapper,
+    check_tensors,
+    delta,
+    find,
+    freeze,
+    load_delta,
+    plain,
+    plain_tensors,
+    terms,
+    thaw,
+    wrap,
+    wrappers,
+)
 from minift.models.bert import Bert
 from minift.models.body import Body
 
@@ -190,6 +204,102 @@ def test_two_tensors_of_one_name_are_never_saved():
     body.pooler.dense = nn.Linear(1, 1)  # behind wrap's back
     with pytest.raises(AssertionError, match=r"two tensors would be saved as pooler\.dense\.weight"):
         delta(body)
+
+
+# ---- state that layers share, terms of the loss ----
+
+
+class Uses(Wrapper):
+    """A Linear layer that adds what a shared module gives; `hold` says how it holds that."""
+
+    def __init__(self, base, shared, hold):
+        super().__init__(base)
+        hold(self, shared)
+
+    def forward(self, x):
+        return self.base(x) + self.shared(x)
+
+
+def registered(wrapper, shared):
+    wrapper.shared = shared
+
+
+def as_frozen_parameters(wrapper, shared):
+    wrapper.shared = copy.copy(shared)
+    wrapper.shared._parameters = {n: nn.Parameter(p.detach(), requires_grad=False) for n, p in shared.named_parameters()}
+
+
+def as_buffers(wrapper, shared):
+    wrapper.register_buffer("matrix", shared.weight.detach(), persistent=False)
+
+
+@pytest.mark.parametrize("hold", [registered, as_frozen_parameters, as_buffers])
+def test_a_tensor_that_is_registered_in_every_layer_is_refused_with_the_way(hold):
+    body, shared = frozen_body(), nn.Linear(16, 16)
+    wrap(body, find(body, "query"), lambda layer: Uses(layer, shared, hold))
+    with pytest.raises(
+        ValueError, match=r"^layers\.1\.attention\.query\.\S+ is the same tensor as .*hold surgery\.Shared\(module\)$"
+    ):
+        check_tensors(body)
+
+
+def test_state_on_the_body_is_refused_with_the_way():
+    body = frozen_body()
+    body.shared = nn.Linear(16, 16)
+    with pytest.raises(ValueError, match=r"^shared\.weight belongs to no stage of the body; .*surgery\.Shared"):
+        check_tensors(body)
+
+
+def test_the_way_one_wrapper_registers_and_all_call():
+    body, module = frozen_body(), nn.Linear(16, 16)
+    made = []
+
+    def make(layer):
+        made.append(Uses(layer, Shared(module), registered))
+        return made[-1]
+
+    wrap(body, find(body, "query"), make)
+    made[0].owned = module
+    check_tensors(body)
+    assert {name.rpartition(".")[2] for name in delta(body)} == {"weight", "bias"} and len(delta(body)) == 2
+    twin = copy.deepcopy(body).double()
+    x = torch.ones(1, 16).double()
+    nn.init.zeros_(twin.layers[0].attention.query.owned.weight)
+    nn.init.zeros_(twin.layers[0].attention.query.owned.bias)
+    query = twin.layers[2].attention.query
+    assert torch.equal(query(x), query.base(x)) and module.weight.any()
+    load_delta(body, {name: tensor.detach() * 0 for name, tensor in delta(body).items()})
+    query = body.layers[1].attention.query
+    assert torch.equal(query(x.float()), query.base(x.float()))
+
+
+class Orthogonal(Wrapper):
+    """A factor whose rows should be orthonormal: |A A^T - 1|^2 is added to the loss."""
+
+    def __init__(self, base):
+        super().__init__(base)
+        self.A = nn.Parameter(torch.arange(32.0).view(2, 16) / 32)
+
+    def forward(self, x):
+        return self.base(x) + (x @ self.A.T).sum(-1, keepdim=True)
+
+    def term(self):
+        return (self.A @ self.A.T - torch.eye(2)).square().sum()
+
+
+def test_terms_of_the_loss():
+    body = frozen_body()
+    assert terms(body) is None
+    wrap(body, find(body, "key"), Adds)
+    assert terms(body) is None
+    wrap(body, find(body, "query"), Orthogonal)
+    A = torch.arange(32.0).view(2, 16) / 32
+    one = (A @ A.T - torch.eye(2)).square().sum()
+    torch.testing.assert_close(terms(body), 3 * one)
+    terms(body).backward()
+    expected = 4 * (A @ A.T - torch.eye(2)) @ A
+    for layer in body.layers:
+        torch.testing.assert_close(layer.attention.query.A.grad, expected)
 
 
 class PreLN(Bert):
