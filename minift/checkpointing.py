@@ -18,9 +18,8 @@ from minift.methods.surgery import trains
 
 
 def checkpoint_activations(body: nn.Module, precision: AbstractContextManager) -> None:
-    """Let every module of `body.walk()` from the lowest that trains on compute its activations again. After the method's surgery.
-
-    precision: the run's, as `optim.precision.around` makes it.
+    """Let every module of `body.walk()`, from the lowest that trains upwards, compute its activations again. Call it after the
+    surgery. precision: the context of the run, which the second forward needs too.
     """
     modules = list(body.walk())
     lowest = next((i for i, module in enumerate(modules) if trains(module)), len(modules))
@@ -36,7 +35,9 @@ def checkpointed(module: nn.Module, forward, precision: AbstractContextManager, 
 
 @contextmanager
 def second_forward(module: nn.Module, precision: AbstractContextManager) -> Iterator[None]:
-    """What surrounded the first forward, and BatchNorms whose statistics do not move: momentum 0 leaves them, bit for bit."""
+    """The precision of the first forward. The second one must not update the running statistics of a BatchNorm again: with
+    momentum 0 they stay as they are, bit for bit, and the count of batches is put back.
+    """
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
     before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
@@ -44,7 +45,7 @@ def second_forward(module: nn.Module, precision: AbstractContextManager) -> Iter
     try:
         with precision:
             yield
-    finally:  # torch leaves by an exception once it has all that it needs
+    finally:  # torch ends the second forward by an exception as soon as it has every tensor that it needs
         for norm, (momentum, batches) in zip(norms, before, strict=True):
             norm.momentum = momentum
             norm.num_batches_tracked.copy_(batches)

@@ -10,28 +10,31 @@ KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 
 
 def parse(spec: str, table: dict[str, str], flag: str) -> Callable:
-    """The function that `table` names, with the options of `spec` bound.
-
-    An option is a parameter of the function that has a default; its type is the default's. Unknown names are answered with the
-    known ones.
-    """
+    """The function that `table` names, with the options of `spec` bound. Unknown names are answered with the known ones."""
     name, _, rest = spec.partition(":")
-    function = look_up(table, name, flag)
+    return bind(look_up(table, name, flag), name, rest, f"{flag} {spec}")
+
+
+def bind(function: Callable, name: str, rest: str, where: str) -> Callable:
+    """The function with the options of `rest`, `option=value,option=value`, bound.
+
+    An option is a parameter of the function that has a default; its type is the default's. where: the beginning of a message.
+    """
     known = options_of(function)
     options = {}
     for part in filter(None, rest.split(",")):
         option, equals, value = part.partition("=")
         if option in options:
-            raise UserError(f"{flag} {spec}: {option} is given twice")
+            raise UserError(f"{where}: {option} is given twice")
         if option not in known or not equals:
             listed = ", ".join(f"{key}={as_option(default)}" for key, default in known.items()) or "none"
             raise UserError(
-                f"{flag} {spec}: {part!r} is no option of {name} (a value holds no comma); options, with their defaults: {listed}"
+                f"{where}: {part!r} is no option of {name} (a value holds no comma); options, with their defaults: {listed}"
             )
         try:
             options[option] = convert(value, type(known[option]))
         except ValueError:
-            raise UserError(f"{flag} {spec}: {option} is {KINDS[type(known[option])]}, not {value!r}") from None
+            raise UserError(f"{where}: {option} is {KINDS[type(known[option])]}, not {value!r}") from None
     return partial(function, **options)
 
 

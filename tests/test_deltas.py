@@ -15,7 +15,7 @@ import train
 from minift.adapting import adapt
 from minift.errors import UserError
 from minift.finetuned import logits_of
-from minift.methods.surgery import delta
+from minift.methods.surgery import SEGMENT, delta
 from minift.pretrained import places, read, read_tensors, write
 
 TEXTS = ["the film was very good", "a bad slow book", "never a good hotel ."]
@@ -40,7 +40,7 @@ def test_a_run_saves_what_trained_and_predicts_with_it(tmp_path, base, method):
     saved = names_saved(directory)
     assert saved == {*delta(operated), "head.weight", "head.bias"}
     assert body.state_dict().keys() == operated.state_dict().keys()
-    assert not any("base" in name.split(".") for name in saved)
+    assert not any(SEGMENT in name.split(".") for name in saved)
     assert not (directory / "model" / "tokenizer.json").exists()
     trained = sum(read_tensors(directory / "model" / "model.safetensors")[name].numel() for name in saved)
     assert result(directory)["parameters"]["trainable"] == trained
@@ -76,7 +76,7 @@ def test_a_delta_may_be_the_base_of_the_next(tmp_path, base):
     assert not any(name.endswith("bias") for name in names_saved(second) if not name.startswith("head"))
     biases = read_tensors(first / "model" / "model.safetensors")
     body = minift.load(second).model.body.state_dict()
-    assert torch.equal(body["layers.0.attention.query.base.bias"], biases["layers.0.attention.query.bias"])
+    assert torch.equal(body[f"layers.0.attention.query.{SEGMENT}.bias"], biases["layers.0.attention.query.bias"])
 
 
 def test_another_base_and_a_missing_one_are_refused(tmp_path, base, monkeypatch):

@@ -1,6 +1,10 @@
-"""Ways to fine-tune by name. Each file says what it trains, with which rate (`lr`) and for how many epochs (`EPOCHS`) by default.
+"""Ways to fine-tune by name. Each file says what it trains, with which learning rate (`lr`) and for how many epochs (`EPOCHS`) by
+default. STARTS_AS_PRETRAINED: whether the model computes at the start what the pretrained one does.
 
-STARTS_AS_PRETRAINED: whether the model computes at the start what the pretrained one does. tests/contract/ holds a method to it.
+A file may also hold SITES, the roles that an empty option `sites` stands for (the first entry whose roles a body has);
+NAMED_SITES, words for other roles; LR_FACTORS, last segment of a parameter's name -> the option that holds the factor on its
+learning rate. A wrapper may define `term`, which is added to the loss. tests/contract/ holds every method to what it says. A method
+that is no row of this table is used as `--method path/to/file.py:name`.
 """
 
 METHODS = {

@@ -23,6 +23,7 @@ from minift.methods.surgery import Wrapper, find, wrap
 EPOCHS = 10
 SITES = ("query/value", "conv2")
 STARTS_AS_PRETRAINED = True
+LR_FACTORS = {"B": "plus"}
 PEFT_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"}
 
 
@@ -69,11 +70,18 @@ def rows_norm(weight: Tensor) -> Tensor:
 
 
 def dora(
-    body: nn.Module, *, rank: int = 8, alpha: float = 16.0, dropout: float = 0.0, rslora: bool = False, sites: str = ""
+    body: nn.Module,
+    *,
+    rank: int = 8,
+    alpha: float = 16.0,
+    dropout: float = 0.0,
+    rslora: bool = False,
+    sites: str = "",
+    plus: float = 1.0,
 ) -> None:
     """LoRA for the direction of a weight, and its rows' lengths train too; mergeable.
 
-    rank, alpha, dropout, rslora: as of lora. sites: as of lora, without embeddings.
+    rank, alpha, dropout, rslora, plus: as of lora. sites: as of lora, without embeddings.
     """
-    scale = scale_of(rank, alpha, dropout, rslora)
+    scale = scale_of(rank, alpha, dropout, rslora, plus)
     wrap(body, find(body, sites, SITES), lambda layer: DoRA(layer, rank, scale, dropout))

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from minift.methods.surgery import Wrapper, find, plain, wrap
 
 EPOCHS = 10
-PAPER = "key/value/feed_forward_output"
-PEFT = f"{PAPER}/attention_output"
+SITES = ("key/value/feed_forward_output",)  # the paper's
+NAMED_SITES = {"peft": f"{SITES[0]}/attention_output"}
 INPUTS = "feed_forward_output/attention_output"  # what is scaled where it takes in, not where it gives out
 STARTS_AS_PRETRAINED = True
 PEFT_NAMES = {"scale": "ia3_l"}
@@ -56,5 +56,5 @@ def ia3(body: nn.Module, *, sites: str = "") -> None:
     scaled where they take in, all others where they give out.
     """
     inputs = [*find(body, "", (INPUTS,)).values()]
-    found = find(body, {"": PAPER, "peft": PEFT}.get(sites, sites))
+    found = find(body, NAMED_SITES.get(sites, sites), SITES)
     wrap(body, found, lambda layer: IA3(layer, any(layer is one for one in inputs)))

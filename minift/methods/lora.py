@@ -6,6 +6,9 @@
     Conv2d      A (r, I, k, k), a convolution with W's stride, padding and dilation; B (O, r, 1, 1)
     Embedding   A (r, V), B (D, r): row t of the table gains s B A[:, t]; no dropout
 
+plus (LoRA+, Hayou et al. 2024, arXiv:2402.12354, section 4): B has `plus` times the learning rate of A; they take 16. peft's
+optimiser gives this rate to all vectors that train besides, and tables of embeddings a rate of their own; here B alone has it.
+
 A starts as U(+-1/sqrt(fan in)) and B as 0, so the model starts as the pretrained one; of an Embedding A is 0 and B N(0, 1).
 Differs from the paper, as its authors' code and peft do: A is uniform there, not Gaussian.
 
@@ -24,6 +27,7 @@ from minift.methods.surgery import Wrapper, find, plain, wrap
 EPOCHS = 10
 SITES = ("query/value", "conv2")  # of a transformer, as in the paper's section 7.1; of a ResNet the 3x3 convolutions
 STARTS_AS_PRETRAINED = True
+LR_FACTORS = {"B": "plus"}  # last segment of a parameter's name -> the option that holds the factor on its learning rate
 PEFT_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight"}  # parameter here -> in peft's layer
 PEFT_NAMES_OF_EMBEDDING = {"A": "lora_embedding_A", "B": "lora_embedding_B"}
 
@@ -84,22 +88,29 @@ def change(layer: nn.Module, A: Tensor, B: Tensor, scale: float) -> Tensor:
     return (B.flatten(1) @ A.flatten(1)).view(B.shape[0], *A.shape[1:]) * scale  # (O, I) or (O, I, k, k)
 
 
-def scale_of(rank: int, alpha: float, dropout: float, rslora: bool) -> float:
+def scale_of(rank: int, alpha: float, dropout: float, rslora: bool, plus: float) -> float:
     """s; raises ValueError for a value out of range."""
-    if not 1 <= rank <= 65_536 or not 0 < alpha < math.inf or not 0 <= dropout < 1:
+    if not 1 <= rank <= 65_536 or not 0 < alpha < math.inf or not 0 <= dropout < 1 or not 0 < plus < math.inf:
         raise ValueError(
-            f"rank={rank}, alpha={alpha:g}, dropout={dropout:g}: rank is 1 to 65,536, alpha above 0 and finite, "
-            "dropout from 0 to below 1"
+            f"rank={rank}, alpha={alpha:g}, dropout={dropout:g}, plus={plus:g}: rank is 1 to 65,536, alpha and plus are above 0 "
+            "and finite, dropout is from 0 to below 1"
         )
     return alpha / (math.sqrt(rank) if rslora else rank)
 
 
 def lora(
-    body: nn.Module, *, rank: int = 8, alpha: float = 16.0, dropout: float = 0.0, rslora: bool = False, sites: str = ""
+    body: nn.Module,
+    *,
+    rank: int = 8,
+    alpha: float = 16.0,
+    dropout: float = 0.0,
+    rslora: bool = False,
+    sites: str = "",
+    plus: float = 1.0,
 ) -> None:
     """Two thin matrices train beside each frozen weight; mergeable.
 
     sites: roles or regular expressions joined by `/`; unset: query and value of a transformer, the 3x3 convolutions of a ResNet.
     """
-    scale = scale_of(rank, alpha, dropout, rslora)
+    scale = scale_of(rank, alpha, dropout, rslora, plus)
     wrap(body, find(body, sites, SITES), lambda layer: LoRA(layer, rank, scale, dropout))

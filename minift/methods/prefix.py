@@ -21,7 +21,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from minift.methods.surgery import Wrapper, find, wrap
+from minift.methods.surgery import Shared, Wrapper, find, wrap
 
 EPOCHS = 10
 SITES = ("attend",)
@@ -58,16 +58,15 @@ class Flat(nn.Module):
 
 
 class Projected(nn.Module):
-    """P_K and P_V of one layer from the common encoder, which is this layer's module or, with own=False, another's: (P, 2D)."""
+    """P_K and P_V of one layer from the encoder that all layers share: (P, 2D)."""
 
-    def __init__(self, encoder: Encoder, width: int, hidden: int, own: bool, kind: dict):
+    def __init__(self, encode: Shared, width: int, hidden: int, kind: dict):
         super().__init__()
-        self.encoder = encoder if own else None
-        self.common = [encoder]  # in a list, so that it is no module of this one: every parameter has one name
+        self.encode = encode
         self.dense = nn.Linear(hidden, 2 * width, **kind)
 
     def forward(self) -> Tensor:
-        return self.dense(self.common[0]())  # (P, h) -> (P, 2D)
+        return self.dense(self.encode())  # (P, h) -> (P, 2D)
 
 
 class Prefixed(Wrapper):
@@ -114,11 +113,14 @@ def prefix(body: nn.Module, *, length: int = 10, mlp: int = 0, shift: bool = Fal
         )
     width, weight = body.config.width, next(body.parameters())
     kind = {"dtype": weight.dtype, "device": weight.device}
-    encoder = Encoder(length, width, mlp, std, kind) if mlp else None
     sites = find(body, "", SITES)
-    made = iter(
-        [Projected(encoder, width, mlp, i == 0, kind) if mlp else Flat(length, width, std, kind) for i in range(len(sites))]
-    )
+    if mlp:
+        encoder = Encoder(length, width, mlp, std, kind)
+        prefixes = [Projected(Shared(encoder), width, mlp, kind) for _ in sites]
+        prefixes[0].encoder = encoder  # the lowest layer registers it
+    else:
+        prefixes = [Flat(length, width, std, kind) for _ in sites]
+    made = iter(prefixes)
     wrap(body, sites, lambda attend: Prefixed(attend, next(made)))
     if shift:
         wrap(body, find(body, "positions"), lambda positions: Shifted(positions, length))

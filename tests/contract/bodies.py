@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from minift.data.batching import Batch
 from minift.methods import METHODS
-from minift.methods.surgery import delta, freeze
+from minift.methods.surgery import check_tensors, delta, freeze
 from minift.optim.adamw import AdamW
 from minift.optim.groups import make_groups
 from minift.specs import parse
@@ -95,6 +95,7 @@ def operated(*specs: str, on: str, seed: int = 0, body: nn.Module | None = None,
         if said := refusal(parse(spec, METHODS, "--method"), body):
             assert shape(body) == before, f"{spec} on {on}: refused ({said}), and the body was changed"
             pytest.skip(f"{spec} on {on}: {said}")
+        check_tensors(body)
     return body
 
 

@@ -151,7 +151,7 @@ def test_the_table_counts_what_trains(spec, model, capsys):
 def test_names_are_those_of_the_plain_model(spec, model):
     body, plain = operated(spec, on=model), plain_body(model).state_dict()
     for name in delta(body):
-        assert "base" not in name.split("."), f"{spec} on {model}: {name} is no name of the plain model"
+        assert surgery.SEGMENT not in name.split("."), f"{spec} on {model}: {name} is no name of the plain model"
     lost = plain.keys() - {plain_name(name) for name in body.state_dict()}
     assert not lost, f"{spec} on {model}: {lost} of the plain model are gone"
 
@@ -304,6 +304,54 @@ def test_state_dict_reload(spec, model):
 
 
 # ---- precision ----
+
+
+def plain_attributes(body) -> list[str]:
+    """Tensors that are attributes of a module, alone or in a list, and neither parameters nor buffers."""
+    return [
+        f"{plain_name(name)}: {type(module).__name__}.{attribute}"
+        for name, module in body.named_modules()
+        for attribute, value in vars(module).items()
+        if any(isinstance(one, torch.Tensor) for one in (value if isinstance(value, list | tuple) else (value,)))
+    ]
+
+
+def moves(body, model: str) -> str | None:
+    """What is wrong with a float32 body once it has become float64."""
+    stray = ", ".join(plain_attributes(body))
+    try:
+        after = outputs(body.double(), model)
+    except RuntimeError as error:
+        return f"it does not run ({error}); plain tensors: {stray or 'none found as attributes'}"
+    if stray:
+        return f"a plain tensor does not move with the body: {stray}; make it a parameter or a buffer"
+    return None if all(y.dtype == torch.float64 for y in after) else "its outputs are not float64"
+
+
+@every
+@method
+def test_everything_moves_with_the_body(spec, model):
+    """To another dtype, as to another device."""
+    said = moves(operated(spec, on=model, dtype=torch.float32), model)
+    assert said is None, f"{spec} on {model}: operated in float32, then made float64: {said}"
+
+
+class Stray(surgery.Wrapper):
+    def __init__(self, base, attribute: str, value):
+        super().__init__(base)
+        self.attribute = attribute
+        setattr(self, attribute, value)
+
+    def forward(self, x):
+        value = getattr(self, self.attribute)
+        return self.base(x) @ (value[0] if isinstance(value, list) else value)
+
+
+@pytest.mark.parametrize("value", [torch.eye(48), [torch.eye(48)]], ids=["alone", "in a list"])
+def test_a_plain_tensor_is_found_by_its_name(value):
+    body = plain_body("bert", torch.float32)
+    surgery.wrap(body, surgery.find(body, "query"), lambda layer: Stray(layer, "matrix", value))
+    assert "layers.0.attention.query: Stray.matrix" in moves(body, "bert")
 
 
 @every
