@@ -25,10 +25,11 @@ USUAL = {*TEXTS, *LABELS, *NUMBERS, *(name for pair in PAIRS for name in pair)}
 JOINS = {"text": "+", "pair": "+", "label": ","}  # role -> what stands between the names of several columns in its flag
 
 
-def is_header(table: Table, flags: dict[str, str | None], header: str) -> bool:
-    """Whether the first row holds the names of the columns. header: yes, no or auto, where a usual or a given name tells.
+def is_header(table: Table, flags: dict[str, str | None], header: str, names: set[str] = USUAL) -> bool:
+    """Whether the first row holds the names of the columns.
 
-    A usual name that also stands below in its column is a value there, as the label `question`.
+    header: yes, no or auto, where a usual or a given name tells. flags: role -> the column that was given for it. names: the usual
+    ones. A usual name that also stands below in its column is a value there, as the label `question`.
     """
     if header not in ("auto", "yes", "no"):
         raise UserError(f"--header {header}: known are auto, yes, no")
@@ -38,10 +39,11 @@ def is_header(table: Table, flags: dict[str, str | None], header: str) -> bool:
     given = [part for role, name in flags.items() if name for part in {name, *parts(role, name)}]
 
     def usual(i: int) -> bool:
-        return cells[i].lower() in USUAL and (len(cells) == 1 or not recurs(table, i))
+        return cells[i].lower() in names and (len(cells) == 1 or not recurs(table, i))
 
     numbers = [int(name) - 1 for name in given if is_number(name)]
-    if numbers:  # in a header all the columns that are meant bear usual names
+    all_given = all(flags[role] for role in ("text", "label") if role in flags)
+    if numbers and all_given:  # so there may be none; in a header all the columns that are meant bear usual names
         return all(i < len(cells) and usual(i) for i in numbers)
     return any(cell in given or usual(i) for i, cell in enumerate(cells))
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from minift.data.columns import choose_columns, is_header, resolve
+from minift.data.columns import USUAL, choose_columns, is_header, resolve
 from minift.data.examples import Examples, check_characters, listed
 from minift.data.folders import Kind, all_files, class_folders
 from minift.data.labels import keep_part, read_labels
@@ -127,7 +127,7 @@ def path_column(table: Table, layout: ImageLayout) -> int:
     flags = {"text": layout.text_column, "label": layout.label_column}
     if layout.text_column or table.kind in ("label-first", "lines"):
         if table.columns is None:
-            table.settle(is_header(table, flags, layout.header))
+            table.settle(is_header(table, flags, layout.header, {*USUAL, *PATHS}))
         return resolve(table, "text", layout.text_column)[0] if layout.text_column else table.columns.index("text")
     first = table.columns or [cell.strip() for cell in table.rows[0]]
     last = [table.rows[-1].get(name) for name in first] if table.kind == "jsonl" else table.rows[-1]

@@ -1,6 +1,7 @@
 """Every kind of picture comes out right; every broken file is found, once, and said."""
 
 import io
+import json
 import os
 import signal
 import sys
@@ -174,6 +175,44 @@ def test_bad_files(tmp_path, monkeypatch):
     assert decoding.verdict(tmp_path / "gone.jpg") == "cannot be read (No such file or directory)"
 
 
+def test_formats_that_are_not_read(tmp_path, monkeypatch):
+    """Pillow goes by content: for EPS under any name it starts Ghostscript where that is installed."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.jpg")
+    started = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *arguments, **options: started.append(arguments))
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert image.format == "EPS"
+    with pytest.raises(BadImage, match=r"no image of a format that is read \(JPEG, PNG"):
+        open_image(tmp_path / "a.jpg")
+    assert not started
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.tga")
+    assert "no image of a format that is read" in decoding.verdict(tmp_path / "a.tga")
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.gif", "PNG")  # one of the formats under the name of another
+    assert open_image(tmp_path / "b.gif").size == (8, 8)
+
+
+def test_settings_of_pillow_are_put_back(tmp_path, monkeypatch):
+    (tmp_path / "whole.jpg").write_bytes(noise())
+    (tmp_path / "cut.jpg").write_bytes(noise()[:-200])
+    for setting in (True, False):
+        monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", setting)
+        open_image(tmp_path / "whole.jpg")
+        with pytest.raises(BadImage, match="cut short"):
+            open_image(tmp_path / "cut.jpg")
+        assert ImageFile.LOAD_TRUNCATED_IMAGES is setting
+
+
+def test_processes_for_the_cores_there_are(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5}, raising=False)
+    assert (decoding.processes(None), decoding.processes(0), decoding.processes(12)) == (2, 0, 12)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(40)))
+    assert decoding.processes(None) == 8
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert decoding.processes(None) == 8
+
+
 def test_unreadable_file(tmp_path, monkeypatch):
     def refuse(path, formats):
         raise PermissionError(13, "Permission denied", str(path))
@@ -252,6 +291,21 @@ def test_sound_files_are_decoded_once(store, monkeypatch, capsys):
     assert count() == 2
     monkeypatch.setattr(PIL, "__version__", "1.0")
     assert count() == 6
+
+
+def test_notes_do_not_grow_for_ever(store, monkeypatch):
+    files, cache = sorted(store.rglob("*.jpg")), decoding.cache_file()
+    check_images(files, 0, cache)
+    size = cache.stat().st_size
+    monkeypatch.setattr(decoding, "MOST_NOTES", size)
+    check_images(files, 0, cache)
+    assert cache.stat().st_size == size
+    os.utime(files[0], ns=(0, 1))
+    check_images(files, 0, cache)  # one note more than may be
+    assert cache.stat().st_size <= size and [file.name for file in cache.parent.iterdir()] == [cache.name]
+    notes = cache.read_text()
+    assert json.dumps(str(files[0]))[1:-1] in notes and json.dumps(str(files[1]))[1:-1] not in notes  # the newest are kept
+    assert check_images(files, 0, cache) == []
 
 
 def test_a_cache_that_cannot_be_used_stops_no_run(store, capsys):
