@@ -17,11 +17,11 @@ class AdamW(Optimizer):
         v     <- beta2 v + (1 - beta2) g^2
         theta <- theta - eta lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
 
-    eta is the schedule's factor, lr and lambda are the group's rate and weight decay.
+    eta is the schedule's factor, lr and lambda are the group's learning rate and weight decay.
 
-    groups: from `make_groups`. betas: 0 <= beta < 1. eps > 0.
-    amsgrad: in the last line stands, for v, the largest v so far, element by element (Reddi et al. 2018, arXiv:1904.09237,
-    algorithm 2). The paper has no bias correction; as in torch, the largest is taken before it.
+    groups: from `make_groups`. betas: 0 <= beta <= 1 - 1e-8. eps: from 1e-30, as less is lost beside 0 in float32, to 1.
+    amsgrad: in the last line the largest v so far, element by element, replaces v (Reddi et al. 2018, arXiv:1904.09237, algorithm
+    2). The paper has no bias correction; as in torch, the largest is taken before it. Defaults are torch's.
     bias_correction: False leaves out both divisions by 1 - beta^t, as BERT's own optimiser does (Devlin et al. 2019,
     arXiv:1810.04805; AdamWeightDecayOptimizer in google-research/bert). The first steps are then longer, the very first by
     (1 - beta1) / sqrt(1 - beta2) = 3.2. That one adds lambda theta to m / (sqrt(v) + eps) before it multiplies by lr: as neither
@@ -39,12 +39,14 @@ class AdamW(Optimizer):
         amsgrad: bool = False,
         bias_correction: bool = True,
     ):
-        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas) or not eps > 0:
-            raise ValueError(f"betas={betas}, eps={eps}: two numbers from 0 to below 1, and one above 0, are wanted")
+        if len(betas) != 2 or not all(0 <= beta <= 1 - 1e-8 for beta in betas):
+            raise ValueError(f"betas={betas}: two numbers from 0 to below 1 are expected")
+        if not 1e-30 <= eps <= 1:
+            raise ValueError(f"eps={eps}: a number from 1e-30 to 1 is expected")
         super().__init__(groups)
         self.betas = betas
         self.eps = eps
-        self.moments = 3 if amsgrad else 2
+        self.moments = ("m", "v", "largest") if amsgrad else ("m", "v")
         self.bias_correction = bias_correction
 
     def update(

@@ -102,11 +102,14 @@ def switch(model: nn.Module, groups: list[Group], on: list[str]) -> bool:
 
 
 def clip_gradients(parameters: list[Tensor], max_norm: float) -> Tensor:
-    """Scale all gradients by min(1, max_norm / (|g| + 1e-6)), |g| their norm taken together; returns |g|.
+    """Scale all gradients by min(1, max_norm / (|g| + 1e-6)), |g| their norm taken together; returns |g|, 0 if there are none.
 
-    Equal to torch.nn.utils.clip_grad_norm_ (tests/reference/test_optim.py). Pascanu et al. 2013 (arXiv:1211.5063).
+    Where |g| is infinite or NaN, all scaled gradients are worthless: give `norm.isfinite()` to `Optimizer.step`, which then leaves
+    the update out. Equal to torch.nn.utils.clip_grad_norm_ (tests/reference/test_optim.py). Pascanu et al. 2013 (arXiv:1211.5063).
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return torch.zeros(())
     norm = torch.stack([torch.linalg.vector_norm(g) for g in gradients]).norm()
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     for g in gradients:

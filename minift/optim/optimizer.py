@@ -8,43 +8,155 @@ from torch import Tensor
 from minift.optim.groups import Group
 
 BLOCK = 1 << 17  # elements: four blocks of float32 (theta, g, m, v) and one in between about fill a second-level cache
+LARGEST = 1e30  # of a learning rate and a weight decay: their products with other options stay within float32
+MASKED = {"cuda"}  # devices that run behind the host: to ask them whether an update is to be made would stop both
 
 
 class Optimizer:
-    """An update rule is a subclass: `moments`, the number of tensors it remembers of each parameter, and `update`.
+    """An update rule is a subclass: `moments`, the names of the tensors that it remembers of each parameter, and `update`.
 
-    A parameter without a gradient is left alone: no decay, no state, and its own step count stands still, so that one thawed late
-    starts at 1. On a CPU a parameter is updated block by block, so that the passes over it run in the cache.
+    A parameter without a gradient is left alone: no decay, no state, and its own step count stands still, so that one that is
+    unfrozen late starts at 1. On a CPU a parameter is updated block by block, so that the passes over it run in the cache.
 
     groups: from `make_groups`. state: parameter -> its step count t and its moments, which start as zeros.
+    Raises ValueError where a learning rate or a weight decay is negative, above 1e30 or not a number.
     """
 
-    moments: int
+    moments: tuple[str, ...]
 
     def __init__(self, groups: list[Group]):
+        for group in groups:
+            for option, value in (("learning rate", group.lr), ("weight decay", group.weight_decay)):
+                if not 0 <= value <= LARGEST:
+                    raise ValueError(f"{option} {value} (stage {group.stage}): a number from 0 to {LARGEST:.0e} is expected")
         self.groups = groups
         self.state: dict[Tensor, tuple] = {}
+        self.verdict: Verdict | None = None  # on the last update, where it was masked
 
     @torch.no_grad()
-    def step(self, factor: float = 1.0) -> None:
-        """One update of every parameter that has a gradient; factor: eta, the schedule's."""
+    def step(self, factor: float = 1.0, finite: Tensor | None = None) -> None:
+        """One update of every parameter that has a gradient; factor: eta, the schedule's.
+
+        finite: a bool scalar on the device of the parameters, `norm.isfinite()` of the norm that `clip_gradients` returns. Where
+        it is False the update is left out: parameters, moments and step counts keep every bit. None: the update is made.
+
+        On CUDA nothing waits for that answer. The update is computed and then masked on the device, and the host takes the step
+        counts back in the next call, before it uses them.
+        """
+        self.settle()
+        masked = finite is not None and finite.device.type in MASKED
+        if finite is not None and not masked and not finite:
+            return
+        updated = []
         for group in self.groups:
             for theta in group.parameters:
                 if theta.grad is None:
                     continue
-                t, *moments = self.state.get(theta) or (0, *(torch.zeros_like(theta) for _ in range(self.moments)))
+                t, *moments = self.state.get(theta) or (0, *(torch.zeros_like(theta) for _ in self.moments))
                 self.state[theta] = (t + 1, *moments)
-                for block in blocks(theta, theta.grad, *moments):
-                    self.update(t + 1, factor * group.lr, group.weight_decay, *block)
+                updated.append(theta)
+                for part, g, *kept in blocks(theta, theta.grad, *moments):
+                    before = [x.clone() for x in (part, *kept)] if masked else []
+                    self.update(t + 1, factor * group.lr, group.weight_decay, part, g, *kept)
+                    for x, old in zip((part, *kept) if masked else (), before, strict=True):
+                        torch.where(finite, x, old, out=x)
+        if masked:
+            self.verdict = Verdict(finite, updated)
 
     def update(self, t: int, lr: float, weight_decay: float, theta: Tensor, g: Tensor, *moments: Tensor) -> None:
-        """The t-th update of theta, or of a block of it, in place; lr: eta times the group's rate. g is left as it is."""
+        """The t-th update of theta, or of a block of it, in place; lr: eta times the group's learning rate. g is not changed."""
         raise NotImplementedError
+
+    def settle(self) -> None:
+        """If the last update was masked out, take back its step counts."""
+        verdict, self.verdict = self.verdict, None
+        if verdict is None or verdict.made():
+            return
+        for theta in verdict.updated:
+            t, *moments = self.state[theta]
+            self.state[theta] = (t - 1, *moments)
+            if t == 1:
+                del self.state[theta]
 
     def zero_grad(self) -> None:
         for group in self.groups:
             for theta in group.parameters:
                 theta.grad = None
+
+    # ---- to go on later ----
+
+    def named_parameters(self) -> dict[str, Tensor]:
+        names = [name for group in self.groups for name in group.names]
+        parameters = [theta for group in self.groups for theta in group.parameters]
+        if len(names) != len(parameters) or len(names) != len(set(names)):
+            raise ValueError(f"{len(parameters)} parameters have {len(set(names))} different names; each needs one of its own")
+        return dict(zip(names, parameters, strict=True))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """`NAME/t`, an int64 scalar, and `NAME/m` and the like, one for each of `moments`, for every parameter with a state.
+
+        The tensors are the optimiser's own: the next step changes them.
+        """
+        self.settle()
+        tensors = {}
+        for name, theta in self.named_parameters().items():
+            if theta in self.state:
+                t, *moments = self.state[theta]
+                tensors |= {
+                    f"{name}/t": torch.tensor(t),
+                    **dict(zip(map(f"{name}/{{}}".format, self.moments), moments, strict=True)),
+                }
+        return tensors
+
+    @torch.no_grad()
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from `state_dict`: with the same parameters and gradients every further step gives the same bits. Copies.
+
+        A parameter of which there is nothing has no state yet. Raises ValueError, and changes nothing, where a name, a shape or a
+        dtype is not one that this optimiser gives.
+        """
+        parameters = self.named_parameters()
+        parts = ("t", *self.moments)
+        unknown = sorted(tensors.keys() - {f"{name}/{part}" for name in parameters for part in parts})
+        if unknown:
+            raise ValueError(f"{len(unknown)} tensors belong to no parameter of this optimiser, the first is {unknown[0]}")
+        state = {}
+        for name, theta in parameters.items():
+            found = {part: tensors[f"{name}/{part}"] for part in parts if f"{name}/{part}" in tensors}
+            if not found:
+                continue
+            if missing := [part for part in parts if part not in found]:
+                raise ValueError(f"{name}/{missing[0]} is missing beside {name}/{next(iter(found))}")
+            t = found.pop("t")
+            if t.dtype != torch.int64 or t.ndim or t < 1:
+                raise ValueError(f"{name}/t is {t.tolist()}: a number of steps, 1 or more, is expected")
+            for part, moment in found.items():
+                if (moment.shape, moment.dtype) != (theta.shape, theta.dtype):
+                    there, here = ((tuple(x.shape), x.dtype) for x in (moment, theta))
+                    raise ValueError(f"{name}/{part} is {there[0]} {there[1]}, the parameter {here[0]} {here[1]}")
+            state[theta] = (t.item(), *(torch.empty_like(theta).copy_(moment) for moment in found.values()))
+        self.state, self.verdict = state, None
+
+
+class Verdict:
+    """Whether a masked update was made, copied to the host behind the host's back.
+
+    By the next step the answer has long arrived, as a forward and a backward pass lie in between: to read it then waits for what
+    the device did before them, not for all that it still has to do.
+    """
+
+    def __init__(self, finite: Tensor, updated: list[Tensor]):
+        self.updated = updated
+        self.answer = torch.empty((), dtype=torch.bool, pin_memory=finite.is_cuda)
+        self.answer.copy_(finite, non_blocking=True)
+        self.arrived = torch.cuda.Event() if finite.is_cuda else None
+        if self.arrived:
+            self.arrived.record()
+
+    def made(self) -> bool:
+        if self.arrived:
+            self.arrived.synchronize()
+        return bool(self.answer)
 
 
 def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

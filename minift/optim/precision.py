@@ -1,8 +1,10 @@
 """Mixed precision as a policy around an unchanged model, and loss scaling for float16 (Micikevicius et al. 2018, arXiv:1710.03740).
 
-    low      products: their floating-point arguments are cast to bfloat16 or float16
-    float32  sums over many terms, exponentials, losses: their arguments are cast to float32
-    widest   several tensors of one type: to float32 where one of them is, else to the low type
+    low      products: floating-point arguments are cast to bfloat16 or float16
+    float32  sums over many terms, exponentials, losses: arguments are cast to float32
+    widest   several tensors of one type: cast to float32 if one of them is float32, else to the low type
+
+`autocast(dtype)` gives the context for a run, `measure.choose` the dtype.
 
 All other operations run in the type in which their arguments arrive: bfloat16 + float32 is float32, as everywhere in torch.
 Weights that train stay float32 and are cast inside the graph, so that gradients and the optimiser's state are float32.
@@ -14,7 +16,7 @@ Proved by tests/reference/test_precision.py: types, values and gradients of ever
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -43,16 +45,34 @@ TABLE = (
     ("widest", "cuda", "addcmul addcdiv atan2 dot vdot index_put scatter_add"),
 )
 
-POLICIES: dict[Callable, dict[str, str]] = {}  # function -> device type -> policy
-for policy, devices, names in TABLE:
-    for name in names.split():
-        for space in (torch, F, torch.linalg, torch.special, Tensor):
-            if hasattr(space, name):
-                POLICIES.setdefault(getattr(space, name), {}).update(dict.fromkeys(devices.split(), policy))
+
+def policies() -> dict[Callable, dict[str, str]]:
+    """TABLE by function: function -> device type -> policy."""
+    found = {}
+    for policy, devices, names in TABLE:
+        for name in names.split():
+            for space in (torch, F, torch.linalg, torch.special, Tensor):
+                if hasattr(space, name):
+                    found.setdefault(getattr(space, name), {}).update(dict.fromkeys(devices.split(), policy))
+    return found
 
 
-class Kept(NamedTuple):
-    """A frozen weight in the low type, with the memory that it was cast from and the version of what stood there."""
+POLICIES = policies()
+DEVICES = ("cpu", "cuda")  # those of TABLE
+SMALLEST_SCALE, LARGEST_SCALE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+
+
+class Float32(AbstractContextManager):
+    """Changes nothing: every operation runs in the dtype of its arguments. It has a dtype as LowPrecision has one."""
+
+    dtype = torch.float32
+
+    def __exit__(self, *exception) -> None:
+        pass
+
+
+class Cast(NamedTuple):
+    """A frozen tensor in the low type, with the memory that it was cast from and the version of its content at that time."""
 
     source: Tensor
     version: int
@@ -60,26 +80,29 @@ class Kept(NamedTuple):
 
 
 class LowPrecision(TorchFunctionMode):
-    """`with LowPrecision(torch.bfloat16): logits = model(batch)`; the backward pass belongs outside.
+    """`with LowPrecision(torch.bfloat16, model): outputs = model(batch)`; the backward pass runs outside the context.
 
-    float64 is left alone, integers too, and so is an operation that writes into a tensor of the caller's (`out=`, `add_`).
+    float64 and integers are left alone, and so is an operation that writes into an existing tensor (`out=`, `add_`).
 
-    A frozen weight is cast at its first use and kept in the low type, as nothing would change at the next: one LowPrecision for
-    the whole run, then, not one for each step. A kept cast goes when its weight is deleted, and is made anew when the weight was
-    written to or its `.data` replaced; only what is written *through* `.data` escapes notice, as it escapes autograd's.
-    A weight that trains is cast at each use: it differs in each step, and the cast is part of the graph.
+    A frozen parameter is cast at its first use and kept in the low type, since nothing changes until the next use: create one
+    LowPrecision for the whole run, not one for each step. A kept cast is freed with its parameter, and is made again if the
+    parameter was written to or its `.data` replaced; only what is written *through* `.data` is not noticed, as autograd does not
+    notice it either. A parameter that trains is cast at each use: it differs in each step, and the cast is part of the graph.
 
-    Recomputation runs in the backward pass, outside the `with`; torch.utils.checkpoint enters it again when told to, by
+    Recomputation runs in the backward pass, outside the context; torch.utils.checkpoint enters it again with
     `use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), precision)`.
 
     dtype: torch.bfloat16, or torch.float16, which needs a LossScaler.
-    Differs from torch.autocast in an einsum that contracts nothing, low on a CPU too.
+    model: its buffers are kept in the low type as its frozen parameters are. A buffer cannot be told from an activation by itself,
+    so without a model, and for a buffer that is replaced later (as `model.to(device)` does), it is cast at each use.
+    Differs from torch.autocast in an einsum that contracts nothing, which is low on a CPU too.
     """
 
-    def __init__(self, dtype: torch.dtype):
+    def __init__(self, dtype: torch.dtype, model: nn.Module | None = None):
         super().__init__()
         self.dtype = dtype
-        self.kept = WeakIdKeyDictionary()  # frozen weight -> Kept
+        self.kept = WeakIdKeyDictionary()  # frozen parameter or buffer -> Cast
+        self.buffers = WeakIdKeyDictionary({buffer: None for buffer in (model.buffers() if model is not None else ())})
 
     def __torch_function__(self, func: Callable, types, args=(), kwargs=None) -> Any:
         # Torch has switched the mode off in here: neither the casts nor what func calls inside come back.
@@ -101,13 +124,17 @@ class LowPrecision(TorchFunctionMode):
             return [self.cast(y, dtype) for y in x]
         if not castable(x) or x.dtype == dtype:
             return x
-        return self.keep(x) if dtype == self.dtype and is_frozen(x) else x.to(dtype)
+        return self.keep(x) if dtype == self.dtype and self.is_frozen(x) else x.to(dtype)
+
+    def is_frozen(self, x: Tensor) -> bool:
+        """A parameter or a buffer, not an activation, which is also a leaf without gradient where no graph is recorded."""
+        return not x.requires_grad and not x.is_inference() and (isinstance(x, nn.Parameter) or x in self.buffers)
 
     def keep(self, weight: Tensor) -> Tensor:
         kept = self.kept.get(weight)
         if kept is None or kept.version != weight._version or not weight.is_set_to(kept.source):
             with torch.inference_mode(False):  # a tensor made in inference mode could not be used in training afterwards
-                kept = self.kept[weight] = Kept(weight.detach(), weight._version, weight.detach().to(self.dtype))
+                kept = self.kept[weight] = Cast(weight.detach(), weight._version, weight.detach().to(self.dtype))
         return kept.low
 
 
@@ -123,34 +150,25 @@ def castable(x: Any) -> bool:
     return isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64
 
 
-def is_frozen(x: Tensor) -> bool:
-    """A parameter, not an activation, which is just as well a leaf without gradient where no graph is recorded."""
-    return not x.requires_grad and isinstance(x, nn.Parameter) and not x.is_inference()
+def autocast(dtype: torch.dtype, model: nn.Module | None = None) -> Float32 | LowPrecision:
+    """The context for every forward pass of a run. model: on its device and with its method, see LowPrecision."""
+    return Float32() if dtype == torch.float32 else LowPrecision(dtype, model)
 
 
-def choose(name: str, device: torch.device) -> torch.dtype:
-    """The type by its name; `auto` is bfloat16 where the device multiplies it faster than float32, else float32.
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Products of float32 in float32 while a run lasts, forward and backward passes, on CUDA too.
 
-    On CUDA that is from compute capability 8.0 (Ampere) on: below, bfloat16 is emulated. On a CPU it takes AMX: with AVX-512-BF16
-    alone the casts cost more than the products gain (6 layers of width 384: float32 is 1.3 times as fast in training and 1.6 times
-    in inference). A torch too old to tell what the CPU has, gives float32. auto is never float16, which needs a LossScaler.
+    By default cuDNN's convolutions round their arguments to TF32, which has 10 bits of mantissa instead of 23.
     """
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name != "auto" and name not in known:
-        raise ValueError(f"precision is {name!r}; known are auto, {', '.join(known)}")
-    if name != "auto":
-        return known[name]
-    fast = False
-    if device.type == "cuda":
-        fast = torch.cuda.get_device_capability(device) >= (8, 0)
-    elif device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
-        fast = torch.cpu.get_capabilities().get("amx_bf16", False)
-    return torch.bfloat16 if fast else torch.float32
-
-
-def around(dtype: torch.dtype) -> AbstractContextManager:
-    """What a run enters around every forward: LowPrecision for a low type; for float32 nothing, the weights' type decides."""
-    return nullcontext() if dtype == torch.float32 else LowPrecision(dtype)
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before[0]
+        torch.set_float32_matmul_precision(before[1])
 
 
 class LossScaler:
@@ -160,21 +178,26 @@ class LossScaler:
         g finite:      step;     S <- 2 S  after N such in a row, unless 2 S is beyond float32
         g not finite:  no step;  S <- S / 2
 
-    Micikevicius et al. 2018, section 3.2; the constants are torch's.
-    State equal to torch.amp.GradScaler's after every step (tests/reference/test_precision.py).
+    Micikevicius et al. 2018, section 3.2; the constants are torch's. `skipped` counts the steps that were left out.
+    State equal to torch.amp.GradScaler's after every step (tests/reference/test_precision.py), down to the smallest scale, where
+    this one raises and torch's goes on with a scale of 0.
     """
 
     def __init__(self, scale: float = 65536.0, growth_interval: int = 2000):
         self.S = scale
         self.N = growth_interval
         self.n = 0  # finite steps in a row
+        self.skipped = 0
 
     def scale(self, loss: Tensor) -> Tensor:
         return loss.float() * self.S  # S itself is beyond float16
 
     @torch.no_grad()
     def unscale(self, parameters: Iterable[Tensor]) -> bool:
-        """Divide the gradients by S, in place; True where all of them are finite. Once a step, before clipping."""
+        """Divide the gradients by S, in place; True if all of them are finite. Once a step, before clipping.
+
+        False is no fault of the run: the loss of that step, which may be infinite or NaN itself, does not count.
+        """
         gradients = [theta.grad for theta in parameters if theta.grad is not None]
         for g in gradients:
             g.mul_(1 / self.S)
@@ -182,17 +205,32 @@ class LossScaler:
         return not gradients or bool(torch.stack([g.isfinite().all() for g in gradients]).all())
 
     def update(self, finite: bool) -> None:
-        """After the step, or after leaving it out."""
+        """After the step, or after leaving it out. Raises ValueError if the scale cannot be halved any more."""
         self.n = self.n + 1 if finite else 0
         if not finite:
+            self.skipped += 1
+            if self.S / 2 < SMALLEST_SCALE:
+                raise ValueError(
+                    f"no step had finite gradients in float16 while the loss scale fell to {self.S:.1e}: "
+                    f"the loss or its gradients overflow at any scale"
+                )
             self.S /= 2
         elif self.n == self.N:
             self.n, doubled = 0, 2 * self.S
-            if doubled <= torch.finfo(torch.float32).max:
+            if doubled <= LARGEST_SCALE:
                 self.S = doubled
 
-    def state_dict(self) -> dict[str, float | int]:
-        return {"scale": self.S, "finite_steps": self.n}
+    def state_dict(self) -> dict[str, Tensor]:
+        """float64 and int64 scalars; the growth interval is an option and not part of it."""
+        integers = {"finite_steps": self.n, "skipped": self.skipped}
+        scale = torch.tensor(self.S, dtype=torch.float64)
+        return {"scale": scale} | {name: torch.tensor(value, dtype=torch.int64) for name, value in integers.items()}
 
-    def load_state_dict(self, state: dict[str, float | int]) -> None:
-        self.S, self.n = state["scale"], state["finite_steps"]
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from `state_dict`. Raises ValueError where a name or a value is not one that it gives."""
+        if state.keys() != self.state_dict().keys():
+            raise ValueError(f"a loss scaler's state has {', '.join(self.state_dict())}; found {', '.join(state) or 'nothing'}")
+        scale, n, skipped = (state[name].item() for name in self.state_dict())
+        if not (SMALLEST_SCALE <= scale <= LARGEST_SCALE and 0 <= n < self.N and skipped >= 0):
+            raise ValueError(f"a loss scaler cannot go on from scale={scale}, finite_steps={n}, skipped={skipped}")
+        self.S, self.n, self.skipped = scale, int(n), int(skipped)

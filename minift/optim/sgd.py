@@ -13,21 +13,21 @@ class SGD(Optimizer):
         m     <- mu m + g
         theta <- theta - eta lr m                 or, by Nesterov,     theta <- theta - eta lr (g + mu m)
 
-    eta is the schedule's factor, lr and lambda are the group's rate and weight decay. The decay is an L2 penalty: other than
-    AdamW's it goes through the momentum. lr stands outside m, as in torch and not as in the papers, so that a change of the rate
-    holds for the whole step at once. nesterov without momentum is plain SGD, and momentum 0 keeps no m.
+    eta is the schedule's factor, lr and lambda are the group's learning rate and weight decay. The decay is an L2 penalty: unlike
+    AdamW's it goes through the momentum. lr stands outside m, as in torch and not as in the papers, so that a change of the
+    learning rate acts on the whole step at once. nesterov without momentum is plain SGD, and momentum 0 keeps no m.
 
-    groups: from `make_groups`. momentum: mu, 0 <= mu < 1.
+    groups: from `make_groups`. momentum: mu, 0 <= mu < 1; torch's default is 0.
     Equal to torch.optim.SGD, whose first m is g as well (tests/reference/test_optim.py).
     """
 
     def __init__(self, groups: list[Group], momentum: float = 0.9, nesterov: bool = False):
         if not 0 <= momentum < 1:
-            raise ValueError(f"momentum={momentum}: 0 or more, below 1, is wanted")
+            raise ValueError(f"momentum={momentum}: a number from 0 to below 1 is expected")
         super().__init__(groups)
         self.momentum = momentum
         self.nesterov = nesterov
-        self.moments = 1 if momentum else 0
+        self.moments = ("m",) if momentum else ()
 
     def update(self, t: int, lr: float, weight_decay: float, theta: Tensor, g: Tensor, m: Tensor | None = None) -> None:
         if weight_decay:

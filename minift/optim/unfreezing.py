@@ -45,4 +45,4 @@ def all_at(stages: list[str], step: int, epoch: int, *, n: int = 1) -> list[str]
 
 def at_least(name: str, value: int, least: int) -> None:
     if value < least:
-        raise ValueError(f"{name}={value}: {least} or more is wanted")
+        raise ValueError(f"{name}={value}: {least} or more is expected")

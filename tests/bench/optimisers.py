@@ -3,7 +3,8 @@
 On the parameter list of BERT base (109,482,240 elements, pooler included) or, with --small, of the embedded checkpoint's model
 (22,713,216): random float32 values and gradients. Every round takes one step of each; the medians and the ratio to minift's are
 printed. torch.optim.AdamW has three ways through a step on a CPU: one tensor at a time, lists of tensors (foreach), one kernel
-of its own for the whole update (fused).
+of its own for the whole update (fused). minift's is stepped in two more ways: told whether the gradients are finite, as the
+training loop does, and masked by that answer, as it is done on CUDA alone.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from minift.models.bert import Bert, BertConfig
+from minift.optim import optimizer as optimizers
 from minift.optim.adamw import AdamW
 from minift.optim.groups import Group
 
@@ -30,8 +32,15 @@ def shapes(small: bool) -> list[torch.Size]:
 
 def contenders(parameters: list[Tensor]) -> dict[str, Callable[[], None]]:
     """All step the same parameters: what they hold does not change how long a step takes."""
+
+    def masked() -> None:
+        optimizers.MASKED.add("cpu")
+        optimizer.step(1.0, torch.tensor(True))
+        optimizers.MASKED.remove("cpu")
+
+    optimizer = AdamW([Group("all", SETTING["lr"], SETTING["weight_decay"], [], parameters)])
     torchs = {"foreach": {"foreach": True}, "fused": {"fused": True}, "one by one": {"foreach": False, "fused": False}}
-    steps = {"minift": AdamW([Group("all", SETTING["lr"], SETTING["weight_decay"], [], parameters)]).step}
+    steps = {"minift": optimizer.step, "minift, told": lambda: optimizer.step(1.0, torch.tensor(True)), "minift, masked": masked}
     return steps | {f"torch, {name}": torch.optim.AdamW(parameters, **SETTING, **how).step for name, how in torchs.items()}
 
 

@@ -1,5 +1,7 @@
 """The optimisers and clipping against torch's, and where torch has none against the formula."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -21,7 +23,7 @@ def start(seed: int = 0) -> list[torch.Tensor]:
 def gradient(parameters: list[torch.Tensor], step: int) -> None:
     generator = torch.Generator().manual_seed(100 + step)
     for p in parameters:
-        p.grad = torch.randn(p.shape, generator=generator, dtype=torch.float64) * 10.0 ** (step % 3 - 1)
+        p.grad = (torch.randn(p.shape, generator=generator, dtype=torch.float64) * 10.0 ** (step % 3 - 1)).to(p.dtype)
 
 
 def same(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
@@ -174,3 +176,245 @@ def test_clipping(max_norm):
         assert (a.grad is None) == (b.grad is None)
         if a.grad is not None:
             torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("max_norm", [1e-3, 1.0, 1e6])
+def test_clipping_is_torchs_to_the_bit(dtype, max_norm):
+    ours, theirs = ([p.detach().to(dtype).requires_grad_() for p in start()] for _ in range(2))
+    for parameters in (ours, theirs):
+        generator = torch.Generator().manual_seed(0)
+        for p in parameters:
+            p.grad = torch.randn(p.shape, generator=generator, dtype=dtype)
+    assert torch.equal(clip_gradients(ours, max_norm), torch.nn.utils.clip_grad_norm_(theirs, max_norm, foreach=False))
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_clipping_without_gradients():
+    assert clip_gradients(start(), 1.0) == 0.0
+
+
+# ---- gradients that are not finite ----
+
+
+@pytest.fixture(params=["read", "masked"])
+def how(request, monkeypatch):
+    """On a CPU the answer is read; masked: as on CUDA, where the host does not wait for it."""
+    if request.param == "masked":
+        monkeypatch.setattr(optimizers, "MASKED", {"cpu", "cuda"})
+    return request.param
+
+
+RULES = {
+    "adamw": AdamW,
+    "amsgrad": lambda groups: AdamW(groups, amsgrad=True),
+    "sgd": SGD,
+    "sgd without momentum": lambda groups: SGD(groups, momentum=0.0),
+}
+
+
+def bits(tensors: dict[str, torch.Tensor]) -> dict[str, bytes]:
+    return {name: tensor.detach().numpy().tobytes() for name, tensor in tensors.items()}
+
+
+NAMES = [f"p{i}" for i in range(len(SHAPES))]
+
+
+def float32_start() -> list[torch.Tensor]:
+    return [p.detach().float().requires_grad_() for p in start()]
+
+
+@pytest.mark.usefixtures("small_blocks", "how")
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 3e38])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_gradient_that_is_not_finite_changes_no_bit(rule, bad):
+    """3e38 is finite, and its square is not: the norm is infinite. A run that leaves such steps out is one that never had them."""
+    ours, theirs = float32_start(), float32_start()
+    optimizer, expected = (RULES[rule]([Group("all", 0.01, 0.1, NAMES, p)]) for p in (ours, theirs))
+    for step in range(12):
+        for parameters in (ours, theirs):
+            gradient(parameters, step)
+            parameters[1].grad = None if step < 4 else parameters[1].grad  # unfrozen late, in a step that is left out
+        spoilt = step in (0, 4, 5, 9)
+        if spoilt:
+            ours[step % 2].grad = torch.full_like(ours[step % 2], 0.5)
+            ours[step % 2].grad.view(-1)[3] = bad
+        before = bits(dict(zip(NAMES, ours, strict=True)) | optimizer.state_dict())
+        norm = clip_gradients(ours, 1.0)
+        assert norm.isfinite() != spoilt
+        optimizer.step(0.5, norm.isfinite())
+        if spoilt:
+            assert bits(dict(zip(NAMES, ours, strict=True)) | optimizer.state_dict()) == before
+            assert (ours[1] in optimizer.state) == (step > 5)
+            continue
+        clip_gradients(theirs, 1.0)
+        expected.step(0.5)
+        assert bits(dict(zip(NAMES, ours, strict=True))) == bits(dict(zip(NAMES, theirs, strict=True)))
+        assert bits(optimizer.state_dict()) == bits(expected.state_dict())
+
+
+def test_without_looking_in_between_a_masked_step_counts_no_step(monkeypatch):
+    monkeypatch.setattr(optimizers, "MASKED", {"cpu"})
+    parameters = float32_start()
+    optimizer = AdamW([Group("all", 0.01, 0.1, NAMES, parameters)])
+    for finite in (True, False, False, True, False):
+        for p in parameters:
+            p.grad = torch.full_like(p, 1.0 if finite else float("nan"))
+        optimizer.step(1.0, clip_gradients(parameters, 1.0).isfinite())
+    assert [int(optimizer.state_dict()[f"{name}/t"]) for name in NAMES] == [2] * len(NAMES)
+    assert all(p.isfinite().all() for p in parameters)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_masked_step_on_cuda_does_not_wait():
+    parameters = [p.detach().float().cuda().requires_grad_() for p in start()]
+    optimizer = AdamW([Group("all", 0.01, 0.1, NAMES, parameters)])
+    for finite in (True, False, True):
+        for p in parameters:
+            p.grad = torch.full_like(p, 1.0 if finite else float("nan"))
+        optimizer.settle()  # waits for an event, not for the device
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            optimizer.step(1.0, clip_gradients(parameters, 1.0).isfinite())
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert [int(optimizer.state_dict()[f"{name}/t"]) for name in NAMES] == [2] * len(NAMES)
+    assert all(p.isfinite().all() for p in parameters)
+
+
+# ---- state ----
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("stop", [0, 1, 6, 11])
+@pytest.mark.parametrize("rule", RULES)
+def test_resumed_in_the_middle_it_gives_the_same_bits(rule, stop):
+    """One parameter is unfrozen in step 6, one lies in memory as channels_last."""
+    names = [*NAMES, "conv"]
+
+    def fresh():
+        conv = torch.linspace(-1, 1, 360).view(6, 4, 5, 3).contiguous(memory_format=torch.channels_last).requires_grad_()
+        parameters = [*float32_start(), conv]
+        half = len(parameters) // 2
+        groups = [Group("a", 0.01, 0.1, names[:half], parameters[:half]), Group("b", 0.02, 0.0, names[half:], parameters[half:])]
+        return parameters, RULES[rule](groups)
+
+    def walk(parameters, optimizer, steps):
+        for step in steps:
+            generator = torch.Generator().manual_seed(step)
+            for i, p in enumerate(parameters):
+                g = torch.randn(p.shape, generator=generator)
+                p.grad = None if i == 1 and step < 6 else g.contiguous(memory_format=torch.channels_last) if g.ndim == 4 else g
+            optimizer.step((step + 1) / 12)
+
+    whole = fresh()
+    walk(*whole, range(12))
+    first = fresh()
+    walk(*first, range(stop))
+    stored = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in first[1].state_dict().items()}
+    assert ("p1/t" in stored) == (stop > 6) and len(stored) == sum(len(state) for state in first[1].state.values())
+    parameters, optimizer = fresh()
+    for p, old in zip(parameters, first[0], strict=True):
+        p.data.copy_(old.data)
+    optimizer.load_state_dict(stored)
+    for p in parameters:
+        assert all(moment.stride() == p.stride() for moment in optimizer.state.get(p, (0,))[1:])
+    walk(parameters, optimizer, range(stop, 12))
+    ours, theirs = (bits(dict(zip(names, p, strict=True)) | o.state_dict()) for p, o in ((parameters, optimizer), whole))
+    assert ours == theirs
+
+
+def test_the_state_that_was_loaded_is_a_copy():
+    parameters = float32_start()
+    optimizer = AdamW([Group("all", 0.01, 0.1, NAMES, parameters)])
+    gradient_of_ones(parameters)
+    optimizer.step()
+    stored = optimizer.state_dict()
+    other = AdamW([Group("all", 0.01, 0.1, NAMES, parameters)])
+    other.load_state_dict(stored)
+    before = bits(stored)
+    other.step()
+    assert bits(stored) == before
+
+
+def gradient_of_ones(parameters: list[torch.Tensor]) -> None:
+    for p in parameters:
+        p.grad = torch.ones_like(p)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s | {"p9/m": s["p0/m"]}, "1 tensors belong to no parameter of this optimiser, the first is p9/m"),
+        (lambda s: s | {"p0/largest": s["p0/m"]}, "the first is p0/largest"),
+        (lambda s: {name: t for name, t in s.items() if name != "p2/v"}, "p2/v is missing beside p2/t"),
+        (lambda s: {name: t for name, t in s.items() if name != "p2/t"}, "p2/t is missing beside p2/m"),
+        (lambda s: s | {"p0/m": s["p1/m"]}, r"p0/m is \(300,\) torch.float32, the parameter \(7, 5\) torch.float32"),
+        (lambda s: s | {"p0/m": s["p0/m"].double()}, r"p0/m is \(7, 5\) torch.float64"),
+        (lambda s: s | {"p0/t": torch.tensor(0)}, "p0/t is 0: a number of steps"),
+        (lambda s: s | {"p0/t": torch.tensor(2.5)}, "p0/t is 2.5: a number of steps"),
+    ],
+)
+def test_a_state_of_other_parameters_is_refused_and_changes_nothing(change, message):
+    parameters = float32_start()
+    optimizer = AdamW([Group("all", 0.01, 0.1, NAMES, parameters)])
+    gradient_of_ones(parameters)
+    optimizer.step()
+    before = bits(optimizer.state_dict())
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(change(optimizer.state_dict()))
+    assert bits(optimizer.state_dict()) == before
+
+
+@pytest.mark.parametrize("names", [[], ["p"] * len(SHAPES)])
+def test_a_state_needs_names(names):
+    with pytest.raises(ValueError, match=r"4 parameters have [01] different names; each needs one of its own"):
+        AdamW([Group("all", 0.01, 0.1, names, start())]).state_dict()
+
+
+# ---- options ----
+
+NO_NUMBERS = [float("nan"), float("inf"), -float("inf"), -1e-3]
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [(AdamW, {"eps": x}) for x in (*NO_NUMBERS, 0.0, 1e-300, 10.0)]
+    + [(AdamW, {"betas": x}) for x in ((0.9,), (0.9, 1.0), (float("nan"), 0.9), (-0.1, 0.9), (0.9, 0.9, 0.9), (0.9, 1 - 1e-12))]
+    + [(SGD, {"momentum": x}) for x in (*NO_NUMBERS, 1.0)],
+)
+def test_options_that_cannot_be(make, options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}=.* expected"):
+        make([Group("all", 0.1, 0.0, [], start())], **options)
+
+
+@pytest.mark.parametrize("make", [AdamW, SGD])
+@pytest.mark.parametrize("value", [*NO_NUMBERS, 1e300])
+def test_learning_rates_and_weight_decays_that_cannot_be(make, value):
+    with pytest.raises(ValueError, match=r"learning rate .* \(stage head\): a number from 0 to 1e\+30 is expected"):
+        make([Group("head", value, 0.0, [], start())])
+    with pytest.raises(ValueError, match=r"weight decay .* \(stage head\)"):
+        make([Group("head", 0.1, value, [], start())])
+
+
+@pytest.mark.parametrize(
+    "make", [partial(AdamW, betas=(1 - 1e-8, 0.0)), partial(AdamW, betas=(0.0, 1 - 1e-8)), partial(SGD, nesterov=True)]
+)
+def test_the_largest_options_step_without_an_error(make):
+    """Torch raises where a number is beyond float32."""
+    parameters = [p.detach().float().requires_grad_() for p in start()]
+    optimizer = make([Group("all", 1e30, 1e30, [], parameters)])
+    for _ in range(3):
+        gradient_of_ones(parameters)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("eps", [1e-30, 1e-8])
+def test_a_parameter_whose_gradient_is_0_keeps_its_value(eps):
+    weight = torch.ones(3, requires_grad=True)
+    optimizer = AdamW([Group("all", 0.1, 0.0, [], [weight])], eps=eps)
+    for _ in range(3):
+        weight.grad = torch.zeros(3)
+        optimizer.step()
+    assert torch.equal(weight, torch.ones(3))

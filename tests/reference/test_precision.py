@@ -1,4 +1,4 @@
-"""minift.optim.precision against torch.autocast and torch.amp.GradScaler."""
+"""minift.optim.precision against torch.autocast and torch.amp.GradScaler. What `--precision auto` measures: test_measure.py."""
 
 import contextlib
 import copy
@@ -24,7 +24,7 @@ from minift.formats.huggingface import names
 from minift.models.bert import Bert
 from minift.optim.adamw import AdamW
 from minift.optim.groups import Group
-from minift.optim.precision import POLICIES, TABLE, LossScaler, LowPrecision, around, choose
+from minift.optim.precision import POLICIES, TABLE, Float32, LossScaler, LowPrecision, autocast, without_tf32
 
 SPACES = {"torch": torch, "F": F, "linalg": torch.linalg, "special": torch.special, "Tensor": torch.Tensor}
 
@@ -537,40 +537,75 @@ def test_the_policy_ends_with_the_block():
     assert torch.ones(2, 2).matmul(torch.ones(2, 2)).dtype == torch.float32
 
 
-@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (9, 0)])
-def test_auto_on_cuda(capability, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert choose("auto", torch.device("cuda", 0)) == (torch.bfloat16 if capability >= (8, 0) else torch.float32)
+class WithBuffer(nn.Module):
+    """A frozen matrix that is no parameter, as VeRA has two."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("A", torch.linspace(-1, 1, 256).view(16, 16))
+
+    def forward(self, x):
+        return F.linear(x, self.A)
 
 
-@pytest.mark.parametrize(
-    ("capabilities", "dtype"),
-    [
-        ({"avx2": True, "avx512_bf16": False, "amx_bf16": False}, torch.float32),
-        ({"avx512_bf16": True, "amx_bf16": False}, torch.float32),
-        ({"avx512_bf16": True, "amx_bf16": True}, torch.bfloat16),
-        ({"neon": True}, torch.float32),
-    ],
-)
-def test_auto_on_a_cpu(capabilities, dtype, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    assert choose("auto", torch.device("cpu")) == dtype
-    monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert choose("auto", torch.device("cpu")) == torch.float32
+@pytest.mark.parametrize("context", [contextlib.nullcontext, torch.no_grad, torch.inference_mode])
+def test_a_buffer_of_the_model_is_cast_once_and_an_activation_each_time(context):
+    model, casts = WithBuffer(), Casts()
+    precision, counts = LowPrecision(torch.bfloat16, model), []
+    for x in (torch.ones(1, 16), torch.eye(16), torch.eye(16)):  # the last two are as large as the buffer
+        with context(), casts, precision:
+            output = model(x)
+        counts.append(casts.count)
+        assert torch.equal(output, under_autocast(model, x))
+    assert counts == [1, 1, 1]
+    assert len(precision.kept) == 1
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
-def test_by_name(device):
-    for name in ("float32", "bfloat16", "float16"):
-        assert choose(name, torch.device(device)) == getattr(torch, name)
-    with pytest.raises(ValueError, match=r"'fp16'; known are auto, float32, bfloat16, float16$"):
-        choose("fp16", torch.device(device))
-    assert choose("auto", torch.device("mps")) == torch.float32
+def test_a_changed_buffer_is_noticed_and_a_replaced_one_is_cast_each_time():
+    model, x = WithBuffer(), torch.ones(1, 16)
+    precision, casts = LowPrecision(torch.bfloat16, model), Casts()
+    with precision:
+        model(x)
+        model.A.mul_(3)
+        assert torch.equal(model(x), under_autocast(model, x))
+    model.A = model.A * 2
+    for _ in range(2):
+        with casts, precision:
+            assert torch.equal(model(x), under_autocast(model, x))
+    assert casts.count >= 1 and len(precision.kept) == 0  # the old buffer is gone, its cast with it
 
 
-def test_around():
-    assert isinstance(around(torch.float32), contextlib.nullcontext)
-    assert isinstance(around(torch.float16), LowPrecision) and around(torch.float16).dtype == torch.float16
+def test_autocast():
+    assert isinstance(autocast(torch.float32), Float32) and autocast(torch.float32).dtype == torch.float32
+    assert isinstance(autocast(torch.float16), LowPrecision) and autocast(torch.float16).dtype == torch.float16
+    model = layers(frozen=False)
+    with autocast(torch.float32, model) as precision, precision:  # entered twice, as recomputation does
+        assert model(torch.ones(1, 16)).dtype == torch.float32
+
+
+def test_without_tf32_restores_what_was_set():
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    try:
+        for allowed, matmul in ((True, "high"), (False, "highest")):
+            torch.backends.cudnn.allow_tf32 = allowed
+            torch.set_float32_matmul_precision(matmul)
+            with pytest.raises(ZeroDivisionError), without_tf32():
+                assert (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (False, "highest")
+                raise ZeroDivisionError
+            assert (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (allowed, matmul)
+    finally:
+        torch.backends.cudnn.allow_tf32 = before[0]
+        torch.set_float32_matmul_precision(before[1])
+
+
+@on_cuda
+def test_convolutions_on_cuda_without_tf32():
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(2, 64, 16, 16, generator=generator), torch.randn(64, 64, 3, 3, generator=generator)
+    exact = F.conv2d(x.double(), weight.double())
+    with without_tf32():
+        y = F.conv2d(x.cuda(), weight.cuda()).cpu()
+    assert (y - exact).abs().max() < 1e-3 * exact.abs().max() / 10
 
 
 def scaled_steps(device, interval, start, injected, gradient=2.0**-9):
@@ -631,11 +666,66 @@ def test_scaler_defaults_and_state():
     other = LossScaler()
     other.load_state_dict(ours.state_dict())
     for _ in range(2000):
-        assert (other.S, other.n) == (ours.S, ours.n)
+        assert (other.S, other.n, other.skipped) == (ours.S, ours.n, 1)
         other.update(True)
         ours.update(True)
     assert ours.S == 65536.0 and ours.n == 1234
     assert ours.unscale([torch.ones(2, requires_grad=True)])  # no gradient, none that is not finite
+
+
+def test_a_scale_does_not_reach_0():
+    """torch's does, after which every loss is 0 and every gradient NaN."""
+    scaler = LossScaler()
+    with pytest.raises(ValueError, match=r"no step had finite gradients in float16 while the loss scale fell to 1\.2e-38"):
+        for _ in range(1000):
+            scaler.update(False)
+    assert torch.finfo(torch.float32).tiny == scaler.S and scaler.skipped == 1 + 16 + 126
+
+
+@pytest.mark.parametrize(
+    "change", [{"scale": 0.0}, {"scale": float("nan")}, {"finite_steps": -1}, {"finite_steps": 2000}, {"other": 1}]
+)
+def test_a_scaler_refuses_a_state_that_it_cannot_have(change):
+    state = LossScaler().state_dict() | {name: torch.tensor(value) for name, value in change.items()}
+    with pytest.raises(ValueError, match="loss scaler"):
+        LossScaler().load_state_dict(state)
+    with pytest.raises(ValueError, match="found nothing"):
+        LossScaler().load_state_dict({})
+
+
+@pytest.mark.parametrize("stop", [0, 1, 7, 29])
+def test_a_scaler_resumes_in_the_middle_bit_for_bit(stop):
+    """Weights, optimiser and scaler stored at one step: from there on the same weights as without a stop, skipped steps too."""
+
+    def walk(parameter, optimizer, scaler, steps):
+        seen = []
+        for step in steps:
+            x = torch.linspace(0.5, 2, 12).view(3, 4) * (1e6 if step % 5 == 3 else 1.0)  # beyond float16 in every fifth step
+            with LowPrecision(torch.float16):
+                loss = F.mse_loss(F.linear(x, parameter), torch.ones(3, 2))
+            scaler.scale(loss).backward()
+            finite = scaler.unscale([parameter])
+            if finite:
+                optimizer.step()
+            scaler.update(finite)
+            optimizer.zero_grad()
+            seen.append((parameter.detach().clone(), scaler.S, scaler.n, scaler.skipped))
+        return seen
+
+    def fresh():
+        parameter = nn.Parameter(torch.full((2, 4), 0.5))
+        return parameter, AdamW([Group("all", 0.01, 0.1, ["weight"], [parameter])]), LossScaler(1024.0, 2)
+
+    whole = walk(*fresh(), range(30))
+    assert len({scale for _, scale, _, _ in whole}) > 2 and whole[-1][3] == 6
+    first = fresh()
+    walk(*first, range(stop))
+    parameter, optimizer, scaler = fresh()
+    parameter.data.copy_(first[0].data)
+    optimizer.load_state_dict({name: tensor.clone() for name, tensor in first[1].state_dict().items()})
+    scaler.load_state_dict(first[2].state_dict())
+    for (a, *ours), (b, *theirs) in zip(walk(parameter, optimizer, scaler, range(stop, 30)), whole[stop:], strict=True):
+        assert torch.equal(a, b) and ours == theirs
 
 
 def test_scaling_saves_gradients_that_float16_cannot_hold():

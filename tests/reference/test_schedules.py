@@ -66,3 +66,68 @@ def test_slanted_triangular_on_a_run_of_a_few_steps():
     assert schedules.slanted_triangular(0, 5, 0) == 1.0
     for T in range(1, 40):
         assert all(1 / 32 <= schedules.slanted_triangular(t, T, 0) <= 1 for t in range(T + 1))
+
+
+def test_warm_up_as_a_share_leaves_a_step_that_trains():
+    assert [schedules.warmup_steps(0.1, T) for T in (0, 1, 2, 3, 10, 11)] == [0, 0, 1, 1, 1, 2]
+    assert [schedules.warmup_steps(0.99, T) for T in (0, 1, 2, 3, 10)] == [0, 0, 1, 2, 9]
+    for T in range(1, 60):
+        for share in (0.0, 0.06, 0.1, 0.5, 0.9, 0.999):
+            factors = [schedules.linear(s, T, schedules.warmup_steps(share, T)) for s in range(T)]
+            assert max(factors) == 1.0, "the learning rate reaches its peak"
+
+
+@pytest.mark.parametrize(
+    ("warmup", "steps", "message"),
+    [
+        (-0.1, 10, "warmup=-0.1: a share from 0 to below 1, or a number of steps"),
+        (math.nan, 10, "warmup=nan"),
+        (math.inf, 10, "warmup=inf"),
+        (2.5, 10, "warmup=2.5.*whole number"),
+        (6, 6, "warmup=6: the run has 6 steps, so the learning rate would never reach its peak"),
+        (1, 1, "warmup=1: the run has 1 steps"),
+        (1e9, 6, "warmup=1000000000: the run has 6"),
+    ],
+)
+def test_a_warm_up_that_cannot_be(warmup, steps, message):
+    with pytest.raises(ValueError, match=message):
+        schedules.warmup_steps(warmup, steps)
+
+
+def test_a_number_of_warm_up_steps_below_all():
+    assert schedules.warmup_steps(5, 6) == 5
+    assert schedules.warmup_steps(5, 0) == 5, "no step, no mistake"
+
+
+NO_NUMBERS = [math.nan, math.inf, -math.inf, -3.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("polynomial", {"power": x}) for x in (*NO_NUMBERS, 0.0)]
+    + [("polynomial", {"end": x}) for x in (*NO_NUMBERS, 1.0, 1e300)]
+    + [("slanted_triangular", {"ratio": x}) for x in (*NO_NUMBERS, 0.5)]
+    + [("slanted_triangular", {"cut_frac": x}) for x in (*NO_NUMBERS, 0.0, 1.0)],
+)
+def test_options_that_cannot_be(name, options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}=.* expected"):
+        getattr(schedules, name)(0, 10, 2, **options)
+
+
+def test_polynomial_with_transformers_own_defaults():
+    """power 1 is linear; their end is 1e-7 as a learning rate, here a factor on it."""
+    expected = reference(lambda o: transformers.get_polynomial_decay_schedule_with_warmup(o, 4, 20), 20)
+    for s in range(21):
+        assert schedules.polynomial(s, 20, 4, power=1.0, end=1e-7) == pytest.approx(expected[s], abs=1e-14)
+        assert schedules.polynomial(s, 20, 4, power=1.0) == pytest.approx(schedules.linear(s, 20, 4), abs=1e-14)
+
+
+def test_the_factors_of_a_run():
+    for T in (0, 1, 2, 30):
+        schedules.check_factors(partial(schedules.linear, T=T, W=schedules.warmup_steps(0.1, T)), T)
+    with pytest.raises(ValueError, match="0 in all 1 steps, so nothing would train"):
+        schedules.check_factors(partial(schedules.linear, T=1, W=1), 1)
+    with pytest.raises(ValueError, match="nan at step 3 of 5"):
+        schedules.check_factors(lambda s: math.nan if s == 2 else 1.0, 5)
+    with pytest.raises(ValueError, match=r"-0\.5 at step 1 of 5"):
+        schedules.check_factors(lambda s: -0.5, 5)
