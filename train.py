@@ -47,6 +47,7 @@ def run_once(given) -> dict | None:
 
     from minift import cache, report, setup
     from minift.data.splits import read_splits
+    from minift.optim.precision import without_tf32
     from minift.plan import print_plan
     from minift.runs import Run, stopped_in
     from minift.solve import solve
@@ -64,9 +65,10 @@ def run_once(given) -> dict | None:
     options, why, steps_per_epoch = setup.choose_epochs(options, data["train"])
 
     # Model and optimizer
-    training = setup.build(options, given, start, task, steps_per_epoch)
+    training = setup.build(options, given, start, task, data["train"], steps_per_epoch)
+    options, measured = setup.with_precision(options, training)
     report.print_model(training, start, options)
-    report.print_settings(given, options, origins | why)
+    report.print_settings(given, options, origins | why | measured)
     if options.plan:
         print_plan(training, data, options)
         return None
@@ -75,7 +77,7 @@ def run_once(given) -> dict | None:
     run = Run.create(options, start, training)
     report.print_work(training, start.device, options)
     setup_seconds = time.perf_counter() - started
-    with stopped_in(run.directory):
+    with stopped_in(run.directory), without_tf32():
         seen, seconds = cache.keep(data, training.model.body, training.precision, start.device, options, run.directory)
         progress = Progress(seconds_training=seconds)
         if getattr(options, "solver", "gradient") == "lbfgs":
@@ -119,6 +121,8 @@ def run_each(runs: dict[str, object], directory: Path, what: str) -> dict[str, d
     """The results of several runs; None for one that diverged. what: they are, as seeds."""
     results = {}
     for label, options in runs.items():
+        if done := next(filter(None, results.values()), None):
+            options = replace(options, precision=done["precision"])  # measured once
         print(f"\n======== {label}\n", flush=True)
         try:
             results[label] = run_once(options)

@@ -17,7 +17,7 @@ from minift.data.examples import Examples
 from minift.data.layout import Layout
 from minift.errors import UserError
 from minift.methods.surgery import wrappers
-from minift.optim.precision import around
+from minift.optim.precision import autocast
 from minift.pretrained import Checkpoint, read, read_config
 from minift.tasks.task import Model, of
 from minift.training import Scores, evaluate, outputs_by_row
@@ -162,7 +162,7 @@ def assemble(checkpoint: Checkpoint, device: str | None) -> FineTuned:
         model = Model(body, task.head(body))
     model.head.load_state_dict({name: tensor.float() for name, tensor in checkpoint.head.items()})
     model = model.to(device, memory_format=torch.channels_last).eval()
-    precision = around(getattr(torch, checkpoint.settings.get("precision", "float32")))
+    precision = autocast(getattr(torch, checkpoint.settings.get("precision", "float32")), model)
     frozen = checkpoint.settings.get("frozen", 0)
     stages = FrozenStages(model.body, frozen, precision) if frozen else None
     return FineTuned(model, task, replace(checkpoint, tensors={}, head={}, grafts={}, origin=origin), precision, stages)

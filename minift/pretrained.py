@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from minift.adapting import adapt
+from minift.adapting import adapt_saved
 from minift.errors import UserError, look_up
 from minift.methods.surgery import delta, load_delta, plain_name
 from minift.models import MODELS
@@ -88,7 +88,7 @@ class Checkpoint:
         """Of a run: the body as it was trained, with what the method has added."""
         body = self.body(of(self.task).pool, dtype, copy)
         if self.grafts:
-            adapt(body, self.method)
+            adapt_saved(body, self.method)
             own = self.tensors | self.grafts
             load_delta(body, {name: own[name] for name in delta(body)})
         return body
@@ -221,7 +221,7 @@ def read(directory: Path, base: Checkpoint | None = None) -> Checkpoint:
         body = checkpoint.empty_body(task.pool if task else checkpoint.own_pool)
         plain = body.state_dict().keys()
         if checkpoint.method:
-            adapt(body, checkpoint.method)
+            adapt_saved(body, checkpoint.method)
     except (UserError, TypeError, ValueError) as error:
         raise UserError(f"{directory / 'config.json'}: {error}") from None
     expected = delta(body) if checkpoint.delta else {plain_name(name): tensor for name, tensor in body.state_dict().items()}

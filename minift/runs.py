@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 import minift
+from minift.adapting import resolved
 from minift.data.batching import Data
 from minift.errors import UserError, look_up
 from minift.methods.surgery import plain_name
@@ -60,7 +61,7 @@ class Run:
             origin=None,
             base=base,
             base_name=name,
-            method=options.method,
+            method=resolved(options.method, training.model.body),
             delta=training.saved is not None,
             task=described(options.task, training.task),
             settings={
@@ -72,7 +73,8 @@ class Run:
             recipe=asdict(options) | {"train": options.train and str(Path(options.train).resolve())},
         )
         run = cls(Path(options.out), template, training.saved)
-        run.write_json("config.json", {"flags": asdict(options), "versions": versions(), "threads": torch.get_num_threads()})
+        machine = {"versions": versions(), "threads": torch.get_num_threads(), "seconds_of_products": training.seconds}
+        run.write_json("config.json", {"flags": asdict(options)} | machine)
         return run
 
     def write_json(self, name: str, content: dict) -> None:
@@ -133,6 +135,7 @@ class Run:
             "steps": progress.step,
             "best_epoch": progress.best_epoch,
             "best_step": progress.best_step,
+            "precision": str(training.precision.dtype).removeprefix("torch."),
         }
         self.write_json("result.json", result)
         return result

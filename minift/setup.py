@@ -3,12 +3,13 @@
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minift import cache
 from minift.adapting import adapt, default_epochs, default_lr, names_of, parse_methods
@@ -17,18 +18,19 @@ from minift.data.batching import Data
 from minift.data.examples import Examples
 from minift.errors import UserError, look_up
 from minift.finetuned import choose_device
-from minift.methods.surgery import delta, lengthened
+from minift.methods.surgery import delta, lengthened, terms
 from minift.optim import OPTIMIZERS
-from minift.optim import precision as precisions
 from minift.optim.groups import make_groups
-from minift.optim.schedules import SCHEDULES, warmup_steps
+from minift.optim.measure import choose
+from minift.optim.precision import autocast
+from minift.optim.schedules import SCHEDULES, check_factors, warmup_steps
 from minift.optim.unfreezing import UNFREEZING
 from minift.pretrained import Checkpoint, find, read, untrained
 from minift.runs import choose_directory
 from minift.specs import parse
 from minift.tasks import TASKS
 from minift.tasks.task import Model
-from minift.training import Training
+from minift.training import Penalty, Training
 
 # Few rows need more passes: three over 500 rows leave BERT half trained (Mosbach et al. 2021, arXiv:2006.04884;
 # Zhang et al. 2021, arXiv:2006.05987). --epochs unset makes at least this many steps.
@@ -53,12 +55,20 @@ class Setup(Training):
     new: tuple[str, ...] = ()  # parts that are newly initialised
     saved: list[str] | None = None  # names of the body's tensors that the run saves; None: all, as they all train
     frozen: int = 0  # modules of `body.walk()` below all that trains
+    seconds: dict[str, float] = field(default_factory=dict)  # what was measured for --precision auto: of products by dtype
+
+
+class Terms(Penalty):
+    """What the wrappers of a method add to the loss."""
+
+    def term(self, model: nn.Module) -> Tensor:
+        return terms(model.body)
 
 
 def start(options) -> Start:
     """Look up the task and the device, read the checkpoint."""
     task = look_up(TASKS, options.task, "--task")
-    parse_methods(options.method)  # a mistake in it is answered before anything is read
+    parse_methods(options.method, typed=True)  # a mistake in it is answered before anything is read
     device = choose_device(options.device)
     name = task.MODEL if options.model is None else options.model
     checkpoint = untrained(name) if options.init == "random" else None
@@ -88,9 +98,6 @@ def resolve(given, start: Start) -> tuple[object, dict[str, str]]:
         "out": (str(choose_directory(given.out, Path(given.train or "reviews"), model, given.method)), "free"),
     }
     defaults = {name: default for name, default in defaults.items() if getattr(given, name) is None}
-    if given.precision == "auto":
-        dtype = precisions.choose("auto", start.device)
-        defaults["precision"] = (str(dtype).removeprefix("torch."), "measured")
     options = replace(given, **{name: value for name, (value, _) in defaults.items()})
     known = ("loss", *task.METRICS)
     if options.monitor not in known:
@@ -123,8 +130,11 @@ def choose_epochs(options, train: Data) -> tuple[object, dict[str, str], int]:
     return replace(options, epochs=epochs), {"epochs": why}, steps
 
 
-def build(options, given, start: Start, task, steps_per_epoch: int) -> Setup:
-    """Freeze everything, let the method thaw or wrap; then the head, the groups, the optimizer and the schedule."""
+def build(options, given, start: Start, task, train: Data, steps_per_epoch: int) -> Setup:
+    """Freeze everything, let the method thaw or wrap; then the head, the groups, the optimizer and the schedule.
+
+    train: a unit of it is what a precision of auto is measured with.
+    """
     torch.manual_seed(options.seed)
     checkpoint = start.checkpoint
     body = checkpoint.body(task.pool) if options.init == "pretrained" else checkpoint.random_body(task.pool)
@@ -145,7 +155,11 @@ def build(options, given, start: Start, task, steps_per_epoch: int) -> Setup:
     except ValueError as error:
         raise UserError(f"--optimizer {options.optimizer}: {error}") from None
     steps = options.epochs * steps_per_epoch
-    precision = precisions.around(getattr(torch, options.precision))
+    try:
+        choice = choose(options.precision, start.device, body, inputs_like(train, options.batch_size, start.device))
+    except ValueError as error:
+        raise UserError(f"--precision {options.precision}: {error}") from None
+    precision = autocast(choice.dtype, model)
     frozen = cache.depth(body)
     if options.cache != "auto" and not frozen:
         raise UserError(f"--cache {options.cache} with --method {options.method}: the lowest stage trains, so nothing can be kept")
@@ -161,11 +175,29 @@ def build(options, given, start: Start, task, steps_per_epoch: int) -> Setup:
         make_schedule(options, steps),
         precision,
         make_unfreezing(options, stages, steps, steps_per_epoch),
+        (Terms(),) if terms(body) is not None else (),
         steps=steps,
+        seconds=choice.seconds,
         new=("everything" if options.init == "random" else "head", *["pooler"] * new_pooler),
         saved=list(trained) if has_base and not whole else None,
         frozen=frozen,
     )
+
+
+def with_precision(options, training: Setup) -> tuple[object, dict[str, str]]:
+    """(the options with the precision that was chosen, where it comes from if it was measured)"""
+    if options.precision != "auto":
+        return options, {}
+    figures = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in training.seconds.items())
+    name = str(training.precision.dtype).removeprefix("torch.")
+    return replace(options, precision=name), {"precision": f"measured ({figures})" if figures else "found"}
+
+
+def inputs_like(data: Data, rows: int, device: torch.device) -> tuple[Tensor | None, ...]:
+    """The inputs of a batch of so many rows, all of them the unit of the middle length."""
+    middle = np.argsort(data.lengths, kind="stable")[len(data) // 2]
+    batch = next(iter(data.batches([np.array([middle])], device)))
+    return tuple(x if x is None else x.expand(rows, *x.shape[1:]) for x in batch.inputs)
 
 
 def check_positions(options, body: nn.Module) -> None:
@@ -192,12 +224,15 @@ def check_head_alone(options, given) -> None:
 
 def make_schedule(options, steps: int) -> Callable[[int], float]:
     """step -> factor on the learning rates, for a run of so many steps."""
-    schedule, warmup = parse(options.schedule, SCHEDULES, "--schedule"), warmup_steps(options.warmup, steps)
-    if warmup > steps > 0:
-        raise UserError(f"--warmup {options.warmup:g}: the run has {steps} steps, so the learning rate would never reach its peak")
+    schedule = parse(options.schedule, SCHEDULES, "--schedule")
+    try:
+        warmup = warmup_steps(options.warmup, steps)
+    except ValueError as error:
+        raise UserError(f"--warmup {options.warmup:g}: {error}") from None
     schedule = partial(schedule, T=steps, W=warmup)
     try:
         schedule(0)
+        check_factors(schedule, steps)
     except ValueError as error:
         raise UserError(f"--schedule {options.schedule}: {error}") from None
     return schedule

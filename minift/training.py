@@ -79,18 +79,20 @@ class Log:
 
     def look(self) -> dict[str, float]:
         """Write what has come since the last look; the figures of the last step. Raises Diverged for a loss that is not finite."""
-        losses, now = torch.stack([taken.loss for _, taken, _, _ in self.pending]).tolist(), time.perf_counter()
+        figures = torch.stack([torch.stack([t.loss, t.norm.to(t.loss)]) for _, t, _, _ in self.pending]).tolist()
+        now = time.perf_counter()
         speed = sum(units for *_, units in self.pending) / (now - self.looked)
-        events = []
-        for loss, (step, taken, lr, _) in zip(losses, self.pending, strict=True):
-            events.append(
-                {"step": step, "loss": loss, "lr": lr, "epoch": self.epoch, "split": "train", "examples_per_second": speed}
-            )
+        events, diverged = [], None
+        for (loss, norm), (step, taken, lr, _) in zip(figures, self.pending, strict=True):
+            common = {"epoch": self.epoch, "split": "train", "examples_per_second": speed}
+            events.append({"step": step, "loss": loss, "lr": lr, **common})
             if taken.updated:
                 self.total, self.count = self.total + loss * taken.count, self.count + taken.count
+                if diverged is None and not (math.isfinite(loss) and math.isfinite(norm)):
+                    diverged = f"the loss is {loss} and the norm of its gradient {norm} at step {step}"
         self.run.log(events)
-        if not math.isfinite(self.total):
-            raise Diverged(f"the loss is {losses[-1]} at step {events[-1]['step']}: training has diverged; try a lower --lr")
+        if diverged:
+            raise Diverged(f"{diverged}: training has diverged; try a lower --lr")
         self.pending, self.looked = [], now
         return events[-1]
 
@@ -100,8 +102,9 @@ class Step:
     """What one step has done."""
 
     loss: Tensor  # a scalar on the device
+    norm: Tensor  # of all gradients, likewise
     count: float  # what the loss is a mean over
-    updated: bool
+    updated: bool  # False where nothing counts, and where gradients overflow in float16
 
 
 def step(training: Training, batches: list[Batch], factor: float, options, scaler: LossScaler | None, progress: Progress) -> Step:
@@ -115,7 +118,7 @@ def step(training: Training, batches: list[Batch], factor: float, options, scale
     count, units = sum(batch.counts.sum().item() for batch in batches), sum(len(batch.rows) for batch in batches)
     loss = torch.zeros((), device=parameters[0].device)
     if not count:
-        return Step(loss, count, updated=False)
+        return Step(loss, loss, count, updated=False)
     for number, batch in enumerate(batches):
         seed_dropout(options.seed, progress.step, number)
         with training.precision:
@@ -128,13 +131,13 @@ def step(training: Training, batches: list[Batch], factor: float, options, scale
         (part if scaler is None else scaler.scale(part)).backward()
         loss = loss + part.detach()
     updated = scaler is None or scaler.unscale(parameters)
+    norm = clip_gradients(parameters, options.clip)
     if updated:
-        clip_gradients(parameters, options.clip)
-        optimizer.step(factor)
+        optimizer.step(factor, norm.isfinite())
     if scaler is not None:
         scaler.update(updated)
     optimizer.zero_grad()
-    return Step(loss, count, updated)
+    return Step(loss, norm, count, updated)
 
 
 def seed_dropout(*key: int) -> None:
@@ -150,7 +153,7 @@ def fit(training: Training, train: Data, valid: Data | None, run, options, progr
     """
     model, task, optimizer = training.model, training.task, training.optimizer
     device = next(model.parameters()).device
-    scaler = LossScaler() if getattr(training.precision, "dtype", None) == torch.float16 else None
+    scaler = LossScaler() if training.precision.dtype == torch.float16 else None
     stages = list(dict.fromkeys(group.stage for group in optimizer.groups))
     if options.epochs == 0:
         run.save(model, task)

@@ -1,6 +1,5 @@
 """What tests of the training loop share: batches, models and options made by hand."""
 
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from minift.data.batching import Batch
 from minift.data.tokenising import Encoded
+from minift.optim.precision import Float32
 from minift.tasks.classification import Classification
 from minift.tasks.task import Model
 from minift.training import Progress, Training, fit
@@ -56,6 +56,6 @@ def train_with(
 ) -> Progress:
     """`fit` without validation rows, in the type of the weights."""
     progress = Progress()
-    training = Training(model, task, optimizer, schedule, nullcontext(), unfreezing)
+    training = Training(model, task, optimizer, schedule, Float32(), unfreezing)
     fit(training, data, None, run, loop_options(**changes), progress)
     return progress

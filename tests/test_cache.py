@@ -1,7 +1,6 @@
 """Frozen stages: stored bits come back as they are, and a run on them is the run without."""
 
 import copy
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -18,10 +17,10 @@ from minift.methods.full import partial as thaw_top
 from minift.methods.surgery import freeze
 from minift.optim.adamw import AdamW
 from minift.optim.groups import make_groups
-from minift.optim.precision import around
+from minift.optim.precision import autocast
 
 CPU = torch.device("cpu")
-FULL = nullcontext()
+FULL = autocast(torch.float32)
 
 
 @dataclass
@@ -101,7 +100,7 @@ def test_depth_counts_the_modules_of_whole_frozen_stages(kind, stages, expected)
 @pytest.mark.parametrize("low", [False, True])
 def test_stored_bits_come_back_whatever_the_order(tmp_path, kind, stages, place, low):
     model, data = frozen_model(kind, stages), DATA[kind]()
-    frozen = FrozenStages(model.body, depth(model.body), around(torch.bfloat16) if low else FULL)
+    frozen = FrozenStages(model.body, depth(model.body), autocast(torch.bfloat16) if low else FULL)
     kept = CachedFeatures(data, frozen, 4, CPU, tmp_path / "kept.bin" if place == "disk" else None)
     order = by_length(data.lengths, 4)
     at = "hidden" if stages else "pooled"

@@ -11,7 +11,7 @@ from tiny import tiny_body, tiny_resnet
 from minift.checkpointing import checkpoint_activations
 from minift.methods.full import full, partial
 from minift.methods.surgery import freeze
-from minift.optim.precision import around
+from minift.optim.precision import autocast
 
 TOKENS = torch.randint(5, 60, (4, 9), generator=torch.Generator().manual_seed(0))
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -26,7 +26,7 @@ def test_same_gradients_and_buffers(kind, stages, dtype):
     full(body) if stages is None else partial(body, stages=stages)
     plain = classifier(body)
     lean = copy.deepcopy(plain)
-    precision = around(dtype)
+    precision = autocast(dtype)
     checkpoint_activations(lean.body, precision)
     losses = []
     for model in (plain, lean):
@@ -53,7 +53,7 @@ def test_fewer_tensors_are_kept_for_the_backward_pass():
     for lean in (False, True):
         body = tiny_resnet()
         if lean:
-            checkpoint_activations(body, around(torch.float32))
+            checkpoint_activations(body, autocast(torch.float32))
         sizes = {}
         count = partial_function(lambda sizes, x: sizes.update({x.data_ptr(): x.nbytes}) or x, sizes)
         with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):

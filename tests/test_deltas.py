@@ -14,7 +14,6 @@ import minift
 import train
 from minift.adapting import adapt
 from minift.errors import UserError
-from minift.finetuned import logits_of
 from minift.methods.surgery import SEGMENT, delta
 from minift.pretrained import places, read, read_tensors, write
 
@@ -45,7 +44,7 @@ def test_a_run_saves_what_trained_and_predicts_with_it(tmp_path, base, method):
     trained = sum(read_tensors(directory / "model" / "model.safetensors")[name].numel() for name in saved)
     assert result(directory)["parameters"]["trainable"] == trained
     rows = tuned.task.read(str(tmp_path / "rows.csv"), minift.data.reading.Layout())
-    scores, _ = tuned.score(rows, tuned.task.ids(rows, tuned.task.labels, False))
+    scores, _ = tuned.score(rows)
     assert scores.metrics == result(directory)["test"]
 
 
@@ -284,7 +283,7 @@ def test_a_merged_run_is_plain_and_computes_the_same(tmp_path, base, method, cap
     plain = minift.load(tmp_path / "plain")
     assert plain.model.body.state_dict().keys() == tiny_body().state_dict().keys()
     tuned = minift.load(directory)
-    one, other = (logits_of(t.model, t.prepare(t.task.rows(TEXTS)), 8, t.precision) for t in (tuned, plain))
+    one, other = (outputs(t, t.task.read(TEXTS, t.layout, labelled=False)) for t in (tuned, plain))
     torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
     run(tmp_path, tmp_path / "plain", "next", epochs=0)
 
@@ -298,7 +297,7 @@ def test_a_merged_resnet_is_plain_and_computes_the_same(tmp_path, method):
     convert.main([str(tmp_path / "run"), "--to", "minift", "--out", str(tmp_path / "plain")])
     files = [str(tmp_path / "photos" / name / "0.jpg") for name in ("ants", "bees")]
     one, other = (
-        logits_of(t.model, t.prepare(t.task.rows(files)), 8, t.precision)
+        outputs(t, t.task.read(files, t.layout, labelled=False))
         for t in (minift.load(tmp_path / "run"), minift.load(tmp_path / "plain"))
     )
     torch.testing.assert_close(one, other, rtol=0, atol=1e-5)

@@ -360,7 +360,7 @@ def test_bfloat16(spec, model):
     """Of the hidden states, and with few layers: in a deep random network roundings add up, with or without a method."""
     body = randomise(operated(spec, on=model, dtype=torch.float32, **MODELS[model].shallow))
     wanted, _ = outputs(body, model, torch.float32)
-    with precision.around(torch.bfloat16):
+    with precision.autocast(torch.bfloat16):
         low, _ = outputs(body, model, torch.float32)
     gap = distance((low,), (wanted,)) / float(wanted.abs().max())
     assert gap < 2e-2, f"{spec} on {model}: in bfloat16 it is {gap:.1e} of the largest output away from float32"
