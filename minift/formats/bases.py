@@ -10,8 +10,8 @@ from torch import Tensor
 
 from minift.data.reading import LAYOUT_FLAGS, Layout
 from minift.errors import UserError
-from minift.formats.huggingface import FAMILIES, read_bin
-from minift.pretrained import PRECISIONS, Checkpoint, find, read, read_json, read_tensors, sha256, write_json
+from minift.formats.huggingface import FAMILIES, inside, read_bin
+from minift.pretrained import PRECISIONS, Checkpoint, check_values, find, read, read_object, read_tensors, sha256, write_json
 
 BESIDE = "minift.json"
 TASKS = {"bert": "text-classification", "resnet": "image-classification"}
@@ -33,22 +33,25 @@ def source_of_base(run: Checkpoint) -> str | None:
 # ---- in ----
 
 
-def read_object(path: Path) -> dict:
-    """A JSON file that holds an object."""
+def read_config(path: Path) -> dict:
+    """A JSON object of one of the two libraries."""
     if not path.is_file():
         raise UserError(f"{path}: no such file, so this is no directory of peft or of the adapters library")
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not a JSON object")
-    return content
+    return read_object(path)
 
 
 def read_either(directory: Path, files: tuple[str, ...]) -> tuple[Path, dict[str, Tensor]]:
     """(path, tensors) of the safetensors file or of the .bin file: the first that is there."""
-    for name, read_one in zip(files, (read_tensors, read_bin), strict=True):
-        if (directory / name).is_file():
-            return directory / name, read_one(directory / name)
+    for name, read_one in zip(files, (read_tensors, read_checked_bin), strict=True):
+        if (path := inside(directory, name)).is_file():
+            return path, read_one(path)
     raise UserError(f"{directory}: there is no {' and no '.join(files)}")
+
+
+def read_checked_bin(path: Path) -> dict[str, Tensor]:
+    tensors = read_bin(path)
+    check_values(path, tensors)
+    return tensors
 
 
 def read_beside(directory: Path) -> dict:
