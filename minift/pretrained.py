@@ -190,7 +190,7 @@ def read_object(path: Path) -> dict:
     """A JSON file that holds an object."""
     content = read_json(path)
     if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no JSON object, but {content!r:.60}")
+        raise UserError(f"{path}: not a JSON object, but {content!r:.60}")
     return content
 
 
