@@ -21,6 +21,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from minift.cli import is_checkout, spelled
 from minift.errors import UserError, command
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -29,7 +30,7 @@ TOLERANCE = 1e-9  # of --check, in float64
 
 def main(argv: list[str]) -> int | None:
     parser = argparse.ArgumentParser(
-        prog="convert.py", description="Convert a checkpoint into minift's layout, or out of it with --to."
+        prog=spelled("convert"), description="Convert a checkpoint into minift's layout, or out of it with --to."
     )
     parser.add_argument(
         "source",
@@ -41,7 +42,9 @@ def main(argv: list[str]) -> int | None:
         "--to", choices=[*EXPORTS, *ADDED], help="write another layout: hf = transformers; minift = the run as a plain model"
     )
     parser.add_argument(
-        "--out", help="directory to write (default: weights/NAME, or below $MINIFT_WEIGHTS); with --to torchvision a file"
+        "--out",
+        help="directory to write (default: NAME below $MINIFT_WEIGHTS, weights/ of the checkout or ~/.cache/minift, the first that "
+        "applies); with --to torchvision a file",
     )
     parser.add_argument("--base", help="of a directory of peft or adapters: the converted model below (default: the recorded one)")
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights written (default: as they are)")
@@ -113,11 +116,12 @@ def refuse_flags(arguments: argparse.Namespace, names: tuple[str, ...], why: str
 def source_of(arguments: argparse.Namespace) -> tuple[str, Callable]:
     """(name of what the source gives, what reads it: (file or directory, Checkpoint, Report)). Nothing is downloaded yet."""
     from minift.formats import torchvision
-    from minift.pretrained import is_converted
+    from minift.pretrained import check_path, is_converted
 
     source, place = arguments.source, Path(arguments.source)
+    check_path(place)
     if any(is_converted(directory) for directory in (place, place / "model")):
-        raise UserError(f"{place}: is in minift's layout already; to bring it out: python convert.py {place} --to hf --out DIR")
+        raise UserError(f"{place}: is in minift's layout already; to bring it out: {spelled('convert')} {place} --to hf --out DIR")
     if arguments.revision and place.exists():
         raise UserError(f"--revision {arguments.revision}: {place} is a {'directory' if place.is_dir() else 'file'} here, "
                         "not a hub repository")  # fmt: skip
@@ -215,7 +219,7 @@ def export_to_minift(checkpoint, out: Path, source: str) -> None:
     if checkpoint.task is None:
         raise UserError(f"{source} is a plain model in minift's layout already; --to minift is for runs")
     write(out, checkpoint)
-    print(f"written  {out}; python -m minift.predict {out} ..., or python train.py --model {out} ... to go on from it")
+    print(f"written  {out}; python -m minift.predict {out} ..., or {spelled('train')} --model {out} ... to go on from it")
 
 
 def export_to_hf(checkpoint, out: Path, source: str) -> None:
@@ -263,7 +267,7 @@ def export_to_adapters(checkpoint, out: Path) -> None:
 def tell_how(checkpoint, out: Path, load: str) -> None:
     """How the other library loads what was written, over the same base."""
     labels = len(checkpoint.task["labels"])
-    print(f"written  {out}; for BASE, what it goes onto: python convert.py {checkpoint.base_name} --to hf --out BASE")
+    print(f"written  {out}; for BASE, what it goes onto: {spelled('convert')} {checkpoint.base_name} --to hf --out BASE")
     print(f"         model = transformers.{auto_class(checkpoint)}.from_pretrained('BASE', num_labels={labels})")
     print(f"         {load}")
 
@@ -275,7 +279,10 @@ def auto_class(checkpoint) -> str:
 
 
 def new_place(out: str | Path) -> Path:
+    from minift.pretrained import check_path
+
     out = Path(out).resolve()
+    check_path(out)
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"{out}: exists and is not empty; give another one with --out")
     return out
@@ -363,7 +370,8 @@ def reference(checkpoint, theirs: Path, config) -> tuple:
     try:
         import transformers
     except ImportError:
-        raise UserError('--check compares with transformers, which is not installed: pip install -e ".[test]"') from None
+        install = 'pip install -e ".[test]"' if is_checkout() else "pip install transformers"
+        raise UserError(f"--check compares with transformers, which is not installed: {install}") from None
     transformers.logging.set_verbosity_error()
     whole = getattr(transformers, auto_class(checkpoint)).from_pretrained(theirs)
     return "transformers", transformers.__version__, whole, whole.base_model

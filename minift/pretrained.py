@@ -12,7 +12,11 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import tempfile
 import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -23,6 +27,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from minift.adapting import adapt_saved
+from minift.cli import CHECKOUT, is_checkout, spelled
 from minift.errors import UserError, look_up
 from minift.methods.surgery import delta, load_delta, plain_name
 from minift.models import MODELS
@@ -31,7 +36,6 @@ from minift.tasks.task import of
 
 LAYOUT = 1
 HEAD = "head."
-CHECKOUT = Path(__file__).parent.parent
 ELSEWHERE = ("tensors", "tokenizer", "head", "grafts", "origin")  # fields of Checkpoint that do not stand in config.json
 PRECISIONS = ("float32", "bfloat16", "float16")
 
@@ -117,75 +121,123 @@ def short_name(name: str) -> str:
 def places(name: str) -> list[Path]:
     """Where a converted checkpoint of this name may lie."""
     short = short_name(name)
-    return [Path(name), weights_directory() / short, CHECKOUT / "weights" / short, Path(__file__).parent / "weights" / short]
+    checkout = [CHECKOUT / "weights" / short] if is_checkout() else []
+    return [Path(name), weights_directory() / short, *checkout, Path(__file__).parent / "weights" / short]
 
 
 def find(name: str) -> Path:
-    """Where --model NAME lies: a directory; else $MINIFT_WEIGHTS/NAME; else weights/NAME of the checkout, or of the package."""
+    """Where --model NAME lies: a directory; else in weights_directory(); else weights/NAME of the checkout, or of the package."""
     short = short_name(name)
     for place in places(name):
         if is_converted(place / "model"):  # a run
             return place / "model"
+        recover(place)
         if place.is_dir():
             if place != Path(name) and short != name and (source := read_config(place)["source"]) != name:
                 raise UserError(f"{name}: {place} was converted from {source}; give its path, or convert yours with another --out")
             return place
     raise UserError(
         f"{name}: no such directory, nor one of that name in {weights_directory()}; "
-        f"to download and convert it: python convert.py {name}"
+        f"to download and convert it: {spelled('convert')} {name}"
     )
 
 
 def weights_directory() -> Path:
-    """Where convert.py puts what it converts: $MINIFT_WEIGHTS, else weights/ of the checkout."""
-    return Path(os.environ.get("MINIFT_WEIGHTS") or CHECKOUT / "weights")
+    """Where convert.py puts what it converts: $MINIFT_WEIGHTS, else weights/ of the checkout, else the user's cache."""
+    if named := os.environ.get("MINIFT_WEIGHTS"):
+        return Path(named)
+    if is_checkout():
+        return CHECKOUT / "weights"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "minift"
 
 
 def is_converted(directory: Path) -> bool:
     """Whether this is a converted checkpoint or a run's model/."""
     try:
+        recover(directory)
         return "minift" in json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return False
 
 
 def read_config(directory: Path) -> dict:
     """config.json of a converted checkpoint or of a run's model/."""
+    recover(directory)
     path = directory / "config.json"
     if not path.is_file():
         raise UserError(f"{directory}: there is no config.json, so this is neither a converted checkpoint nor a run")
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: no JSON object, so this is neither a converted checkpoint nor a run")
+    config = read_object(path)
+    if "flags" in config and recover(directory / "model"):
+        raise UserError(
+            f"{directory}: a crash has interrupted the writing of its model; it is repaired, run the same command again"
+        )
     if "flags" in config:
         raise UserError(f"{directory}: this run was stopped before its first epoch was over, so no model was saved")
     if "minift" not in config:
-        raise UserError(f"{directory} is not converted yet: python convert.py {directory}")
+        raise UserError(f"{directory} is not converted yet: {spelled('convert')} {directory}")
     if config["minift"] != LAYOUT:
         raise UserError(f"{path}: layout {config['minift']}, this minift reads layout {LAYOUT}; convert the checkpoint again")
     return config
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path) -> object:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
 
 
+def read_object(path: Path) -> dict:
+    """A JSON file that holds an object."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a JSON object, but {content!r:.60}")
+    return content
+
+
 def write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """In UTF-8; where a string cannot stand in that (half a surrogate pair, a path of other bytes) all in escapes of ASCII."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    try:
+        encoded = text.encode("utf-8")
+    except UnicodeEncodeError:
+        encoded = (json.dumps(content, indent=2) + "\n").encode("ascii")
+    path.write_bytes(encoded)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; a file that is missing, cut short or something else is named."""
+def read_tensors(path: Path, checked: bool = True) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; a file that is missing, cut short or something else is named.
+
+    The library compares what the header claims (sizes, offsets, types) with the file before it takes memory.
+    checked: all of the tensors are weights, so `check_values` looks at them.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
+    check_path(path)
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except SafetensorError as error:
-        size = path.stat().st_size
-        raise UserError(f"{path}: cut short or no safetensors file ({size:,} bytes; {error}); fetch it again") from None
+        size, why = path.stat().st_size, " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: cut short or no safetensors file ({size:,} bytes; {why}); fetch it again") from None
+    if checked:
+        check_values(path, tensors)
+    return tensors
+
+
+def check_values(where: Path, tensors: dict[str, Tensor]) -> None:
+    """Every weight is a finite floating-point number; the counters of BatchNorms are integers. One pass, without a copy."""
+    for name, tensor in tensors.items():
+        is_counter = name.endswith("num_batches_tracked")
+        if tensor.is_floating_point() == is_counter or tensor.is_complex() or tensor.dtype == torch.bool:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            expected = "an integer" if is_counter else "a floating-point type"
+            raise UserError(f"{where}: {name} is stored as {kind}, {expected} is expected; save it again in that type")
+        if is_counter or not tensor.numel():
+            continue
+        if tensor.dtype.itemsize == 1:  # float8 has no arithmetic of its own
+            tensor = tensor.float()
+        if not torch.stack(tensor.aminmax()).isfinite().all():
+            raise UserError(f"{where}: {name} holds NaN or infinite values, so nothing can be computed with it; take other weights")
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -198,6 +250,7 @@ def read_tokenizer(directory: Path) -> Tokenizer:
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise UserError(f"{path}: no such file; convert the checkpoint again")
+    check_path(path)
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
@@ -300,22 +353,109 @@ def check_shapes(where: Path, tensors: dict[str, Tensor], expected: dict[str, Te
             raise UserError(f"{where}: {name} is {tuple(tensor.shape)}, {wanted_by} asks for {tuple(expected[name].shape)}")
 
 
+# ---- writing ----
+
+
 def write(directory: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint beside `directory`, then put it in its place: a crash leaves every file whole, old or new."""
+    """Write a checkpoint to `directory`, whole or not at all; what was there is replaced."""
     config = {key: value for key, value in vars(checkpoint).items() if key not in ELSEWHERE}
     known = checkpoint.origin.tensors if checkpoint.delta and checkpoint.origin else {}  # stands in the base
     own = {name: tensor for name, tensor in checkpoint.tensors.items() if tensor is not known.get(name)}
     tensors = own | checkpoint.grafts | {HEAD + name: tensor for name, tensor in checkpoint.head.items()}
-    beside = directory.with_name(directory.name + ".part")
-    beside.mkdir(parents=True, exist_ok=True)
-    write_tensors(beside / "model.safetensors", tensors)
-    write_json(beside / "config.json", {"minift": LAYOUT} | config)
-    if checkpoint.tokenizer is not None and not checkpoint.delta:
-        checkpoint.tokenizer.save(str(beside / "tokenizer.json"))
-    directory.mkdir(exist_ok=True)
-    for file in sorted(beside.iterdir()):
-        file.replace(directory / file.name)
-    beside.rmdir()
+    with whole(directory) as fresh:
+        write_tensors(fresh / "model.safetensors", tensors)
+        write_json(fresh / "config.json", {"minift": LAYOUT} | config)
+        if checkpoint.tokenizer is not None and not checkpoint.delta:
+            (fresh / "tokenizer.json").write_text(checkpoint.tokenizer.to_str(pretty=True), encoding="utf-8")
+
+
+@contextmanager
+def whole(directory: Path) -> Iterator[Path]:
+    """A new directory to write into, which takes the place of `directory` at the end of the block, or leaves nothing.
+
+    After a crash at any moment the old content or the new one is there, complete: at the end the old directory is renamed aside
+    (.NAME.old), the new one in, and the old one deleted. Where only the one aside is left, `recover` renames it back.
+    """
+    directory = Path(os.path.realpath(directory))  # where a link leads, so that the link stays
+    aside = aside_of(directory)
+    with beside(directory) as part:
+        recover(directory)
+        fresh = part / "new"  # below one that is its owner's alone, so that it has the usual rights itself
+        fresh.mkdir()
+        try:
+            yield fresh
+            for path in (*fresh.rglob("*"), fresh):
+                flush(path)
+            if directory.exists():
+                shutil.rmtree(aside, ignore_errors=True)
+                directory.rename(aside)
+            fresh.rename(directory)
+            flush(directory.parent)
+            shutil.rmtree(aside, ignore_errors=True)
+        finally:
+            recover(directory)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """The same of a single file: the block writes the path that it is given."""
+    with beside(path) as part:
+        fresh = part / path.name
+        yield fresh
+        flush(fresh)
+        fresh.replace(path)
+        flush(path.parent)
+
+
+@contextmanager
+def beside(place: Path) -> Iterator[Path]:
+    """An empty directory on the file system of `place`, deleted at the end. What cannot be written is said in one line."""
+    check_path(place)
+    part = None
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=".minift-", suffix=".part", dir=place.parent))
+        yield part
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UserError(f"{place}: cannot be written ({why}); what was there before is unchanged") from None
+    finally:
+        if part is not None:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def aside_of(directory: Path) -> Path:
+    return directory.with_name(f".{directory.name}.old")
+
+
+def recover(directory: Path) -> bool:
+    """Put back what a crash in the middle of `whole` has left aside; whether there was such a thing."""
+    if not directory.name or directory.exists() or not aside_of(directory).is_dir():
+        return False
+    aside_of(directory).rename(directory)
+    return True
+
+
+def flush(path: Path) -> None:
+    """To the disk, so that a loss of power does not take it back."""
+    try:
+        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    except PermissionError:
+        if path.is_dir():  # of Windows, where directories cannot be opened
+            return
+        raise
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def check_path(path: Path) -> None:
+    """The libraries of tensors and tokenizers open no path that is not UTF-8."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: this name is not UTF-8, and files below it cannot be opened; rename it") from None
 
 
 def sha256(path: Path) -> str:

@@ -43,7 +43,7 @@ def test_a_run_saves_what_trained_and_predicts_with_it(tmp_path, base, method):
     assert not (directory / "model" / "tokenizer.json").exists()
     trained = sum(read_tensors(directory / "model" / "model.safetensors")[name].numel() for name in saved)
     assert result(directory)["parameters"]["trainable"] == trained
-    rows = tuned.task.read(str(tmp_path / "rows.csv"), minift.data.reading.Layout())
+    rows = tuned.task.read(str(tmp_path / "rows.csv"), tuned.layout)
     scores, _ = tuned.score(rows)
     assert scores.metrics == result(directory)["test"]
 

@@ -30,13 +30,13 @@ from torch import Tensor
 
 from minift.adapting import adapt, parse_methods
 from minift.errors import UserError, look_up
-from minift.formats.bases import find_base, over, read_either, read_object, source_of_base, write_beside
-from minift.formats.huggingface import untied
+from minift.formats.bases import find_base, over, read_config, read_either, source_of_base, write_beside
+from minift.formats.huggingface import write_bin
 from minift.methods import houlsby, pfeiffer
 from minift.methods.surgery import delta
 from minift.models import MODELS
 from minift.models.bert import BertConfig
-from minift.pretrained import Checkpoint, check_shapes, write_json
+from minift.pretrained import Checkpoint, check_shapes, whole, write_json
 from minift.specs import options_of
 
 LAYOUT = "adapters.1.3.0"  # whose layout this is; in a file that does not say so the library takes gelu for the approximate one
@@ -105,8 +105,12 @@ def write(
     labels: list[str],
     pool: str,
     base_name: str,
+    run: Checkpoint | None = None,
 ) -> None:
-    """What a run of houlsby or pfeiffer has learned. grafts: the bottlenecks, as `delta` names them; head may be empty."""
+    """What a run of houlsby or pfeiffer has learned. grafts: the bottlenecks, as `delta` names them; head may be empty.
+
+    run: whose minift.json is to lie beside.
+    """
     kind, size, activation = bottlenecks(method, config)
     if head and pool != "cls":
         raise UserError(f"--pool {pool}: a head of the adapters library reads BERT's own pooler; train with --pool cls")
@@ -117,22 +121,24 @@ def write(
     fields = {field: value for field, value in (COMMON | kind.fields).items() if value is not None}
     fields |= {"non_linearity": activation, "reduction_factor": reduction_to(config.width, size)}
 
-    directory.mkdir(parents=True, exist_ok=True)
-    write_bin(directory / "pytorch_adapter.bin", {f"bert.{table[ours]}": tensor for ours, tensor in grafts.items()})
-    write_json(directory / "adapter_config.json", base | {"name": NAME, "config": fields})
-    if head:
-        write_bin(directory / "pytorch_model_head.bin", {f"classifier.{leaf}": tensor for leaf, tensor in head.items()})
-        numbered = {label: i for i, label in enumerate(labels)}
-        said = {"name": None, "config": None, "num_labels": len(labels), "label2id": numbered}
-        write_json(directory / "head_config.json", base | said)
+    with whole(directory) as fresh:
+        write_bin(fresh / "pytorch_adapter.bin", {f"bert.{table[ours]}": tensor for ours, tensor in grafts.items()})
+        write_json(fresh / "adapter_config.json", base | {"name": NAME, "config": fields})
+        if head:
+            write_bin(fresh / "pytorch_model_head.bin", {f"classifier.{leaf}": tensor for leaf, tensor in head.items()})
+            numbered = {label: i for i, label in enumerate(labels)}
+            said = {"name": None, "config": None, "num_labels": len(labels), "label2id": numbered}
+            write_json(fresh / "head_config.json", base | said)
+        if run is not None:
+            write_beside(fresh, run)
 
 
 def write_run(directory: Path, run: Checkpoint) -> None:
     if run.task is None or not run.delta:
         raise UserError(f"{run.source}: --to adapters is for a run of houlsby or pfeiffer that started from a converted model")
     config = look_up(MODELS, run.architecture, "architecture").Config(**run.config)
-    write(directory, run.method, config, run.grafts, run.head, run.task["labels"], run.task["pool"], source_of_base(run) or "")
-    write_beside(directory, run)
+    labels, pool = run.task["labels"], run.task["pool"]
+    write(directory, run.method, config, run.grafts, run.head, labels, pool, source_of_base(run) or "", run)
 
 
 def bottlenecks(method: str, config: BertConfig) -> tuple[Kind, int, str]:
@@ -157,10 +163,6 @@ def bottlenecks(method: str, config: BertConfig) -> tuple[Kind, int, str]:
 def reduction_to(width: int, size: int) -> float:
     """A reduction factor that the library rounds to this size; where none is whole, one in the middle of those that it does."""
     return width / (size + 0.5) if width % size else width // size
-
-
-def write_bin(path: Path, tensors: dict[str, Tensor]) -> None:
-    torch.save(untied(path, tensors), path)
 
 
 # ---- names and shapes ----
@@ -193,7 +195,7 @@ def read(directory: Path) -> tuple[str, dict[str, Tensor], dict[str, Tensor], li
     file = directory / "adapter_config.json"
     if not file.is_file() and (inside := sorted(path.parent.name for path in directory.glob("*/adapter_config.json"))):
         raise UserError(f"{directory}: there are several adapters inside ({', '.join(inside)}), give the directory of one")
-    said = read_object(file)
+    said = read_config(file)
     fields, name = said.get("config"), said.get("name")
     if said.get("model_type") != "bert":
         raise UserError(f"{file}: model_type is {said.get('model_type')!r}; minift reads adapters of bert")
@@ -275,7 +277,7 @@ def read_head(directory: Path, width: int) -> tuple[dict[str, Tensor], list[str]
         if there := [name for name in HEAD_FILES if (directory / name).is_file()]:
             raise UserError(f"{directory}: there is {there[0]}, but no {file.name}, which says what it is; save the adapter again")
         return {}, None
-    said = read_object(file)
+    said = read_config(file)
     fields, wanted, prefix = said, STATIC, "classifier."
     if isinstance(said.get("config"), dict):
         fields, wanted, prefix = {"bias": True} | said["config"], FLEXIBLE, f"heads.{said.get('name')}.1."

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from minift.data.reading import LAYOUT_FLAGS, Layout
-from minift.errors import UserError
-from minift.formats.huggingface import FAMILIES, read_bin
-from minift.pretrained import PRECISIONS, Checkpoint, find, read, read_json, read_tensors, sha256, write_json
+from minift.errors import UserError, look_up
+from minift.formats.huggingface import FAMILIES, inside, read_bin
+from minift.pretrained import PRECISIONS, Checkpoint, check_values, find, of_today, read, read_object, read_tensors, sha256, write_json
+from minift.tasks import TASKS as ALL_TASKS
+from minift.tasks.task import of
 
 BESIDE = "minift.json"
 TASKS = {"bert": "text-classification", "resnet": "image-classification"}
@@ -21,7 +22,7 @@ TASKS = {"bert": "text-classification", "resnet": "image-classification"}
 
 
 def write_beside(directory: Path, run: Checkpoint) -> None:
-    said = {"labels": run.task["labels"], "settings": run.settings, "base": run.base, "base_name": run.base_name}
+    said = {"task": run.task, "settings": run.settings, "base": run.base, "base_name": run.base_name}
     write_json(directory / BESIDE, said)
 
 
@@ -33,27 +34,36 @@ def source_of_base(run: Checkpoint) -> str | None:
 # ---- in ----
 
 
-def read_object(path: Path) -> dict:
-    """A JSON file that holds an object."""
+def read_config(path: Path) -> dict:
+    """A JSON object of one of the two libraries."""
     if not path.is_file():
         raise UserError(f"{path}: no such file, so this is no directory of peft or of the adapters library")
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not a JSON object")
-    return content
+    return read_object(path)
 
 
 def read_either(directory: Path, files: tuple[str, ...]) -> tuple[Path, dict[str, Tensor]]:
     """(path, tensors) of the safetensors file or of the .bin file: the first that is there."""
-    for name, read_one in zip(files, (read_tensors, read_bin), strict=True):
-        if (directory / name).is_file():
-            return directory / name, read_one(directory / name)
+    for name, read_one in zip(files, (read_tensors, read_checked_bin), strict=True):
+        if (path := inside(directory, name)).is_file():
+            return path, read_one(path)
     raise UserError(f"{directory}: there is no {' and no '.join(files)}")
+
+
+def read_checked_bin(path: Path) -> dict[str, Tensor]:
+    tensors = read_bin(path)
+    check_values(path, tensors)
+    return tensors
 
 
 def read_beside(directory: Path) -> dict:
     """minift.json; empty where there is none."""
-    return read_object(directory / BESIDE) if (directory / BESIDE).is_file() else {}
+    if not (directory / BESIDE).is_file():
+        return {}
+    beside = read_object(directory / BESIDE)
+    if "labels" in beside:  # as an older minift wrote it
+        name = TASKS["bert" if "max_length" in (beside.get("settings") or {}) else "resnet"]
+        beside = of_today(beside | {"task": {"name": name, "labels": beside.pop("labels"), "pool": None}})
+    return beside
 
 
 def find_base(directory: Path, name: str | None, recorded: object) -> tuple[Checkpoint, str]:
@@ -106,8 +116,8 @@ def over(
         method=method,
         delta=True,
         recipe=None,
-        task={"name": TASKS[base.architecture], "labels": labels_of(directory, len(head["weight"]), labels), "pool": pool},
-        settings=settings_of(directory, base, taken),
+        task=task_of(directory, base, len(head["weight"]), labels, taken),
+        settings=settings_of(directory, base),
         head=head,
         grafts=grafts,
         origin=base,
@@ -116,23 +126,39 @@ def over(
 
 def labels_of(directory: Path, count: int, recorded: list[str] | None) -> list[str]:
     beside = read_beside(directory)
-    labels = beside.get("labels") or recorded or [f"LABEL_{i}" for i in range(count)]
+    labels = (beside.get("task") or {}).get("labels") or recorded or [f"LABEL_{i}" for i in range(count)]
     texts = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
     if not texts or len({*labels}) != count or len(labels) != count:
-        where = directory / BESIDE if "labels" in beside else directory
+        where = directory / BESIDE if beside.get("task") else directory
         raise UserError(f"{where}: labels {str(labels)[:60]} are no {count} different names, one for each row of the head")
     return labels
 
 
-def settings_of(directory: Path, base: Checkpoint, taken: int) -> dict:
-    """How data is read and batched: as the run did, or as usual."""
-    usual = {"batch_size": 32, "precision": "float32", "frozen": 0, "layout": asdict(Layout())}
+def task_of(directory: Path, base: Checkpoint, classes: int, recorded: list[str] | None, taken: int) -> dict:
+    """The task as the run had it, or as usual. classes: rows of the head."""
+    file, said = directory / BESIDE, read_beside(directory).get("task", {})
+    task = {"name": TASKS[base.architecture], "labels": labels_of(directory, classes, recorded), "pool": FAMILIES[base.architecture].pool}
     if base.tokenizer is not None:
-        usual |= {"max_length": min(128, base.config["max_position_embeddings"] - taken), "pairs": False}
+        task |= {"max_length": min(128, base.config["max_position_embeddings"] - taken), "pairs": False}
+    if not isinstance(said, dict):
+        raise UserError(f"{file}: task {str(said)[:60]} is none of a run's; delete the file to go on without its labels")
+    task |= {name: value for name, value in said.items() if name != "pool"}
+    try:
+        of(task)
+    except (UserError, ValueError) as error:
+        raise UserError(f"{file}: {error}; delete the file to go on without its labels") from None
+    return task
+
+
+def settings_of(directory: Path, base: Checkpoint) -> dict:
+    """How data is read and batched: as the run did, or as usual."""
+    kind = look_up(ALL_TASKS, TASKS[base.architecture], "task").LAYOUT
+    layout = {name: value for name, value in asdict(kind()).items() if name != "workers"}
+    usual = {"batch_size": 32, "precision": "float32", "frozen": 0, "layout": layout}
     said, file = read_beside(directory).get("settings", {}), directory / BESIDE
     if not isinstance(said, dict) or not all(type(value) is type(usual.get(field)) for field, value in said.items()):
         raise UserError(f"{file}: settings {str(said)[:60]} are none of a run's; delete the file to go on without its labels")
-    if strange := said.get("layout", {}).keys() - set(LAYOUT_FLAGS):
+    if strange := said.get("layout", {}).keys() - layout.keys():
         raise UserError(f"{file}: layout has {min(strange)}, which is none of its flags")
     if said.get("precision", "float32") not in PRECISIONS:
         raise UserError(f"{file}: precision {said['precision']!r} is none of {', '.join(PRECISIONS)}")

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from minift.errors import UserError
-from minift.formats.huggingface import FAMILIES, read_config
+from minift.formats.huggingface import FAMILIES, read_config, shards_of
 from minift.pretrained import hash_file
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -29,7 +29,7 @@ def fetch(repository: str, revision: str | None = None) -> tuple[Path, str]:
     else:
         raise UserError(f"{repository}: the hub's repository has none of {', '.join(WEIGHTS)}")
     if weights.suffix == ".json":
-        for shard in sorted(set(re.findall(r'"([^"/]+\.(?:safetensors|bin))"', weights.read_text(encoding="utf-8")))):
+        for shard in shards_of(weights):
             if download(repository, shard, commit) is None:
                 raise UserError(f"{repository}: {weights.name} names {shard}, which the hub's repository does not have")
     for name in family.files:

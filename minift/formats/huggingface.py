@@ -5,23 +5,34 @@ Proved by tests/reference/test_huggingface.py and test_huggingface_images.py: tr
 other way round, bit for bit, and its image processors give the same pixels.
 """
 
-import json
+import io
+import math
 import pickle
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 
-from minift import pretrained
 from minift.data.loading import IMAGENET_V1, Preprocessing
 from minift.errors import UserError, look_up
+from minift.formats.wordpiece import FILES as TOKENIZER_FILES
+from minift.formats.wordpiece import read_tokenizer, write_tokenizer
 from minift.models import MODELS
-from minift.pretrained import Checkpoint, check_shapes, read_json, read_tensors, write_json, write_tensors
+from minift.pretrained import (
+    Checkpoint,
+    check_shapes,
+    check_values,
+    read_object,
+    read_tensors,
+    whole,
+    write_json,
+    write_tensors,
+)
 
 
 class Family(NamedTuple):
@@ -53,6 +64,8 @@ def read(directory: Path, source: str, revision: str | None) -> tuple[Checkpoint
     raw = read_config(directory)
     architecture = raw["model_type"]
     family = FAMILIES[architecture]
+    for name in family.files:
+        inside(directory, name)
     for name, value in family.computed.items():
         if raw.get(name, value) not in (value, None):
             raise UserError(f"{directory / 'config.json'}: {name} {raw[name]!r} is not supported, only {value!r}")
@@ -72,11 +85,11 @@ def read(directory: Path, source: str, revision: str | None) -> tuple[Checkpoint
 
 def read_config(directory: Path) -> dict:
     """config.json of a checkpoint whose architecture is in FAMILIES."""
-    path = directory / "config.json"
+    path = inside(directory, "config.json")
     if not path.is_file():
         raise UserError(f"{directory}: there is no config.json, so this is no transformers checkpoint")
-    raw = read_json(path)
-    if raw.get("model_type") not in FAMILIES:
+    raw = read_object(path)
+    if not isinstance(raw.get("model_type"), str) or raw["model_type"] not in FAMILIES:
         raise UserError(f"{path}: model_type is {raw.get('model_type')!r}; minift reads {', '.join(FAMILIES)}")
     return raw
 
@@ -95,12 +108,13 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
             "id2label": {str(i): label for i, label in enumerate(labels)},
             "label2id": {label: i for i, label in enumerate(labels)},
         }
-    config["torch_dtype"] = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    floating = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())  # a ResNet has integers too
+    config["torch_dtype"] = str(floating).removeprefix("torch.")
 
-    directory.mkdir(parents=True, exist_ok=True)
-    write_tensors(directory / "model.safetensors", tensors)
-    write_json(directory / "config.json", config)
-    family.write_inputs(directory, checkpoint, body.config)
+    with whole(directory) as fresh:
+        write_tensors(fresh / "model.safetensors", tensors)
+        write_json(fresh / "config.json", config)
+        family.write_inputs(fresh, checkpoint, body.config)
 
 
 # ---- weights ----
@@ -108,14 +122,37 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
 
 def read_weights(directory: Path) -> tuple[str, dict[str, Tensor]]:
     """(file, tensors) from model.safetensors, its shards, pytorch_model.bin or its shards: the first that is there."""
-    for name, read_one in (("model.safetensors", read_tensors), ("pytorch_model.bin", read_bin)):
-        if (directory / name).is_file():
-            return name, read_one(directory / name)
-        index = directory / f"{name}.index.json"
+    for name, read_one in (("model.safetensors", partial(read_tensors, checked=False)), ("pytorch_model.bin", read_bin)):
+        if (path := inside(directory, name)).is_file():
+            return name, read_one(path)
+        index = inside(directory, f"{name}.index.json")
         if index.is_file():
-            shards = sorted(set(read_json(index)["weight_map"].values()))
-            return index.name, {key: tensor for shard in shards for key, tensor in read_one(directory / shard).items()}
+            shards = [inside(directory, shard) for shard in shards_of(index)]
+            return index.name, {key: tensor for shard in shards for key, tensor in read_one(shard).items()}
     raise UserError(f"{directory}: there is no model.safetensors and no pytorch_model.bin")
+
+
+def shards_of(index: Path) -> list[str]:
+    """The files that an index names. They lie beside it: a name that leads elsewhere is refused."""
+    named = read_object(index).get("weight_map")
+    if not isinstance(named, dict) or not named or not all(isinstance(shard, str) and shard for shard in named.values()):
+        raise UserError(f"{index}: weight_map is no object of tensors and their files; fetch the index again")
+    for shard in sorted(set(named.values())):
+        if re.search(r"[/\\:\0]", shard) or shard in (".", ".."):
+            raise UserError(
+                f"{index}: names the file {shard!r}; the parts of a checkpoint lie beside its index, under a plain name"
+            )
+    return sorted(set(named.values()))
+
+
+def inside(directory: Path, name: str) -> Path:
+    """The path of a file of somebody else's directory. A symbolic link out of it is refused, but for those of the hub's cache."""
+    path = directory / name
+    root, target = directory.resolve(), path.resolve()
+    roots = [root, root.parents[1] / "blobs"] if len(root.parents) > 1 and root.parent.name == "snapshots" else [root]
+    if path.exists() and not any(target.is_relative_to(one) for one in roots):
+        raise UserError(f"{path}: a symbolic link out of the directory, to {target}; put a copy of the file in its place")
+    return path
 
 
 def read_bin(path: Path) -> dict[str, Tensor]:
@@ -123,10 +160,22 @@ def read_bin(path: Path) -> dict[str, Tensor]:
     return untied(path, unpickle(path))
 
 
-def unpickle(path: Path) -> object:
-    """What a torch.save file holds. weights_only: tensors, numbers, strings, lists and dictionaries, and nothing that runs code."""
+SAFE = (2, 10)  # the first torch in which weights_only=True keeps its promise: CVE-2025-32434 (2.6), CVE-2026-24747 (2.10)
+
+
+def unpickle(path: Path, trusted: bool = False) -> object:
+    """What a torch.save file holds. weights_only: tensors, numbers, strings, lists and dictionaries, and nothing that runs code.
+
+    trusted: read it with an older torch too, in which a crafted file may run code all the same.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
+    release = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
+    if release < SAFE and not trusted:
+        raise UserError(
+            f"{path}: refused, as torch {torch.__version__} may run code that is hidden in such a file (CVE-2025-32434, "
+            f"CVE-2026-24747); install torch {'.'.join(map(str, SAFE))} or later, or take a .safetensors file"
+        )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -135,6 +184,13 @@ def unpickle(path: Path) -> object:
         raise UserError(f"{path}: refused, {why} ({path.stat().st_size:,} bytes)") from None
     except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError, AssertionError):
         raise UserError(f"{path}: cut short or not a file of torch.save ({path.stat().st_size:,} bytes); fetch it again") from None
+
+
+def write_bin(path: Path, tensors: dict[str, Tensor]) -> None:
+    """The inverse of read_bin. By way of the memory: torch itself answers a full disk with an error that says nothing of it."""
+    buffer = io.BytesIO()
+    torch.save(untied(path, tensors), buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 def untied(path: Path, tensors: object) -> dict[str, Tensor]:
@@ -168,16 +224,24 @@ def to_minift(where: Path, theirs: dict[str, Tensor], body: nn.Module, family: F
 
     body: the expected body with its pooler, on any device; a pooler that the checkpoint lacks is left out.
     """
-    modern = {}
+    theirs, modern = unwrapped(where, theirs, family, report), {}
     for name, tensor in theirs.items():
         new = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
+        if new in modern:
+            raise UserError(f"{where}: {new} stands in it twice, once under its old name; take a file with one of them")
         modern[new] = tensor
     if renamed := len(modern.keys() - theirs.keys()):
         report.said.append(f"{renamed} old LayerNorm names (gamma, beta)")
     headed = any(name.startswith(family.prefix) for name in modern)
-    inside = [name for name in modern if name.startswith(family.prefix if headed else family.roots)]
-    report.dropped += sorted(modern.keys() - set(inside))
-    modern = {name.removeprefix(family.prefix): modern[name] for name in inside}
+    taken = [name for name in modern if name.startswith(family.prefix if headed else family.roots)]
+    if not taken:
+        found = ", ".join(list(modern)[:3]) or "nothing"
+        raise UserError(
+            f"{where}: none of its names begins as those of {family.body} do, with {', '.join((family.prefix, *family.roots))} "
+            f"(the first are {found})"
+        )
+    report.dropped += sorted(modern.keys() - set(taken))
+    modern = {name.removeprefix(family.prefix): modern[name] for name in taken}
     modern.pop("embeddings.position_ids", None)  # 0, 1, 2, ...: a buffer that old versions saved
 
     table = names(body)
@@ -186,7 +250,38 @@ def to_minift(where: Path, theirs: dict[str, Tensor], body: nn.Module, family: F
         expected = {name: tensor for name, tensor in expected.items() if not name.startswith("pooler.")}
     count_from_zero(modern, expected, report)
     check_shapes(where, modern, expected)
+    check_values(where, modern)
     return {ours: modern[name] for ours, name in table.items() if name in modern}
+
+
+# What training scripts and wrappers put before every name of a model, in any order and number, and what they put between
+WRAPPERS = ("module", "model", "auto_model", "base_model", "backbone", "net", "0")
+BETWEEN = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # torch.compile, FSDP, checkpointing
+
+
+def unwrapped(where: Path, tensors: dict[str, Tensor], family: Family, report: Report) -> dict[str, Tensor]:
+    """The same tensors without the names of wrappers; what was taken off is said."""
+    found = {part for part in BETWEEN if any(part in name for name in tensors)}
+    plain = {}
+    for name, tensor in tensors.items():
+        for part in found:
+            name = name.replace(part, "")
+        if name in plain:
+            raise UserError(f"{where}: {name} stands in it twice, with and without {' and '.join(sorted(found))}")
+        plain[name] = tensor
+    if found:
+        report.said.append(f"{' and '.join(sorted(found))} taken off the names")
+    starts = (family.prefix, *family.roots)
+    if any(name.startswith(starts) for name in plain):
+        return plain
+    pattern = rf"(?:(?:{'|'.join(WRAPPERS)})\.)+(?={'|'.join(map(re.escape, starts))})"
+    prefixes = sorted({match[0] for name in plain if (match := re.match(pattern, name))})
+    if len(prefixes) > 1:
+        raise UserError(f"{where}: several models are in it, under {', '.join(prefixes)}; save one of them alone")
+    if not prefixes:
+        return plain
+    report.said.append(f"{prefixes[0]} before the names taken off")
+    return {name.removeprefix(prefixes[0]): tensor for name, tensor in plain.items()}
 
 
 def count_from_zero(tensors: dict[str, Tensor], expected: dict[str, Tensor], report: Report) -> None:
@@ -207,7 +302,7 @@ def to_huggingface(tensors: dict[str, Tensor], body: nn.Module, prefix: str) -> 
 
 
 def read_texts(directory: Path, config, said: list[str]) -> dict:
-    return {"tokenizer": read_tokenizer(directory, config), "pool": read_pool(directory)}
+    return {"tokenizer": read_tokenizer(directory, config, said), "pool": read_pool(directory)}
 
 
 POOLS = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
@@ -218,96 +313,16 @@ def read_pool(directory: Path) -> str | None:
     path = directory / "1_Pooling" / "config.json"
     if not path.is_file():
         return None
-    modes = [key for key, value in read_json(path).items() if key.startswith("pooling_mode_") and value is True]
+    modes = [key for key, value in read_object(path).items() if key.startswith("pooling_mode_") and value is True]
     return next((pool for pool, mode in POOLS.items() if modes == [mode]), None)
 
 
-def read_tokenizer(directory: Path, config) -> Tokenizer:
-    """The tokenizer of tokenizer.json, or one built from vocab.txt; what tokenizer_config.json says of case and accents wins.
-
-    Equal to transformers' BertTokenizerFast (tests/reference/test_tokenizer.py). Truncation and padding that a checkpoint has
-    stored are taken out: train.py sets its own.
-    """
-    path = directory / "tokenizer_config.json"
-    said = read_json(path) if path.is_file() else {}
-    if (directory / "tokenizer.json").is_file():
-        tokenizer = pretrained.read_tokenizer(directory)
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-    elif (directory / "vocab.txt").is_file():
-        tokenizer = from_vocabulary(directory / "vocab.txt", said)
-    else:
-        raise UserError(f"{directory}: there is no tokenizer.json and no vocab.txt")
-    if tokenizer.get_vocab_size() > config.vocab_size:
-        raise UserError(f"{directory}: the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {config.vocab_size}")
-
-    if type(tokenizer.model) is not models.WordPiece or len(tokenizer.encode("").tokens) != 2:
-        raise UserError(
-            f"{directory}: the tokenizer is not BERT's (WordPiece, with one special token before a text and one after it)"
-        )
-    state = bert_normalizer(tokenizer)
-    wanted = state | {ours: said[theirs] for ours, theirs in NORMALIZER.items() if theirs in said}
-    if state and wanted != state:
-        tokenizer.normalizer = normalizers.BertNormalizer(**wanted)
-    return tokenizer
-
-
-# tokenizers' BertNormalizer -> tokenizer_config.json
-NORMALIZER = {"lowercase": "do_lower_case", "strip_accents": "strip_accents", "handle_chinese_chars": "tokenize_chinese_chars"}
-
-
-def bert_normalizer(tokenizer: Tokenizer) -> dict:
-    """The settings of a tokenizer's BertNormalizer; empty where it has another one or none, which is then left as it is."""
-    state = json.loads(tokenizer.to_str())["normalizer"] or {"type": None}
-    return state if state.pop("type") == "BertNormalizer" else {}
-
-
-def from_vocabulary(path: Path, said: dict) -> Tokenizer:
-    """BERT's WordPiece tokenizer from a vocabulary of one token a line; `said` is tokenizer_config.json."""
-    vocabulary = {line: i for i, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"))}
-    special = {role: said.get(f"{role}_token", f"[{role.upper()}]") for role in ("unk", "sep", "pad", "cls", "mask")}
-    special = {role: token["content"] if isinstance(token, dict) else token for role, token in special.items() if token}
-    absent = [token for token in special.values() if token not in vocabulary]
-    if absent:
-        raise UserError(f"{path}: the vocabulary lacks {', '.join(absent)}")
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=special["unk"]))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    cls, sep = special["cls"], special["sep"]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{cls}:0 $A:0 {sep}:0",
-        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
-        special_tokens=[(cls, vocabulary[cls]), (sep, vocabulary[sep])],
-    )
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special.values()])
-    return tokenizer
-
-
 def write_texts(directory: Path, checkpoint: Checkpoint, config) -> None:
-    state = bert_normalizer(checkpoint.tokenizer)
-    said = {
-        "tokenizer_class": "BertTokenizer" if state else "PreTrainedTokenizerFast",
-        "model_max_length": config.max_position_embeddings,
-        **{theirs: state[ours] for ours, theirs in NORMALIZER.items() if state},
-        **special_tokens(checkpoint.tokenizer, config.pad_token_id),
-    }
-    vocabulary = sorted(checkpoint.tokenizer.get_vocab().items(), key=lambda item: item[1])
-    checkpoint.tokenizer.save(str(directory / "tokenizer.json"))
-    write_json(directory / "tokenizer_config.json", said)
-    (directory / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in vocabulary), encoding="utf-8")
+    write_tokenizer(directory, checkpoint, config)
     if checkpoint.pool is not None:
         (directory / "1_Pooling").mkdir(exist_ok=True)
         flags = {mode: pool == checkpoint.pool for pool, mode in POOLS.items()}
         write_json(directory / "1_Pooling" / "config.json", {"word_embedding_dimension": config.hidden_size, **flags})
-
-
-def special_tokens(tokenizer: Tokenizer, pad: int) -> dict[str, str]:
-    """The five special tokens by role, read off what the tokenizer does."""
-    cls, sep = tokenizer.encode("").tokens
-    model = json.loads(tokenizer.to_str())["model"]
-    roles = {"unk_token": model["unk_token"], "sep_token": sep, "pad_token": tokenizer.id_to_token(pad), "cls_token": cls}
-    return roles | {"mask_token": "[MASK]" if tokenizer.token_to_id("[MASK]") is not None else model["unk_token"]}
 
 
 # ---- images: preprocessing ----
@@ -319,7 +334,7 @@ STRETCHED = 384  # from this size on ConvNextImageProcessor, which ResNets use, 
 
 def read_preprocessing(directory: Path, config, said: list[str]) -> dict:
     path = directory / "preprocessor_config.json"
-    raw = read_json(path) if path.is_file() else None
+    raw = read_object(path) if path.is_file() else None
     found = None if raw is None else from_processor(raw, said)
     if found is None:
         why = f"there is no {path.name}" if raw is None else f"{path.name} asks for what minift does not do"
@@ -332,14 +347,15 @@ def from_processor(raw: dict, said: list[str]) -> Preprocessing | None:
 
     The middle is torchvision's: where an odd number of rows is cut off, transformers may keep the row above.
     """
-    kind = raw.get("image_processor_type") or raw.get("feature_extractor_type") or "the image processor"
-    size, scale = one_side(raw.get("size")), raw.get("rescale_factor") or 1 / 255
+    kind = str(raw.get("image_processor_type") or raw.get("feature_extractor_type") or "the image processor")
+    size, scale, ratio = one_side(raw.get("size")), raw.get("rescale_factor") or 1 / 255, raw.get("crop_pct") or 224 / 256
     mean, std = raw.get("image_mean"), raw.get("image_std")
-    usual = not any(raw.get(step) is False for step in ("do_resize", "do_rescale", "do_normalize")) and abs(scale * 255 - 1) < 1e-6
-    if not (usual and size and raw.get("resample") in range(len(RESAMPLE)) and is_triple(mean) and is_triple(std)):
+    steps = not any(raw.get(step) is False for step in ("do_resize", "do_rescale", "do_normalize"))
+    usual = steps and is_number(scale) and abs(scale * 255 - 1) < 1e-6 and is_number(ratio) and 0 < ratio <= 1
+    if not (usual and size and raw.get("resample") in range(len(RESAMPLE)) and is_triple(mean) and is_triple(std) and min(std) > 0):
         return None
     if kind.startswith("ConvNext") and size < STRETCHED:
-        resize, crop = int(size / (raw.get("crop_pct") or 224 / 256)), size
+        resize, crop = int(size / ratio), size
     elif raw.get("do_center_crop") and one_side(raw.get("crop_size")):
         resize, crop = size, one_side(raw["crop_size"])
     else:
@@ -351,12 +367,16 @@ def from_processor(raw: dict, said: list[str]) -> Preprocessing | None:
 def one_side(size: object) -> int | None:
     """The number in 224, {"shortest_edge": 224} or {"height": 224, "width": 224}; None where there is not exactly one."""
     numbers = list(size.values()) if isinstance(size, dict) else [size]
-    one = all(isinstance(number, int) and number > 0 and number == numbers[0] for number in numbers)
+    one = all(type(number) is int and 0 < number < 1 << 16 and number == numbers[0] for number in numbers)
     return numbers[0] if numbers and one else None
 
 
 def is_triple(numbers: object) -> bool:
-    return isinstance(numbers, list) and len(numbers) == 3 and all(isinstance(number, int | float) for number in numbers)
+    return isinstance(numbers, list) and len(numbers) == 3 and all(is_number(number) for number in numbers)
+
+
+def is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def write_preprocessing(directory: Path, checkpoint: Checkpoint, config) -> None:
@@ -390,7 +410,7 @@ FAMILIES = {
         head="classifier.",
         pool="cls",
         computed={"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False},
-        files=("tokenizer.json", "tokenizer_config.json", "vocab.txt", "1_Pooling/config.json"),
+        files=(*TOKENIZER_FILES, "1_Pooling/config.json"),
         read_inputs=read_texts,
         write_inputs=write_texts,
     ),

@@ -26,13 +26,13 @@ from torch import Tensor, nn
 
 from minift.adapting import adapt, parse_methods
 from minift.errors import UserError
-from minift.formats.bases import find_base, over, read_either, read_object, source_of_base, write_beside
+from minift.formats.bases import find_base, over, read_config, read_either, source_of_base, write_beside
 from minift.formats.huggingface import FAMILIES, Family, look_up_module
 from minift.methods import dora, ia3, lora, prefix
 from minift.methods.prefix import Prefixed
 from minift.methods.prompt import Prompt
 from minift.methods.surgery import delta, lengthened, plain, plain_modules, wrappers
-from minift.pretrained import Checkpoint, check_shapes, write_json, write_tensors
+from minift.pretrained import Checkpoint, check_shapes, whole, write_json, write_tensors
 from minift.specs import options_of
 
 CONFIG = "adapter_config.json"
@@ -90,7 +90,7 @@ WHY = {
 def is_peft(directory: Path) -> bool:
     """Whether this is a directory of peft's; those of the adapters library have a file of the same name."""
     try:
-        return "peft_type" in read_object(directory / CONFIG)
+        return "peft_type" in read_config(directory / CONFIG)
     except (OSError, UserError):
         return False
 
@@ -116,10 +116,10 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
         "inference_mode": True,
         "modules_to_save": ["classifier"],
     }
-    directory.mkdir(parents=True, exist_ok=True)
-    write_tensors(directory / WEIGHTS[0], {theirs: tensor.detach() for theirs, tensor in tensors.items()})
-    write_json(directory / CONFIG, common | config)
-    write_beside(directory, checkpoint)
+    with whole(directory) as fresh:
+        write_tensors(fresh / WEIGHTS[0], {theirs: tensor.detach() for theirs, tensor in tensors.items()})
+        write_json(fresh / CONFIG, common | config)
+        write_beside(fresh, checkpoint)
 
 
 def writable(checkpoint: Checkpoint) -> tuple[str, dict]:
@@ -213,7 +213,7 @@ def read(directory: Path, base_name: str | None) -> Checkpoint:
     base_name: by which the base is found; None: the one that is recorded, in minift.json or by peft.
     """
     file = directory / CONFIG
-    config = read_object(file)
+    config = read_config(file)
     peft_type = str(config.get("peft_type"))
     if peft_type not in READ:
         raise UserError(f"{file}: peft_type is {peft_type!r}; minift reads {', '.join(READ)}")

@@ -16,19 +16,30 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from minift.cli import spelled
 from minift.data.loading import IMAGENET_V1, IMAGENET_V2, Preprocessing, mismatch
 from minift.errors import UserError
 from minift.formats.hub import reason
-from minift.formats.huggingface import Report, count_from_zero, translate, unpickle, untied
+from minift.formats.huggingface import Report, count_from_zero, translate, unpickle, untied, write_bin
 from minift.models.resnet import DEPTHS, REDUCTION, ResNet, ResNetConfig
-from minift.pretrained import Checkpoint, check_shapes, read_json, read_tensors, sha256, write_json, write_tensors
+from minift.pretrained import (
+    Checkpoint,
+    check_shapes,
+    check_values,
+    read_object,
+    read_tensors,
+    sha256,
+    whole_file,
+    write_json,
+    write_tensors,
+)
 
 # Name on the command line -> torchvision's name of the weights
 VERSIONS = {"": "V2", "-v1": "V1", "-v2": "V2"}
 WEIGHTS = {name + end: f"ResNet{name[6:]}_Weights.IMAGENET1K_{version}" for name in DEPTHS for end, version in VERSIONS.items()}
 PREPROCESSING = {"v1": IMAGENET_V1, "v2": IMAGENET_V2}
 NESTED = ("state_dict", "model", "model_state_dict")  # where training scripts put the weights among other things
-PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")  # of DataParallel, torch.compile and training scripts
 HEAD = "fc."
 SUFFIXES = (".pth", ".pt", ".safetensors")
 
@@ -60,6 +71,15 @@ def promised(file: str) -> str:
     return re.search(r"-([0-9a-f]{8,})\.", file)[1]
 
 
+def is_published(digest: str) -> bool:
+    """Whether a file with this sha256 is one of torchvision's.
+
+    Eight hexadecimal digits are all of the hash that torchvision makes known, in the names of its files. They tell an honest file
+    from a broken one; a crafted file with the same eight can be made, with some 4 billion attempts.
+    """
+    return any(digest.startswith(promised(file)) for file in published())
+
+
 def fetch(name: str) -> Path:
     """The file of published weights from torch.hub's cache, downloaded where it is not there; its hash is compared each time."""
     url = library().get_weight(WEIGHTS[name]).url
@@ -86,7 +106,7 @@ def download(name: str, url: str, path: Path) -> None:
     except urllib.error.URLError as error:
         raise UserError(
             f"{name}: {url} could not be reached ({reason(error)}); run the same command again, or fetch the file elsewhere: "
-            f"python convert.py {path.name} --out DIR"
+            f"{spelled('convert')} {path.name} --out DIR"
         ) from None
     except RuntimeError as error:  # of the hash; a connection that is closed too early shows only there
         raise UserError(
@@ -128,6 +148,7 @@ def read(path: Path, source: str, revision: str | None = None, preprocessing: st
     inside = {name: tensor for name, tensor in theirs.items() if not name.startswith(HEAD)}
     count_from_zero(inside, expected, report)
     check_shapes(path, inside, expected, f"a ResNet with {config.depths} blocks of {config.hidden_sizes} channels")
+    check_values(path, inside)
     tensors = {ours: inside[name] for ours, name in table.items()}
     inputs = asdict(choose_preprocessing(path, preprocessing, report))
     return Checkpoint("resnet", asdict(config), tensors, None, source, revision, preprocessing=inputs), report
@@ -138,9 +159,9 @@ def state_dict(path: Path, report: Report) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     if path.suffix == ".safetensors":
-        tensors = read_tensors(path)
+        tensors = read_tensors(path, checked=False)
     else:
-        content = unpickle(path)
+        content = unpickle(path, trusted=is_published(sha256(path)))
         key = next((key for key in NESTED if isinstance(content, dict) and isinstance(content.get(key), dict)), None)
         tensors = untied(path, content if key is None else content[key])
         if key is not None:
@@ -189,13 +210,13 @@ def choose_preprocessing(path: Path, given: str | None, report: Report) -> Prepr
     if given is not None:
         return PREPROCESSING[given]
     beside = path.with_suffix(".json")
-    described = read_json(beside) if beside.is_file() else None
-    if isinstance(described, dict) and "preprocessing" in described:
+    described = read_object(beside) if beside.is_file() else {}
+    if "preprocessing" in described:
         report.said.append(f"preprocessing from {beside.name}")
         try:
             return Preprocessing(**described["preprocessing"])
-        except TypeError as error:
-            raise UserError(f"{beside}: preprocessing: {error}; mend it, or say --preprocessing v1 or v2") from None
+        except (TypeError, ValueError, UserError) as error:
+            raise UserError(f"{beside}: preprocessing: {error}; fix it, or say --preprocessing v1 or v2") from None
     weights = next((weights for file, weights in known.items() if digest.startswith(promised(file))), None)
     if weights is not None:
         report.said.append(f"the hash is that of torchvision's {weights}")
@@ -225,14 +246,9 @@ def write(path: Path, checkpoint: Checkpoint) -> str:
     table = translate(body, body.TORCHVISION)
     tensors = {table[name]: tensor for name, tensor in checkpoint.tensors.items()}
     tensors |= {HEAD + name: tensor for name, tensor in checkpoint.head.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    if path.suffix == ".safetensors":
-        write_tensors(part, tensors)
-    else:
-        torch.save(tensors, part)
-    write_json(path.with_suffix(".json"), {"labels": labels, "preprocessing": checkpoint.preprocessing})
-    part.replace(path)
+    with whole_file(path.with_suffix(".json")) as described, whole_file(path) as weights:
+        write_json(described, {"labels": labels, "preprocessing": checkpoint.preprocessing})
+        (write_tensors if path.suffix == ".safetensors" else write_bin)(weights, tensors)
     return call
 
 

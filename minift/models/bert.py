@@ -58,8 +58,20 @@ class BertConfig:
         return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
 
     def __post_init__(self):
-        if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"hidden_act is {self.hidden_act!r}; known are {', '.join(ACTIVATIONS)}")
+        # field -> types, smallest value, first that is too large: far above any model, and so low that no product overflows
+        ranges = dict.fromkeys(("vocab_size", "max_position_embeddings", "type_vocab_size"), ((int,), 1, 2**31))
+        ranges |= dict.fromkeys(("hidden_size", "num_attention_heads", "intermediate_size"), ((int,), 1, 2**20))
+        ranges |= {"num_hidden_layers": ((int,), 1, 1000), "pad_token_id": ((int,), 0, self.vocab_size)}
+        ranges |= dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), ((int, float), 0, 1))
+        ranges |= {} if self.classifier_dropout is None else {"classifier_dropout": ((int, float), 0, 1)}
+        ranges |= dict.fromkeys(("layer_norm_eps", "initializer_range"), ((int, float), 0, 100))
+        for name, (types, least, limit) in ranges.items():
+            value = getattr(self, name)
+            if type(value) not in types or not least <= value < limit:
+                kind = "a number" if float in types else "a whole number"
+                raise ValueError(f"{name} is {value!r:.40}; {kind} from {least} to below {limit} is expected")
+        if not isinstance(self.hidden_act, str) or self.hidden_act not in ACTIVATIONS:
+            raise ValueError(f"hidden_act is {self.hidden_act!r:.40}; known are {', '.join(ACTIVATIONS)}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}")
 

@@ -37,6 +37,15 @@ class ResNetConfig:
     head_dropout: ClassVar[float] = 0.0
 
     def __post_init__(self):
+        for name, limit in (("embedding_size", 2**20), ("num_channels", 2**20), ("depths", 1000), ("hidden_sizes", 2**20)):
+            value = getattr(self, name)
+            numbers = value if name in ("depths", "hidden_sizes") else (value,)
+            if not isinstance(numbers, list | tuple) or not all(type(n) is int and 1 <= n < limit for n in numbers) or not numbers:
+                raise ValueError(f"{name} is {value!r:.40}; whole numbers from 1 to below {limit} are expected")
+        if sum(self.depths) >= 1000:
+            raise ValueError(f"depths are {sum(self.depths)} blocks; fewer than 1000 are expected")
+        if odd := next((width for width in self.hidden_sizes if width % REDUCTION), None):
+            raise ValueError(f"hidden_sizes has {odd}, which is no multiple of {REDUCTION}, as a bottleneck's channels are")
         if len(self.depths) != len(self.hidden_sizes):
             raise ValueError(f"depths has {len(self.depths)} resolutions, hidden_sizes {len(self.hidden_sizes)}")
 

@@ -263,6 +263,17 @@ def test_published_weights_and_their_preprocessing(name):
     assert published()[weights.url.rpartition("/")[2]] is weights
 
 
+def test_an_older_torch_reads_published_files_alone(tmp_path, monkeypatch):
+    """By the eight digits of the hash that the names of torchvision's files bear, whatever this one is called."""
+    torch.save(narrow_tensors(), tmp_path / "file.pth")
+    monkeypatch.setattr(torch, "__version__", "2.9.1")
+    with pytest.raises(UserError, match=r"file\.pth: refused, as torch 2\.9\.1 may run code.*take a \.safetensors file"):
+        convert.main([str(tmp_path / "file.pth"), "--out", str(tmp_path / "out")])
+    digest = hashlib.sha256((tmp_path / "file.pth").read_bytes()).hexdigest()
+    monkeypatch.setattr(ResNet50_Weights.IMAGENET1K_V2.value, "url", f"http://nowhere/resnet50-{digest[:8]}.pth")
+    assert convert.main([str(tmp_path / "file.pth"), "--out", str(tmp_path / "out")]) is None
+
+
 # ---- downloads ----
 
 

@@ -6,15 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from loop import batch_of, classifier, logits
 from tiny import tiny_body, tiny_resnet
 
-from minift.data.batching import Batch
 from minift.formats.huggingface import names, to_huggingface
 from minift.methods.bitfit import bitfit
 from minift.methods.surgery import freeze
 from minift.optim.groups import make_groups
 from minift.optim.sgd import SGD
-from minift.tasks.classification import Classifier
 
 LR = 0.1
 
@@ -33,14 +32,14 @@ def test_three_steps_of_sgd_on_the_biases_of_a_transformers_twin():
     reference.load_state_dict(to_huggingface({n: t.detach().clone() for n, t in body.state_dict().items()}, body, ""))
     freeze(body)
     bitfit(body)
-    model = Classifier(body, 3).double().train()
+    model = classifier(body, 3).double().train()
     head = torch.nn.Linear(16, 3).double()
     head.load_state_dict(model.head.state_dict())
     optimizer = SGD(make_groups(model, LR, weight_decay=0.01), momentum=0.0)
 
     for step in range(3):
         tokens, mask, labels = inputs(step)
-        F.cross_entropy(model(Batch((tokens, mask, None), labels)), labels).backward()
+        F.cross_entropy(logits(model, batch_of((tokens, mask, None))), labels).backward()
         optimizer.step()
         optimizer.zero_grad()
         loss = F.cross_entropy(head(reference(tokens, mask.long()).pooler_output), labels)

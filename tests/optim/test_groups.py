@@ -1,17 +1,17 @@
 """Every trainable parameter in exactly one group; a module's type decides on weight decay."""
 
 import torch
+from loop import classifier
 from tiny import tiny_body
 from torch import nn
 
 from minift.methods.surgery import freeze, thaw
 from minift.optim.adamw import AdamW
 from minift.optim.groups import make_groups
-from minift.tasks.classification import Classifier
 
 
 def test_groups_of_a_whole_model():
-    model = Classifier(tiny_body(), 2)
+    model = classifier(tiny_body())
     groups = make_groups(model, 1e-3, 0.1)
     names = [name for group in groups for name in group.names]
     expected = {name for name, _ in model.body.named_parameters()} | {"head.weight", "head.bias"}
@@ -28,7 +28,7 @@ def test_groups_of_a_whole_model():
 
 
 def test_what_is_frozen_is_in_no_group_and_gets_no_step():
-    model = Classifier(tiny_body(), 2)
+    model = classifier(tiny_body())
     freeze(model.body)
     thaw(model.body.layers[2])
     groups = make_groups(model, 1e-3, 0.1)
@@ -43,7 +43,7 @@ def test_what_is_frozen_is_in_no_group_and_gets_no_step():
 
 
 def test_a_norm_is_known_by_its_type_and_not_by_its_name():
-    model = Classifier(tiny_body(), 2)
+    model = classifier(tiny_body())
     model.body.layers[0].bias_norm_layernorm = nn.Linear(2, 2)
     model.body.layers[0].plain = nn.LayerNorm(2)
     decay = {name: group.weight_decay for group in make_groups(model, 1e-3, 0.1) for name in group.names}
@@ -51,7 +51,7 @@ def test_a_norm_is_known_by_its_type_and_not_by_its_name():
 
 
 def test_rates_fall_from_the_head_down():
-    model = Classifier(tiny_body(), 2)
+    model = classifier(tiny_body())
     rates = {group.stage: group.lr for group in make_groups(model, 1.0, 0.1, layer_decay=0.5)}
     assert rates == {"head": 1.0, "layer 2": 0.5, "layer 1": 0.25, "layer 0": 0.125, "embeddings": 0.0625}
     rates = {group.stage: group.lr for group in make_groups(model, 1.0, 0.1, head_lr=3.0)}

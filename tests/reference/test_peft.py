@@ -380,8 +380,7 @@ def test_predictions_stay(tmp_path, bases, method):
     rows = ["the film was very good", "a bad slow book", "never a good hotel ."]
     assert after.predict(rows) == before.predict(rows)
     assert after.settings == before.settings and after.task == before.task
-    read_rows = after.task.read(str(tmp_path / "rows.csv"), Layout(**after.settings["layout"]))
-    assert after.score(read_rows, after.task.ids(read_rows, after.task.labels, False))[0].metrics["loss"] > 0
+    assert after.score(after.task.read(str(tmp_path / "rows.csv"), after.layout))[0].metrics["loss"] > 0
 
 
 def test_predictions_of_images_stay(tmp_path, bases):
