@@ -14,6 +14,7 @@ import minift
 import train
 from minift.adapting import adapt
 from minift.errors import UserError
+from minift.merging import outputs
 from minift.methods.surgery import SEGMENT, delta
 from minift.pretrained import places, read, read_tensors, write
 

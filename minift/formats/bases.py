@@ -10,7 +10,18 @@ from torch import Tensor
 
 from minift.errors import UserError, look_up
 from minift.formats.huggingface import FAMILIES, inside, read_bin
-from minift.pretrained import PRECISIONS, Checkpoint, check_values, find, of_today, read, read_object, read_tensors, sha256, write_json
+from minift.pretrained import (
+    PRECISIONS,
+    Checkpoint,
+    check_values,
+    find,
+    of_today,
+    read,
+    read_object,
+    read_tensors,
+    sha256,
+    write_json,
+)
 from minift.tasks import TASKS as ALL_TASKS
 from minift.tasks.task import of
 
@@ -137,7 +148,11 @@ def labels_of(directory: Path, count: int, recorded: list[str] | None) -> list[s
 def task_of(directory: Path, base: Checkpoint, classes: int, recorded: list[str] | None, taken: int) -> dict:
     """The task as the run had it, or as usual. classes: rows of the head."""
     file, said = directory / BESIDE, read_beside(directory).get("task", {})
-    task = {"name": TASKS[base.architecture], "labels": labels_of(directory, classes, recorded), "pool": FAMILIES[base.architecture].pool}
+    task = {
+        "name": TASKS[base.architecture],
+        "labels": labels_of(directory, classes, recorded),
+        "pool": FAMILIES[base.architecture].pool,
+    }
     if base.tokenizer is not None:
         task |= {"max_length": min(128, base.config["max_position_embeddings"] - taken), "pairs": False}
     if not isinstance(said, dict):

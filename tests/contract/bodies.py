@@ -8,6 +8,7 @@ import importlib
 from collections.abc import Callable
 from typing import NamedTuple
 
+import loop
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,6 @@ from minift.methods.surgery import check_tensors, delta, freeze
 from minift.optim.adamw import AdamW
 from minift.optim.groups import make_groups
 from minift.specs import parse
-from minift.tasks.task import Model
 
 VARIANTS = ("partial:stages=2", "lora:sites=word", "prefix:mlp=6,shift=true", "prompt:pooler=all")
 SPECS = (*METHODS, *VARIANTS)
@@ -140,22 +140,22 @@ def distance(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> float:
     return float(torch.stack(gaps).nan_to_num(torch.inf).max())
 
 
-def classifier(body: nn.Module, seed: int = 0) -> Model:
+def classifier(body: nn.Module, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return loop.classifier(body, 3).to(next(body.parameters()).dtype)
 
 
 def batch(model: str, dtype: torch.dtype = torch.float64) -> Batch:
-    return batch_of(inputs(model, dtype), torch.arange(ROWS) % 3)
+    return loop.batch_of(inputs(model, dtype), torch.arange(ROWS) % 3)
 
 
-def loss_of(task_model: Model, model: str, dtype: torch.dtype = torch.float64) -> Tensor:
+def loss_of(task_model: nn.Module, model: str, dtype: torch.dtype = torch.float64) -> Tensor:
     """The loss of one batch, through every entry of the logits."""
     rows = batch(model, dtype)
-    return F.cross_entropy(logits(task_model, rows), *rows.targets)
+    return F.cross_entropy(loop.logits(task_model, rows), *rows.targets)
 
 
-def train(task_model: Model, model: str, steps: int = 3) -> None:
+def train(task_model: nn.Module, model: str, steps: int = 3) -> None:
     """Steps of AdamW in train mode, with weight decay; back in eval mode."""
     torch.manual_seed(5)
     task_model.train()

@@ -20,7 +20,7 @@ import minift
 import train
 from minift import pretrained
 from minift.adapting import adapt
-from minift.data.reading import Layout
+from minift.data.layout import TextLayout
 from minift.errors import UserError
 from minift.formats import huggingface
 from minift.formats.bases import BESIDE
@@ -29,7 +29,7 @@ from minift.methods.surgery import delta
 from minift.pretrained import Checkpoint, sha256
 
 LABELS = ["bad", "so so", "good"]
-SETTINGS = {"batch_size": 4, "precision": "float32", "frozen": 0, "layout": asdict(Layout())}
+SETTINGS = {"batch_size": 4, "precision": "float32", "frozen": 0, "layout": asdict(TextLayout())}
 WEIGHTS = "adapter_model.safetensors"
 CLASSES = {"bert": "BertForSequenceClassification", "resnet": "ResNetForImageClassification"}
 POOLS = {"bert": "cls", "resnet": "mean"}
@@ -356,7 +356,7 @@ def test_the_base_is_the_one_that_peft_has_recorded_and_must_be_converted(tmp_pa
 def test_what_is_usual_of_a_run_that_does_not_say_it(tmp_path, bases):
     for name, config, length in (("lora", peft.LoraConfig(**LORA), 40), ("prompt", IN["prompt"][0], 35)):
         saved(tmp_path / name, bases, config)
-        usual = {"batch_size": 32, "precision": "float32", "frozen": 0, "layout": asdict(Layout())}
+        usual = {"batch_size": 32, "precision": "float32", "frozen": 0, "layout": asdict(TextLayout())}
         assert read(tmp_path / name, str(bases / "bert")).settings == usual | {"max_length": length, "pairs": False}
 
 
