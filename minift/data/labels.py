@@ -39,12 +39,12 @@ def read_labels(table: Table, columns: list[int], layout: Layout, label: str = "
     if label != "number":
         if label == "names" and (none := sum(not several for several in labels)):
             table.decided.append(f"{none:,} rows without any label")
-        counts = Counter(labels if label == "name" else (one for several in labels for one in several))
-        for one in counts:
-            if not one.isascii():
-                row = next(row for row, found in enumerate(labels) if one == found or (label == "names" and one in found))
-                check_characters(one, f"{table.where(row)}: column {name}")
-        table.decided += notes_on(counts)
+        several = labels if label == "names" else [[one] for one in labels]
+        for row, names in enumerate(several):
+            for one in names:
+                if not one.isascii():
+                    check_characters(one, f"{table.where(row)}: column {name}")
+        table.decided += notes_on(Counter(one for names in several for one in names))
     return labels, table, shortened
 
 

@@ -134,6 +134,8 @@ def test_text_columns_are_joined(tmp_path):
         tmp_path, "a.jsonl", '{"title": "One", "body": null, "label": 1}\n{"body": "two", "label": 0}\n', text_column="title+body"
     )
     assert rows.texts == ["One", "two"]
+    said = error_of(tmp_path, "a.jsonl", '{"title": "One", "body": false, "label": 1}\n', text_column="title+body")
+    assert "a.jsonl:1: column body: a text is expected, found false" in said
     rows = read(tmp_path, "a.csv", "title,description,label\nOne,two,x\nThree,four,y\n")
     assert rows.texts == ["One", "Three"]
     assert "not read: description (joined by --text-column title+description)" in rows.decided

@@ -191,6 +191,7 @@ WRONG = {
         "a.csv:2:1: byte 0xc3 is not ascii; name the file's encoding",
     ),
     "utf-16 that is cut": ("a.csv", "text,label\na,x\n".encode("utf-16")[:-1], {}, "byte 0x0a is not utf-16"),
+    "text that begins as an archive does": ("a.csv", "text,label\nx,PK\x03\x04\n", {"label_column": "w"}, "no such column"),
     "an encoding of no text": ("a.csv", "text,label\n", {"encoding": "base64"}, "--encoding base64: no encoding of this name"),
     "an encoding with a NUL": ("a.csv", "text,label\n", {"encoding": "a\0b"}, "no encoding of this name"),
     "JSON nested deep": (
