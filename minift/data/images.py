@@ -7,6 +7,7 @@ What was assumed is said; nothing is skipped silently.
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 from minift.data.columns import USUAL, choose_columns, is_header, other_columns, resolve
 from minift.data.examples import Examples, check_characters, listed
 from minift.data.folders import Kind, all_files, class_folders
-from minift.data.labels import keep_part, read_labels
+from minift.data.labels import alike, keep_part, read_labels
 from minift.data.layout import ImageLayout, not_for_directories
 from minift.data.table import Table, read_table
 from minift.errors import UserError
@@ -87,7 +88,7 @@ def from_directory(path: Path, layout: ImageLayout, labelled: bool, label: str) 
         raise UserError(f"{path}: a directory, whose folders are classes; for this task a table is expected")
     files, labels, decided = class_folders(path, IMAGE_FILES)
     labels, shortened = keep_part(labels, layout.label_part)
-    return Images(path, files, labels, shortened, decided=decided + not_for_directories(layout))
+    return Images(path, files, labels, shortened, decided=decided + alike(Counter(labels)) + not_for_directories(layout))
 
 
 def from_table(path: Path, layout: ImageLayout, labelled: bool, label: str) -> Images:

@@ -1,6 +1,7 @@
 """Texts and their labels: from a file, a directory of class folders, or a list of texts."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from minift.data.columns import choose_columns, is_header, other_columns
 from minift.data.encoding import decode, read_bytes
 from minift.data.examples import Examples, check_characters, listed
 from minift.data.folders import Kind, all_files, class_folders
-from minift.data.labels import keep_part, read_labels
+from minift.data.labels import alike, keep_part, read_labels
 from minift.data.layout import TextLayout, not_for_directories
 from minift.data.table import Table, read_table
 from minift.errors import UserError
@@ -110,6 +111,7 @@ def from_folders(path: Path, layout: TextLayout, labelled: bool, label: str) -> 
     labels = None
     if labelled:
         files, labels, decided = class_folders(path, TEXT_FILES, without=frozenset({"unsup"}))
+        decided += alike(Counter(labels))
     else:
         files, decided = all_files(path, TEXT_FILES)
     decided += not_for_directories(layout)

@@ -37,6 +37,11 @@ def test_reads_class_folders(tmp_path):
     assert (names(some), some.labels) == (["bees/2.PNG", "ants/a.jpeg"], ["bees", "ants"])
 
 
+def test_class_folders_that_may_be_one(tmp_path):
+    images = read_images(lay(tmp_path, "Bees/1.jpg", "ants/1.jpg", "bees /1.jpg"))
+    assert "'Bees' (1 rows) and 'bees ' (1 rows)" in images.decided[-1]
+
+
 def test_reads_and_says_what_is_left_out(tmp_path):
     root = lay(tmp_path, "a/1.jpg", "a/notes.txt", "a/more.txt", "b/1.jpg", "b/2.heic", "b/README", "b/.2.jpg", "b/.DS_Store")
     lay(root, "a/Thumbs.db", "a/__MACOSX/._1.jpg", "a/.ipynb_checkpoints/1.jpg", "loose.jpg", "list.csv")
