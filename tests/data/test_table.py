@@ -82,6 +82,22 @@ READ = {
         [2],
     ),
     "Excel's first line": ("a.csv", "sep=;\r\ntext;label\r\na,b;x\r\n", {}, ["a,b"], ["x"], [3]),
+    "Excel's first line above a header with more commas": (
+        "a.csv",
+        "sep=;\nlabel;text, as, it, is\nx;a, b\n",
+        {"text_column": "2"},
+        ["a, b"],
+        ["x"],
+        [3],
+    ),
+    "a delimiter that is given against Excel's first line": (
+        "a.csv",
+        "sep=;\ntext,label\na;b,x\n",
+        {"delimiter": ","},
+        ["a;b"],
+        ["x"],
+        [3],
+    ),
     "Excel's first line with a tab": ("a.csv", "sep=\t\ntext\tlabel\na,b,c\tx\n", {}, ["a,b,c"], ["x"], [3]),
     "Excel's first line, quoted, over broken lines": (
         "a.csv",
