@@ -22,6 +22,8 @@ LABELS += ("intent", "topic", "queue", "department", "quality", "is_duplicate", 
 NUMBERS = ("score", "similarity", *(name for name in LABELS if name != "score"))  # where the label is a number
 USUAL = {*TEXTS, *LABELS, *NUMBERS, *(name for pair in PAIRS for name in pair)}
 
+MOST_KEPT = 100  # other columns of a row that are kept; a file of more is mostly one of keys that differ from row to row
+
 JOINS = {"text": "+", "pair": "+", "label": ","}  # role -> what stands between the names of several columns in its flag
 
 
@@ -192,3 +194,16 @@ def is_decimal(cell: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def other_columns(table: Table, taken: set[int]) -> dict[str, list]:
+    """The cells that are neither text nor label, by column, so that predictions can repeat them."""
+    others = [i for i in range(table.width) if i not in taken]
+    if len(others) > MOST_KEPT:
+        table.decided.append(f"{len(others):,} other columns not kept for predictions, which is done for {MOST_KEPT} at most")
+        return {}
+    columns: dict[str, list] = {}
+    for i in others:
+        name = table.name(i)
+        columns[f"{name}_{i + 1}" if name in columns else name] = table.cells(i)
+    return columns

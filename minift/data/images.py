@@ -7,17 +7,17 @@ What was assumed is said; nothing is skipped silently.
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from minift.data.columns import USUAL, choose_columns, is_header, resolve
+from minift.data.columns import USUAL, choose_columns, is_header, other_columns, resolve
 from minift.data.examples import Examples, check_characters, listed
 from minift.data.folders import Kind, all_files, class_folders
-from minift.data.labels import keep_part, read_labels
+from minift.data.labels import alike, keep_part, read_labels
 from minift.data.layout import ImageLayout, not_for_directories
 from minift.data.table import Table, read_table
-from minift.data.texts import check_texts, other_columns
 from minift.errors import UserError
 
 EXTENSIONS = {
@@ -90,7 +90,7 @@ def from_directory(path: Path, layout: ImageLayout, labelled: bool, label: str) 
         raise UserError(f"{path}: a directory, whose folders are classes; for this task a table is expected")
     files, labels, decided = class_folders(path, IMAGE_FILES)
     labels, shortened = keep_part(labels, layout.label_part)
-    return Images(path, files, labels, shortened, decided=decided + not_for_directories(layout))
+    return Images(path, files, labels, shortened, decided=decided + alike(Counter(labels)) + not_for_directories(layout))
 
 
 def from_table(path: Path, layout: ImageLayout, labelled: bool, label: str) -> Images:
@@ -105,7 +105,7 @@ def from_table(path: Path, layout: ImageLayout, labelled: bool, label: str) -> I
     labels, shortened = None, 0
     if labelled:
         labels, table, shortened = read_labels(table, pick["label"], layout, label)
-    names = [name.strip() for name in check_texts(table, column, table.cells(column))]
+    names = [name.strip() for name in table.texts(column)]
     files = [table.path.parent / name for name in names]
     for row, name in enumerate(names):
         if not name:
@@ -128,7 +128,10 @@ def path_column(table: Table, layout: ImageLayout) -> int:
     if layout.text_column or table.kind in ("label-first", "lines"):
         if table.columns is None:
             table.settle(is_header(table, flags, layout.header, {*USUAL, *PATHS}))
-        return resolve(table, "text", layout.text_column)[0] if layout.text_column else table.columns.index("text")
+        columns = resolve(table, "text", layout.text_column) if layout.text_column else [table.columns.index("text")]
+        if columns[1:]:
+            raise UserError(f"{table.path}: --text-column {layout.text_column}: one column of paths is expected")
+        return columns[0]
     first = table.columns or [cell.strip() for cell in table.rows[0]]
     last = [table.rows[-1].get(name) for name in first] if table.kind == "jsonl" else table.rows[-1]
     lowered = [name.lower() for name in first]

@@ -39,12 +39,12 @@ def read_labels(table: Table, columns: list[int], layout: Layout, label: str = "
     if label != "number":
         if label == "names" and (none := sum(not several for several in labels)):
             table.decided.append(f"{none:,} rows without any label")
-        counts = Counter(labels if label == "name" else (one for several in labels for one in several))
-        for one in counts:
-            if not one.isascii():
-                row = next(row for row, found in enumerate(labels) if one == found or (label == "names" and one in found))
-                check_characters(one, f"{table.where(row)}: column {name}")
-        table.decided += notes_on(counts)
+        several = labels if label == "names" else [[one] for one in labels]
+        for row, names in enumerate(several):
+            for one in names:
+                if not one.isascii():
+                    check_characters(one, f"{table.where(row)}: column {name}")
+        table.decided += notes_on(Counter(one for names in several for one in names))
     return labels, table, shortened
 
 
@@ -163,17 +163,20 @@ def notes_on(counts: Counter) -> list[str]:
         notes.append(
             f"the label -1 ({counts['-1']:,} rows) is a class like any other; in some data sets it means that there is none"
         )
-    alike: dict[str, list[str]] = {}
+    return notes + alike(counts)
+
+
+def alike(counts: Counter) -> list[str]:
+    """A note that names labels which may be meant as one."""
+    forms: dict[str, list[str]] = {}
     for name in counts:
-        alike.setdefault(normal(name), []).append(name)
-    alike = {form: names for form, names in alike.items() if names[1:]}
-    if alike:
-        first = ", ".join(" and ".join(f"{name!r} ({counts[name]:,} rows)" for name in names) for names in list(alike.values())[:3])
-        more = f", and {len(alike) - 3:,} more" if len(alike) > 3 else ""
-        notes.append(
-            f"labels that differ only in case, blanks, quotes or the form of a number are classes of their own: {first}{more}"
-        )
-    return notes
+        forms.setdefault(normal(name), []).append(name)
+    several = [names for names in forms.values() if names[1:]]
+    if not several:
+        return []
+    shown = ", ".join(" and ".join(f"{name!r} ({counts[name]:,} rows)" for name in names) for names in several[:3])
+    more = f", and {len(several) - 3:,} more" if several[3:] else ""
+    return [f"labels that differ only in case, blanks, quotes or the form of a number are classes of their own: {shown}{more}"]
 
 
 def normal(name: str) -> str:

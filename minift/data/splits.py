@@ -61,7 +61,7 @@ def split(examples: Examples, share: float, seed: int) -> tuple[np.ndarray, np.n
         wanted = {name: min(1, len(rows[name]) - 1) for name in rows}
         if n := sum(wanted.values()):
             which = "" if examples.strata() is None else ", one of each class that has two or more"
-            examples.decided.append(f"{share:.0%} rounds to no {examples.UNIT} of any class: {n:,} held back{which}")
+            examples.decided.append(f"{share * 100:g} % rounds to no {examples.UNIT} of any class: {n:,} held back{which}")
     random = np.random.default_rng(seed)
     if groups is None or len(set(groups)) == len(groups):
         held = [random.permutation(rows[name])[: wanted[name]] for name in sorted(rows)]
@@ -70,8 +70,8 @@ def split(examples: Examples, share: float, seed: int) -> tuple[np.ndarray, np.n
         held = whole_groups(groups, strata, wanted, {name: len(some) for name, some in rows.items()}, random)
         examples.decided.append(f"split by group: {len(set(groups)):,} groups, none of which stands on both sides")
     if not len(held):
-        raise UserError(f"{examples.path}: {len(examples)} {examples.UNIT}s are too few to hold {share:.0%}".replace("%", " %")
-                        + " back for validation; give --valid or --valid none")  # fmt: skip
+        raise UserError(f"{examples.path}: {len(examples)} {examples.UNIT}s are too few to hold {share * 100:g} % back for "
+                        "validation; give --valid or --valid none")  # fmt: skip
     return np.setdiff1d(np.arange(len(examples)), held), held.astype(np.int64)
 
 

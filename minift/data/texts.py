@@ -1,21 +1,22 @@
 """Texts and their labels: from a file, a directory of class folders, or a list of texts."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from minift.data.columns import choose_columns, is_header
+from minift.data.columns import choose_columns, is_header, other_columns
+from minift.data.encoding import decode, read_bytes
 from minift.data.examples import Examples, check_characters, listed
 from minift.data.folders import Kind, all_files, class_folders
-from minift.data.labels import keep_part, read_labels
+from minift.data.labels import alike, keep_part, read_labels
 from minift.data.layout import TextLayout, not_for_directories
-from minift.data.table import Table, decode, read_bytes, read_table
+from minift.data.table import Table, read_table
 from minift.errors import UserError
 
 IMAGES_HINT = "; images are a task of their own, --task image-classification"
 TEXT_FILES = Kind(frozenset({".txt"}), "texts", "review.txt", IMAGES_HINT)
-MOST_COLUMNS = 100  # other columns of a row that are kept; a file of more is mostly one of keys that differ from row to row
 
 
 @dataclass
@@ -98,36 +99,12 @@ def check_first_label(table: Table, labels: list, layout: TextLayout, label: str
 def as_texts(table: Table, columns: list[int]) -> list[str]:
     """The text of each row; of several columns those that are not empty, joined by a blank."""
     if columns[1:]:
-        several = [[cell or "" for cell in table.cells(i)] for i in columns]
+        several = [table.texts(i, null_is_empty=True) for i in columns]
         for i, cells in zip(columns, several, strict=True):
-            check_texts(table, i, cells)
             empty = sum(not cell.strip() for cell in cells)
             table.decided += [f"{table.name(i)} is empty in {empty:,} rows"] if empty else []
         return [" ".join(filter(str.strip, cells)) for cells in zip(*several, strict=True)]
-    return check_texts(table, columns[0], table.cells(columns[0]))
-
-
-def check_texts(table: Table, column: int, cells: list) -> list[str]:
-    for row, cell in enumerate(cells):
-        if not isinstance(cell, str):
-            where = f"{table.where(row)}: column {table.name(column)}"
-            raise UserError(f"{where}: a text is expected, found {'null' if cell is None else repr(cell)[:60]}")
-        if not cell.isascii():
-            check_characters(cell, f"{table.where(row)}: column {table.name(column)}")
-    return cells
-
-
-def other_columns(table: Table, taken: set[int]) -> dict[str, list]:
-    """The cells that are neither text nor label, by column, so that predictions can repeat them."""
-    others = [i for i in range(table.width) if i not in taken]
-    if len(others) > MOST_COLUMNS:
-        table.decided.append(f"{len(others):,} other columns not kept for predictions, which is done for {MOST_COLUMNS} at most")
-        return {}
-    columns: dict[str, list] = {}
-    for i in others:
-        name = table.name(i)
-        columns[f"{name}_{i + 1}" if name in columns else name] = table.cells(i)
-    return columns
+    return table.texts(columns[0])
 
 
 def from_folders(path: Path, layout: TextLayout, labelled: bool, label: str) -> Texts:
@@ -136,6 +113,7 @@ def from_folders(path: Path, layout: TextLayout, labelled: bool, label: str) -> 
     labels = None
     if labelled:
         files, labels, decided = class_folders(path, TEXT_FILES, without=frozenset({"unsup"}))
+        decided += alike(Counter(labels))
     else:
         files, decided = all_files(path, TEXT_FILES)
     decided += not_for_directories(layout)

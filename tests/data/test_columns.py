@@ -1,7 +1,5 @@
 """Which column is what: usual names, names given, what is suggested, what is kept besides."""
 
-import time
-
 import pytest
 
 from minift.data.images import read_images
@@ -134,6 +132,8 @@ def test_text_columns_are_joined(tmp_path):
         tmp_path, "a.jsonl", '{"title": "One", "body": null, "label": 1}\n{"body": "two", "label": 0}\n', text_column="title+body"
     )
     assert rows.texts == ["One", "two"]
+    said = error_of(tmp_path, "a.jsonl", '{"title": "One", "body": false, "label": 1}\n', text_column="title+body")
+    assert "a.jsonl:1: column body: a text is expected, found false" in said
     rows = read(tmp_path, "a.csv", "title,description,label\nOne,two,x\nThree,four,y\n")
     assert rows.texts == ["One", "Three"]
     assert "not read: description (joined by --text-column title+description)" in rows.decided
@@ -148,12 +148,11 @@ def test_lines_have_no_columns(tmp_path):
     assert "--delimiter ; does not apply to jsonl" in rows.decided
 
 
-def test_many_keys_take_no_more_than_their_own_time(tmp_path):
-    """Rows times all keys would be 400 million cells."""
+def test_many_keys_make_no_table_of_all_of_them(tmp_path):
+    """Rows times keys would be 400 million cells: this would take minutes and all memory."""
     content = "".join(f'{{"text": "a", "label": {i % 2}, "key{i}": 1}}\n' for i in range(20_000))
-    began = time.perf_counter()
     rows = read(tmp_path, "a.jsonl", content)
-    assert time.perf_counter() - began < 5 and rows.columns == {}
+    assert rows.columns == {}
     assert "20,000 other columns not kept for predictions, which is done for 100 at most" in rows.decided
     said = error_of(tmp_path, "a.jsonl", content.replace('"text"', '"words"'))
     assert len(said) < 2000 and "and 19,982 more" in said

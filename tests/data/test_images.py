@@ -1,5 +1,6 @@
 """Directories and tables of pictures: every layout is read right, every mistake is named with its place."""
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,11 @@ def test_reads_class_folders(tmp_path):
     assert images.decided == ["2 class folders"]
     some = images.take(np.array([4, 0]))
     assert (names(some), some.labels) == (["bees/2.PNG", "ants/a.jpeg"], ["bees", "ants"])
+
+
+def test_class_folders_that_may_be_one(tmp_path):
+    images = read_images(lay(tmp_path, "Bees/1.jpg", "ants/1.jpg", "bees /1.jpg"))
+    assert "'Bees' (1 rows) and 'bees ' (1 rows)" in images.decided[-1]
 
 
 def test_reads_and_says_what_is_left_out(tmp_path):
@@ -184,3 +190,42 @@ def test_classes_of_a_split(tmp_path):
     (lay(tmp_path, "1.jpg") / "a.csv").write_text("path,label\n1.jpg,a\n1.jpg,d\n")
     with pytest.raises(UserError, match=r"a.csv:3: the label 'd'"):
         label_ids(read_images(tmp_path / "a.csv"), known)
+
+
+def test_random_tables_are_read_or_refused_in_one_line(tmp_path):
+    """Pieces that a reader stumbles over, in any order: no other exception than UserError."""
+    lay(tmp_path, "1.jpg", "2.png")
+    pieces = [
+        "path",
+        "label",
+        "image",
+        ",",
+        "\t",
+        '"',
+        "\n",
+        "1.jpg",
+        "2.png",
+        "gone.jpg",
+        "a",
+        " ",
+        "",
+        "/",
+        "x" * 300,
+        "\\u0000",
+        "\0",
+    ]
+    pieces += ['{"path": "1.jpg"', ', "label": "a"', "}", "null", "[1]"]
+    draw, read = random.Random(0), 0
+    for i in range(3000):
+        table = tmp_path / draw.choice(["a.csv", "a.tsv", "a.jsonl"])
+        head = "" if i % 2 else '{"path": "1.jpg", "label": "a"}\n' if table.suffix == ".jsonl" else "path,label\n1.jpg,a\n"
+        table.write_text(head + "".join(draw.choices(pieces, k=draw.randrange(10))))
+        layout = Layout(text_column=draw.choice([None, None, "1", "path", "1+2"]), label_column=draw.choice([None, "2"]))
+        try:
+            images = read_images(table, layout, labelled=draw.random() < 0.5, label=draw.choice(["name", "number", "names"]))
+        except UserError as error:
+            assert "\n" not in str(error)
+        else:
+            read += 1
+            assert all(file.is_file() for file in images.files)
+    assert read > 30

@@ -46,7 +46,7 @@ def test_split_of_few_rows_a_class_holds_back_one_of_each():
     examples = rows([f"{i % 50}" for i in range(200)] + ["alone"])
     kept, held = split(examples, 0.1, 0)
     assert sorted(examples.labels[i] for i in held) == sorted(map(str, range(50))) and 200 in kept
-    assert examples.decided == ["10% rounds to no row of any class: 50 held back, one of each class that has two or more"]
+    assert examples.decided == ["10 % rounds to no row of any class: 50 held back, one of each class that has two or more"]
 
 
 def test_split_of_rows_without_strata_is_random():

@@ -82,6 +82,22 @@ READ = {
         [2],
     ),
     "Excel's first line": ("a.csv", "sep=;\r\ntext;label\r\na,b;x\r\n", {}, ["a,b"], ["x"], [3]),
+    "Excel's first line above a header with more commas": (
+        "a.csv",
+        "sep=;\nlabel;text, as, it, is\nx;a, b\n",
+        {"text_column": "2"},
+        ["a, b"],
+        ["x"],
+        [3],
+    ),
+    "a delimiter that is given against Excel's first line": (
+        "a.csv",
+        "sep=;\ntext,label\na;b,x\n",
+        {"delimiter": ","},
+        ["a;b"],
+        ["x"],
+        [3],
+    ),
     "Excel's first line with a tab": ("a.csv", "sep=\t\ntext\tlabel\na,b,c\tx\n", {}, ["a,b,c"], ["x"], [3]),
     "Excel's first line, quoted, over broken lines": (
         "a.csv",
@@ -191,6 +207,7 @@ WRONG = {
         "a.csv:2:1: byte 0xc3 is not ascii; name the file's encoding",
     ),
     "utf-16 that is cut": ("a.csv", "text,label\na,x\n".encode("utf-16")[:-1], {}, "byte 0x0a is not utf-16"),
+    "text that begins as an archive does": ("a.csv", "text,label\nx,PK\x03\x04\n", {"label_column": "w"}, "no such column"),
     "an encoding of no text": ("a.csv", "text,label\n", {"encoding": "base64"}, "--encoding base64: no encoding of this name"),
     "an encoding with a NUL": ("a.csv", "text,label\n", {"encoding": "a\0b"}, "no encoding of this name"),
     "JSON nested deep": (
