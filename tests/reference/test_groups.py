@@ -1,14 +1,18 @@
-"""Parameter groups against transformers' choice of what decays and timm's layer-wise rates."""
+"""Parameter groups against transformers' choice of what decays, timm's layer-wise learning rates and peft's of LoRA+."""
 
 from dataclasses import asdict
+from functools import partial
 
 import pytest
 import torch
 import transformers
 from tiny import CONFIG, tiny_body, tiny_resnet
 from torch import nn
+from twins import bert, resnet, trained, twins
 
 from minift.formats.huggingface import names, translate
+from minift.methods.lora import lora
+from minift.methods.surgery import plain_name
 from minift.optim.groups import make_groups
 
 DECAY, LAYER_DECAY = 0.05, 0.7
@@ -117,3 +121,21 @@ def test_layer_decay_of_a_bert_as_in_timm():
     model.group_matcher = lambda coarse: {"stem": r"^body\.embeddings", "layers": layers}
     table = {name: f"body.{name}" for name, _ in body.named_parameters()} | {f"head.{x}": f"head.{x}" for x in ("weight", "bias")}
     compare_with_timm(model, rates_and_decay_by_timm(model), table)
+
+
+@pytest.mark.parametrize("sites", [("query/value", ["query", "value"]), ("conv2", ["layer.1.convolution"])])
+def test_learning_rates_of_lora_plus_as_in_peft(sites):
+    """All that trains is A and B: who gets which learning rate and weight decay."""
+    peft, create = pytest.importorskip("peft"), pytest.importorskip("peft.optimizers").create_loraplus_optimizer
+    ours, there = sites
+    config = peft.LoraConfig(target_modules=rf".*\.{there[0]}" if len(there) == 1 else there)
+    body, theirs = twins(bert() if "query" in ours else resnet(), partial(lora, sites=ours), config)
+    optimizer = create(theirs, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=16.0, loraplus_weight_decay=DECAY)
+    expected = {id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+    model = Model(body).double()
+    model.head.requires_grad_(False)
+    groups = make_groups(model, 1e-3, DECAY, lr_factors={"B": 16.0}, plain_name=plain_name)
+    found = {name: (group.lr, group.weight_decay) for group in groups for name in group.names}
+    pairs = trained(body, theirs)
+    assert found == {name: expected[id(other)] for name, (_, other) in pairs.items()}
+    assert {lr for lr, _ in found.values()} == {1e-3, 16e-3}
