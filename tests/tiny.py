@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from minift.formats.huggingface import read, to_huggingface
 from minift.models.bert import Bert, BertConfig
 from minift.models.resnet import ResNet, ResNetConfig
+from minift.models.roberta import Roberta, RobertaConfig
 from minift.pretrained import Checkpoint, write
 
 WORDS = [
@@ -46,6 +47,18 @@ def tiny_body(seed: int = 0, pool: str | None = "cls", **changes) -> Bert:
     body = Bert(replace(CONFIG, **changes), pool)
     for parameter in body.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3 + (parameter.data == 1)
+    return body
+
+
+def tiny_roberta(seed: int = 0, pool: str | None = "cls", **changes) -> Roberta:
+    """The same of RoBERTa; rows of padding, which never train, stay 0."""
+    generator = torch.Generator().manual_seed(seed)
+    fields = asdict(CONFIG) | {"pad_token_id": 1, "type_vocab_size": 1, "layer_norm_eps": 1e-5} | changes
+    body = Roberta(RobertaConfig(**fields), pool)
+    for parameter in body.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3 + (parameter.data == 1)
+    for table in (body.embeddings.word, body.embeddings.position):
+        table.weight.data[table.padding_idx] = 0.0
     return body
 
 

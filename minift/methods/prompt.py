@@ -111,7 +111,7 @@ def prompt(body: nn.Module, *, length: int = 10, init: str = "vocabulary", poole
     """
     words = find(body, "", ("word",))
     (table,) = (plain(module).weight.detach() for module in words.values())
-    most = min(body.config.max_position_embeddings - 1, len(table))
+    most = min(body.config.max_length - 1, len(table))
     if not 1 <= length <= most:
         raise ValueError(f"length={length}: 1 to {most} is wanted")
     for option, value, known in (("init", init, ("vocabulary", "random")), ("pooler", pooler, ("text", "all"))):

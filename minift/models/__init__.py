@@ -1,3 +1,8 @@
 """Architectures by name; each file declares config, modules, sites, stages and name tables."""
 
-MODELS = {"bert": "minift.models.bert:Bert", "resnet": "minift.models.resnet:ResNet"}
+MODELS = {
+    "bert": "minift.models.bert:Bert",
+    "roberta": "minift.models.roberta:Roberta",
+    "xlm-roberta": "minift.models.roberta:Roberta",
+    "resnet": "minift.models.resnet:ResNet",
+}

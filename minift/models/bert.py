@@ -54,6 +54,11 @@ class BertConfig:
         return self.hidden_size
 
     @property
+    def max_length(self) -> int:
+        """The most tokens of a text that have a position each."""
+        return self.max_position_embeddings
+
+    @property
     def head_dropout(self) -> float:
         return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
 
@@ -208,6 +213,7 @@ class Bert(Body):
 
     Config = BertConfig
     State = State
+    Embeddings = Embeddings
     STAGES: ClassVar = {"embeddings": "embeddings", "layer": "layers"}
     FLOWS: ClassVar = {"hidden": "ragged", "mask": "real"}
 
@@ -251,7 +257,7 @@ class Bert(Body):
     def __init__(self, config: BertConfig, pool: str | None = "cls"):
         super().__init__()
         self.config = config
-        self.embeddings = Embeddings(config)
+        self.embeddings = self.Embeddings(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.pooler = ClsPooler(config) if pool == "cls" else MeanPooler() if pool == "mean" else None
         self.apply(self.initialise)
@@ -267,7 +273,7 @@ class Bert(Body):
         token_types: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> State:
-        """tokens, token_types: (B, S) integers, S <= max_position_embeddings. mask: bool, (B, S), True where there is a token, or
+        """tokens, token_types: (B, S) integers, S <= config.max_length. mask: bool, (B, S), True where there is a token, or
         (B, 1, S, S), True where the token of a row sees that of a column. positions: (S) or (B, S) integers, which win over those
         that the model would count. The `cls` pooler reads column 0, also where that is padding.
         """

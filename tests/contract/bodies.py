@@ -6,13 +6,14 @@ are options under which a method builds something else; a promise is kept under 
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import loop
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import CONFIG, tiny_body, tiny_resnet
+from tiny import CONFIG, tiny_body, tiny_resnet, tiny_roberta
 from torch import Tensor, nn
 
 from minift.data.batching import Batch
@@ -41,20 +42,22 @@ def texts() -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def bert(**changes) -> nn.Module:
+def bert(make: Callable[..., nn.Module] = tiny_body, **changes) -> nn.Module:
     """A tiny BERT three times as wide, with weights that much smaller, so that a bottleneck of a sixteenth of the width has
     several units: one alone may be dead behind its relu.
     """
-    body = tiny_body(**{"hidden_size": WIDTH, **changes})
+    body = make(**{"hidden_size": WIDTH, **changes})
     for parameter in body.parameters():
         if parameter.ndim == 2:
             parameter.mul_((CONFIG.hidden_size / WIDTH) ** 0.5)
     return body
 
 
+APART = ("bert", "resnet")  # of MODELS, without those that differ from one of these in their embeddings alone
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 MODELS = {
     "bert": Model(bert, texts(), NO_DROPOUT, {"num_hidden_layers": 1}),
+    "roberta": Model(partial(bert, tiny_roberta), texts()[:2], NO_DROPOUT, {"num_hidden_layers": 1}),
     "resnet": Model(
         tiny_resnet, (torch.randn(ROWS, 3, 32, 32, generator=torch.Generator().manual_seed(1)),), {}, {"depths": (1, 1)}
     ),
