@@ -62,7 +62,8 @@ class FrozenStages:
         self.precision = precision
         self.complete = done == len(list(body.walk()))
         self.carried = body.carried(done)
-        self.modules = [folded(module, getattr(precision, "dtype", None)) for module in islice(body.walk(), done)]
+        low = precision.dtype if precision.dtype.itemsize < 4 else None  # a body in float64 stays so
+        self.modules = [folded(module, low) for module in islice(body.walk(), done)]
 
     def __call__(self, batch: Batch) -> Batch:
         with torch.inference_mode(), self.precision:

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from minift import cache
-from minift.adapting import adapt, default_epochs, default_lr, names_of, parse_methods
+from minift.adapting import adapt, default_epochs, default_lr, lr_factors, names_of, parse_methods
 from minift.checkpointing import checkpoint_activations
 from minift.data.batching import Data
 from minift.data.examples import Examples
 from minift.errors import UserError, look_up
 from minift.finetuned import choose_device
-from minift.methods.surgery import delta, lengthened, terms
+from minift.methods.surgery import delta, lengthened, plain_name, terms
 from minift.optim import OPTIMIZERS
 from minift.optim.groups import make_groups
 from minift.optim.measure import choose
@@ -146,7 +146,16 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int)
     if new_pooler and not {name for name in pretrained if name.startswith("pooler.")} <= trained.keys():
         raise UserError(f"{options.model} has no pooler, and {options.method} would not train a new one; add --pool mean")
     model = Model(body, task.head(body)).to(start.device, memory_format=torch.channels_last)  # in which convolutions are fast
-    groups = make_groups(model, options.lr, options.weight_decay, options.head_lr, options.layer_decay, options.decay_rule)
+    groups = make_groups(
+        model,
+        options.lr,
+        options.weight_decay,
+        options.head_lr,
+        options.layer_decay,
+        options.decay_rule,
+        lr_factors=lr_factors(options.method),
+        plain_name=plain_name,
+    )
     stages = list(dict.fromkeys(group.stage for group in groups))
     if stages == ["head"]:
         check_head_alone(options, given)

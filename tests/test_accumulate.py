@@ -18,7 +18,7 @@ class Recorder:
     def __init__(self, groups):
         self.groups, self.steps = groups, []
 
-    def step(self, factor):
+    def step(self, factor, finite):
         self.steps.append([p.grad.clone() for group in self.groups for p in group.parameters])
 
     def zero_grad(self):

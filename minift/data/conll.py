@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
-from minift.data.examples import Examples
-from minift.data.reading import read_jsonl, read_text
+from minift.data.examples import Examples, check_characters, listed
+from minift.data.table import decode, read_bytes, read_jsonl
 from minift.errors import UserError
 
 FORMATS = ("auto", "conll", "jsonl", "lines")
@@ -42,7 +42,7 @@ class Tagged(Examples):
     word_a_line: bool = False  # the words of a sentence stand on as many lines
 
     ROWS = ("words", "tags", "documents", "texts")
-    EXAMPLE = '"a sentence"'
+    UNIT = "sentence"
 
     def inputs(self) -> list[dict]:
         """The words of each sentence, as predictions repeat them, and the text that they were split from."""
@@ -50,11 +50,14 @@ class Tagged(Examples):
             return [{"tokens": words} for words in self.words]
         return [{"text": text, "tokens": words} for text, words in zip(self.texts, self.words, strict=True)]
 
+    def example(self) -> str:
+        return '"a sentence"'
+
     def groups(self) -> list[int] | None:
         return self.documents
 
     def where(self, row: int) -> str:
-        return super().where(row) if self.path.name else f"sentence {row + 1}"
+        return f"sentence {row + 1}" if self.given else super().where(row)
 
     def where_word(self, row: int, word: int) -> str:
         """The place of one word in an error; row and word count from 0."""
@@ -99,10 +102,12 @@ def read_conll(
     path = Path(source)
     if path.is_dir():
         raise UserError(f"{path}: a directory; a file of sentences is expected")
-    text = read_text(path, encoding)
+    path, raw = read_bytes(source)
+    decided: list[str] = []
+    text = decode(path, raw, encoding, decided)
     lines = text.split("\n")
     kind, why = file_format(path, lines, format, labelled)
-    decided = [kind + why] + ([f"as {encoding}"] if encoding.lower() not in ("utf-8", "utf8") else [])
+    decided.insert(0, kind + why)
     if kind == "jsonl":
         found = read_objects(path, text, text_column, label_column, labelled, decided)
     elif kind == "lines":
@@ -225,27 +230,24 @@ def no_tag(tag: str, column: int | None = None) -> str:
 def read_objects(
     path: Path, text: str, text_column: str | None, label_column: str | None, labelled: bool, decided: list[str]
 ) -> Tagged:
-    keys, records = read_jsonl(path, text)
+    records = [(line, value) for line, value in zip(*read_jsonl(path, text), strict=True) if value]
+    keys = list(dict.fromkeys(key for _, value in records for key in value))
     if not keys:
         raise UserError(f"{path}: the file is empty")
     word_key = json_key(f"{path}", keys, text_column, "text", WORDS)
     tag_key = json_key(f"{path}", keys, label_column, "label", TAGS) if labelled else None
     decided.append(f"word = {word_key}" + (f", tag = {tag_key}" if labelled else ""))
     words, tags, begins = [], [], []
-    for line, cells in records:
-        if cells:
-            value = dict(zip(keys, cells, strict=True))
-            words.append(as_words(f"{path}:{line}", value[word_key], word_key))
-            tags.append(as_tags(f"{path}:{line}", value[tag_key], tag_key, len(words[-1])) if labelled else [])
-            begins.append(line)
+    for line, value in records:
+        words.append(as_words(f"{path}:{line}", value.get(word_key), word_key))
+        tags.append(as_tags(f"{path}:{line}", value.get(tag_key), tag_key, len(words[-1])) if labelled else [])
+        begins.append(line)
     return Tagged(path, words, tags if labelled else None, lines=begins)
 
 
 def from_inputs(source: Iterable, text_column: str | None, label_column: str | None, labelled: bool) -> Tagged:
-    if isinstance(source, dict):
-        raise UserError("a list of sentences is expected, found one object")
     words, tags, texts = [], [], []
-    for n, item in enumerate(source, 1):
+    for n, item in enumerate(listed(source, "sentences"), 1):
         where = f"sentence {n}"
         if labelled and not isinstance(item, dict):
             raise UserError(f'{where}: an object of words and tags is expected, as {{"tokens": ["John"], "tags": ["B-person"]}}')
@@ -257,7 +259,7 @@ def from_inputs(source: Iterable, text_column: str | None, label_column: str | N
             tag_key = json_key(where, list(item), label_column, "label", TAGS)
             tags.append(as_tags(where, item[tag_key], tag_key, len(words[-1])))
     split = any(text != " ".join(sentence) for text, sentence in zip(texts, words, strict=True))
-    return Tagged(Path(), words, tags if labelled else None, None, texts if split else None)
+    return Tagged(Path(), words, tags if labelled else None, None, texts if split else None, given=True)
 
 
 def json_key(where: str, keys: list[str], given: str | None, role: str, usual: tuple[str, ...]) -> str:
@@ -276,8 +278,7 @@ def as_words(where: str, value, key: str) -> list[str]:
             raise UserError(
                 f"{where}: {key}: word {i} is {json.dumps(word, default=repr)[:60]}; a text that is not empty is expected"
             )
-        if any("\ud800" <= letter <= "\udfff" for letter in word):
-            raise UserError(f"{where}: {key}: word {i} holds half of a character (a lone surrogate), as of an emoji cut in two")
+        check_characters(word, f"{where}: {key}: word {i}")
     return list(value)
 
 

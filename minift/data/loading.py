@@ -4,6 +4,7 @@ Training draws at random, yet every draw is a function of (seed, epoch, row): a 
 on in the middle of an epoch without a stored random state, and takes nothing from torch's global stream.
 """
 
+import functools
 import importlib.metadata
 import math
 import multiprocessing
@@ -107,13 +108,15 @@ def strong(p: Preprocessing):
 AUGMENT = {"none": evaluation, "standard": standard, "strong": strong}
 
 
-def constants(p: Preprocessing) -> tuple[Tensor, Tensor]:
-    """(mean, deviation) of the colours, (3, 1, 1) each."""
-    return torch.tensor(p.mean)[:, None, None], torch.tensor(p.std)[:, None, None]
+@functools.lru_cache(maxsize=4)
+def constants(p: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(mean, deviation) of the colours, (3, 1, 1) each; made once, as a copy to a GPU would wait for it in every batch."""
+    return torch.tensor(p.mean, device=device)[:, None, None], torch.tensor(p.std, device=device)[:, None, None]
 
 
-def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(B, 3, H, W) uint8 -> float32: (x / 255 - mean) / std for every colour, all three on one device."""
+def normalise(pixels: Tensor, p: Preprocessing) -> Tensor:
+    """(B, 3, H, W) uint8 -> float32: (x / 255 - mean) / std for every colour, on the device where the pixels are."""
+    mean, std = constants(p, pixels.device)
     return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
 
 
@@ -162,7 +165,7 @@ class Pictures(Data):
             raise UserError(f"--augment {self.augment}: known are {', '.join(AUGMENT)}")
         for name in ("mixup", "cutmix"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"--{name} {getattr(self, name)}: expected a number above 0, as 0.2 or 1, or 0 for none")
+                raise UserError(f"--{name} {getattr(self, name)}: a number above 0 is expected, as 0.2 or 1, or 0 for none")
         self.lengths = np.ones(len(self.files), dtype=np.int64)
 
     def describe(self) -> dict[str, str]:
@@ -198,7 +201,6 @@ class Pictures(Data):
         if epoch is not None and self.views:
             drawn_epoch = epoch % self.views
         mix = None if epoch is None else self.mixing()
-        mean, std = (colours.to(device) for colours in constants(self.preprocessing))
         workers = min(self.workers, len(order))
         loader = DataLoader(
             Decoding(self.files, order, transform, self.seed, drawn_epoch),
@@ -217,7 +219,7 @@ class Pictures(Data):
                 # (B, H, W, 3) in memory seen as (B, 3, H, W) is channels last: nothing is moved
                 pixels = torch.from_numpy(pixels)
                 pixels = (pixels.pin_memory() if device.type == "cuda" else pixels).to(device, non_blocking=True)
-                images = normalise(pixels.permute(0, 3, 1, 2), mean, std)
+                images = normalise(pixels.permute(0, 3, 1, 2), self.preprocessing)
                 batch = self.outline(units, epoch).to(device)
                 if mix is not None:
                     with drawing(self.seed, epoch, int(units[0]), PER_BATCH):

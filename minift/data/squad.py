@@ -22,11 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from minift.data.examples import Examples
-from minift.data.reading import READERS, read_jsonl, read_text
+from minift.data.examples import Examples, check_characters, listed
+from minift.data.layout import Layout
+from minift.data.table import decode, read_bytes, read_table
 from minift.errors import UserError
 
 FORMATS = {".json": "squad", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
+KINDS = tuple(dict.fromkeys(FORMATS.values()))
 COLUMNS = {  # role -> usual names, compared without regard to case; the first that is there is taken
     "question": ("question", "query"),
     "context": ("context", "passage", "paragraph"),
@@ -52,11 +54,14 @@ class Questions(Examples):
     version: str = "1.1"  # of SQuAD, by which it is scored: 2.0 where the file says so or a question has no answer
 
     ROWS = ("questions", "contexts", "ids", "answers")
-    EXAMPLE = '"a question" "a context"'
+    UNIT = "question"
 
     def inputs(self) -> list[dict[str, str]]:
         rows = zip(self.ids, self.questions, self.contexts, strict=True)
         return [{"id": key, "question": question, "context": context} for key, question, context in rows]
+
+    def example(self) -> str:
+        return '"a question" "a context"'
 
     def groups(self) -> list[str]:
         """The context: a split never parts its questions, or the held-out ones would be asked on a text that training has seen."""
@@ -95,18 +100,16 @@ def read_squad(
     """
     said: Counter[str] = Counter()
     if not isinstance(source, str | Path):
-        if isinstance(source, dict):
-            raise UserError("a list of questions is expected, found one object")
-        path, kind, decided, version = Path(), "", [], None
-        rows = [flat_row(f"question {n}", None, as_object(f"question {n}", item), labelled) for n, item in enumerate(source, 1)]
+        path, decided, version = Path(), [], None
+        items = enumerate(listed(source, "questions"), 1)
+        rows = [flat_row(f"question {n}", None, as_object(f"question {n}", item), labelled) for n, item in items]
     else:
         path = Path(source)
         kind = file_format(path, format)
-        decided = [kind] + ([f"as {encoding}"] if encoding.lower() not in ("utf-8", "utf8") else [])
-        text = read_text(path, encoding)
-        if not text.strip():
-            raise UserError(f"{path}: the file is empty")
-        rows, version = READ[kind](path, text, labelled, decided)
+        if kind == "squad":
+            rows, version, decided = read_json(path, encoding, labelled)
+        else:
+            (rows, decided), version = read_flat(path, kind, encoding, labelled), None
         if not rows:
             raise UserError(f"{path}: the file holds no question")
     answers = [[placed(row, answer, training, said) for answer in row.answers] for row in rows]
@@ -128,6 +131,7 @@ def read_squad(
         answers if labelled else None,
         version="2.0" if without or version == "2.0" else "1.1",
         lines=[row.line for row in rows] if rows and rows[0].line is not None else None,
+        given=not isinstance(source, str | Path),
         decided=decided,
     )
 
@@ -135,11 +139,13 @@ def read_squad(
 def file_format(path: Path, format: str) -> str:
     if path.is_dir():
         raise UserError(f"{path}: a directory; a file of questions is expected")
-    if format != "auto" and format not in READ:
-        raise UserError(f"--format {format}: known are auto, {', '.join(READ)}")
+    if format != "auto" and format not in KINDS:
+        raise UserError(f"--format {format}: known are auto, {', '.join(KINDS)}")
     kind = FORMATS.get(path.suffix.lower()) if format == "auto" else format
     if kind is None:
-        raise UserError(f"{path}: the extension {path.suffix or '(none)'} does not tell the format; add --format {', '.join(READ)}")
+        raise UserError(
+            f"{path}: the extension {path.suffix or '(none)'} does not tell the format; add --format {', '.join(KINDS)}"
+        )
     return kind
 
 
@@ -188,8 +194,12 @@ def occurrences(context: str, text: str) -> list[int]:
 # ---- SQuAD's JSON ----
 
 
-def read_json(path: Path, text: str, labelled: bool, decided: list[str]) -> tuple[list[Row], str | None]:
-    """(rows, version that the file says or shows)."""
+def read_json(path: Path, encoding: str, labelled: bool) -> tuple[list[Row], str | None, list[str]]:
+    """(rows, version that the file says or shows, how they were read)."""
+    decided = ["squad"]
+    text = decode(path, read_bytes(path)[1], encoding, decided)
+    if not text.strip():
+        raise UserError(f"{path}: the file is empty")
     try:
         value = json.loads(text)
     except RecursionError:
@@ -203,7 +213,7 @@ def read_json(path: Path, text: str, labelled: bool, decided: list[str]) -> tupl
         raise UserError(f"{path}: a list is expected under data, as in SQuAD's files, found {kind_of(data)}")
     if not any(isinstance(article, dict) and "paragraphs" in article for article in data):
         decided.append("flat objects")
-        return [flat_row(f"{path}: data[{i}]", None, item, labelled) for i, item in enumerate(data)], None
+        return [flat_row(f"{path}: data[{i}]", None, item, labelled) for i, item in enumerate(data)], None, decided
     version, rows = str(value.get("version", "")).lower().removeprefix("v") if isinstance(value, dict) else "", []
     shows_2 = version.startswith("2")
     for a, article in enumerate(data):
@@ -215,7 +225,7 @@ def read_json(path: Path, text: str, labelled: bool, decided: list[str]) -> tupl
                 place = f"{inside}.qas[{q}]"
                 rows.append(squad_row(place, question, context, labelled))
                 shows_2 = shows_2 or "is_impossible" in question
-    return rows, "2.0" if shows_2 else None
+    return rows, "2.0" if shows_2 else None, decided
 
 
 def squad_row(where: str, value: dict, context: str, labelled: bool) -> Row:
@@ -248,8 +258,7 @@ def member(where: str, value, key: str, kind: type):
 
 
 def sound(where: str, key: str, text: str) -> str:
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise UserError(f"{where}: {key}: half of a character (a lone surrogate), as of an emoji cut in two; correct the text")
+    check_characters(text, f"{where}: {key}")
     return text
 
 
@@ -285,37 +294,21 @@ def checked(where: str, answers: list[Answer]) -> list[Answer]:
 # ---- flat tables ----
 
 
-def read_flat_jsonl(path: Path, text: str, labelled: bool, decided: list[str]) -> tuple[list[Row], None]:
-    keys, records = read_jsonl(path, text)
-    return flat_rows(path, keys, records, labelled, decided), None
-
-
-def read_csv(path: Path, text: str, labelled: bool, decided: list[str]) -> tuple[list[Row], None]:
-    return read_delimited(path, "csv", text, labelled, decided), None
-
-
-def read_tsv(path: Path, text: str, labelled: bool, decided: list[str]) -> tuple[list[Row], None]:
-    return read_delimited(path, "tsv", text, labelled, decided), None
-
-
-def read_delimited(path: Path, kind: str, text: str, labelled: bool, decided: list[str]) -> list[Row]:
-    records = [record for record in READERS[kind](path, text, decided) if record[1]]
-    header = [cell.strip() for cell in records[0][1]]
-    twice = next((name for name, count in Counter(header).items() if count > 1), None)
+def read_flat(path: Path, kind: str, encoding: str, labelled: bool) -> tuple[list[Row], list[str]]:
+    """(rows, how they were read)."""
+    table = read_table(path, Layout(format=kind, encoding=encoding))
+    first = f"{path}:{table.lines[0]}"
+    if table.columns is None:
+        table.settle(header=True)
+    twice = next((name for name, count in Counter(table.columns).items() if count > 1), None)
     if twice is not None:
-        raise UserError(f"{path}:{records[0][0]}: the header bears the name {twice!r} twice")
-    for line, cells in records[1:]:
-        if len(cells) != len(header):
-            hint = "; a text with a comma in it must stand in double quotes" if kind == "csv" else ""
-            raise UserError(f"{path}:{line}: {len(cells)} columns where the header has {len(header)}{hint}")
-    return flat_rows(path, header, records[1:], labelled, decided)
-
-
-def flat_rows(path: Path, names: list[str], records: list, labelled: bool, decided: list[str]) -> list[Row]:
-    pick = choose(f"{path}", names, labelled)
-    decided.append("columns " + ", ".join(f"{role} = {name}" for role, name in pick.items()))
-    filled = [(line, dict(zip(names, cells, strict=True))) for line, cells in records if cells]
-    return [flat_row(f"{path}:{line}", line, value, labelled, pick) for line, value in filled]
+        raise UserError(f"{first}: the header bears the name {twice!r} twice")
+    pick = choose(f"{path}", table.columns, labelled)
+    table.decided.append("columns " + ", ".join(f"{role} = {name}" for role, name in pick.items()))
+    objects = table.rows if kind == "jsonl" else [dict(zip(table.columns, cells, strict=True)) for cells in table.rows]
+    full = [dict.fromkeys(table.columns) | value for value in objects]  # an absent key is an empty cell
+    rows = [flat_row(f"{path}:{line}", line, value, labelled, pick) for line, value in zip(table.lines, full, strict=True)]
+    return rows, table.decided
 
 
 def choose(where: str, names: list[str], labelled: bool) -> dict[str, str]:
@@ -370,6 +363,3 @@ def flat_answers(where: str, name: str, value: dict, pick: dict[str, str]) -> li
     if len(texts) != len(starts):
         raise UserError(f"{where}: {len(texts)} answers and {len(starts)} offsets (answer_start); as many are expected")
     return [Answer(sound(where, name, text), as_start(where, start)) for text, start in zip(texts, starts, strict=True)]
-
-
-READ = {"squad": read_json, "jsonl": read_flat_jsonl, "csv": read_csv, "tsv": read_tsv}

@@ -196,8 +196,8 @@ def test_sentences_that_come_from_no_file():
         (["a", " "], False, r"sentence 2: words: a list of words is expected, found \[\]"),
         ([3], False, "sentence 1: words: a list of words is expected, found 3"),
         ([["a"]], True, "sentence 1: an object of words and tags"),
-        ({"tokens": ["a"]}, False, "a list of sentences is expected, found one object"),
-        (["a \ud83d"], False, "sentence 1: words: word 2 holds half of a character"),
+        ({"tokens": ["a"]}, False, "a list of sentences is expected, found dict"),
+        (["a \ud83d"], False, "sentence 1: words: word 2: half of a character"),
     ):
         with pytest.raises(UserError, match=message):
             read_conll(source, labelled=labelled)
@@ -259,7 +259,7 @@ WRONG = {
         "a.jsonl",
         '{"tokens": ["a\\ud83d"], "tags": ["O"]}\n',
         {},
-        "a.jsonl:1: tokens: word 1 holds half of a char",
+        "a.jsonl:1: tokens: word 1: half of a char",
     ),
 }
 

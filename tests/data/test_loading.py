@@ -53,7 +53,7 @@ def test_equals_torchvisions_preset(tmp_path, version, size):
     path = photo(tmp_path / "a.jpg", size)
     ours = {"IMAGENET1K_V1": IMAGENET_V1, "IMAGENET1K_V2": IMAGENET_V2}[version]
     assert (ours.resize, ours.crop) == (preset.resize_size[0], preset.crop_size[0])
-    assert torch.equal(pixels(Pictures([path], None, ours), None)[0], preset(open_image(path)))
+    assert torch.equal(pixels(Pictures([path], (), ours), None)[0], preset(open_image(path)))
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bicubic", "lanczos"])
@@ -61,9 +61,9 @@ def test_other_interpolations_equal_torchvisions(files, interpolation):
     theirs = ImageClassification(
         crop_size=32, resize_size=40, mean=SMALL.mean, std=SMALL.std, interpolation=InterpolationMode(interpolation)
     )
-    ours = pixels(Pictures(files, None, replace(SMALL, interpolation=interpolation)), None)
+    ours = pixels(Pictures(files, (), replace(SMALL, interpolation=interpolation)), None)
     assert torch.equal(ours, torch.stack([theirs(open_image(file)) for file in files]))
-    assert not torch.equal(ours, pixels(Pictures(files, None, SMALL), None))
+    assert not torch.equal(ours, pixels(Pictures(files, (), SMALL), None))
 
 
 def test_normalise_by_its_equation():
@@ -81,7 +81,7 @@ def test_preprocessing_goes_through_json():
 
 
 def test_batches(files):
-    pictures = Pictures(files, LABELS, SMALL)
+    pictures = Pictures(files, (LABELS,), SMALL)
     assert len(pictures) == N and [len(rows) for rows in by_length(pictures.lengths, 5)] == [5, 5, 2]
     order = [np.array([3, 1]), np.array([7]), np.array([0, 11, 2])]
     batches = list(pictures.batches(order, CPU))
@@ -90,17 +90,17 @@ def test_batches(files):
         (images,) = batch.inputs
         assert images.dtype == torch.float32 and images.shape == (len(rows), 3, 32, 32)
         assert images.is_contiguous(memory_format=torch.channels_last) and torch.equal(images, whole[rows])
-        assert batch.labels.dtype == torch.int64 and batch.labels.tolist() == LABELS[rows].tolist()
+        assert batch.targets[0].dtype == torch.int64 and batch.targets[0].tolist() == LABELS[rows].tolist()
     part = pictures.take(np.array([4, 9]))
-    assert part.labels.tolist() == [1, 0] and torch.equal(pixels(part, None), whole[[4, 9]])
-    assert next(Pictures(files, None, SMALL).batches(order, CPU)).labels is None
+    assert part.targets[0].tolist() == [1, 0] and torch.equal(pixels(part, None), whole[[4, 9]])
+    assert next(Pictures(files, (), SMALL).batches(order, CPU)).targets == ()
     assert list(pictures.batches([], CPU)) == []
 
 
 @pytest.mark.parametrize("augment", ["standard", "strong"])
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_workers_change_nothing(files, augment):
-    pictures = Pictures(files, LABELS, SMALL, 3, augment, mixup=0.4, cutmix=1.0, seed=5)
+    pictures = Pictures(files, (LABELS,), SMALL, 3, augment, mixup=0.4, cutmix=1.0, seed=5)
     order = in_order(np.arange(N), 3)
 
     def run(workers: int, stream: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,7 +111,7 @@ def test_workers_change_nothing(files, augment):
         batches = list(replace(pictures, workers=workers).batches(order, CPU, 2))
         after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
         assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
-        return torch.cat([batch.inputs[0] for batch in batches]), torch.cat([batch.labels for batch in batches])
+        return torch.cat([batch.inputs[0] for batch in batches]), torch.cat([batch.targets[0] for batch in batches])
 
     images, labels = run(0, 0)
     for workers, stream in ((0, 1), (1, 2), (2, 3), (7, 4)):
@@ -121,7 +121,7 @@ def test_workers_change_nothing(files, augment):
 
 @pytest.mark.parametrize("augment", ["standard", "strong"])
 def test_draws_are_a_function_of_seed_epoch_and_row(files, augment):
-    pictures = Pictures(files, LABELS, SMALL, 3, augment, seed=5)
+    pictures = Pictures(files, (LABELS,), SMALL, 3, augment, seed=5)
     first = pixels(pictures, 0)
     assert torch.equal(first, pixels(pictures, 0))
     backwards = np.arange(N)[::-1]
@@ -134,17 +134,17 @@ def test_draws_are_a_function_of_seed_epoch_and_row(files, augment):
 
 
 def test_none_augments_nothing(files):
-    pictures = Pictures(files, LABELS, SMALL)
+    pictures = Pictures(files, (LABELS,), SMALL)
     assert torch.equal(pixels(pictures, 3), pixels(pictures, None))
 
 
 def test_views_recur(files):
-    pictures = Pictures(files, LABELS, SMALL, 3, "standard", views=2)
+    pictures = Pictures(files, (LABELS,), SMALL, 3, "standard", views=2)
     epochs = [pixels(pictures, epoch) for epoch in range(4)]
     assert torch.equal(epochs[0], epochs[2]) and torch.equal(epochs[1], epochs[3]) and not torch.equal(epochs[0], epochs[1])
     assert torch.equal(epochs[1], pixels(replace(pictures, views=None), 1))
     draws = {"none": 1, "standard": None, "strong": None}
-    assert {name: Pictures(files, LABELS, SMALL, 3, name).draws for name in AUGMENT} == draws
+    assert {name: Pictures(files, (LABELS,), SMALL, 3, name).variants for name in AUGMENT} == draws
     assert (pictures.draws, replace(pictures, mixup=0.2).draws) == (2, None)
 
 
@@ -169,16 +169,16 @@ def test_strong_erases_with_the_mean_colour():
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.5, 0.0), (0.0, 1.0), (0.5, 1.0)])
 def test_mixing(files, mixup, cutmix):
     """Labels are shares that sum to 1, and the images are mixed by the same shares, pixel by pixel or by area."""
-    plain, order = Pictures(files, LABELS, SMALL, 3), in_order(np.arange(N), 4)
+    plain, order = Pictures(files, (LABELS,), SMALL, 3), in_order(np.arange(N), 4)
     mixed = replace(plain, mixup=mixup, cutmix=cutmix)
     shares, kinds = set(), set()
     for epoch in range(6):
         for rows, batch, unmixed in zip(order, mixed.batches(order, CPU, epoch), plain.batches(order, CPU), strict=True):
             (x,), (y,) = unmixed.inputs, batch.inputs
-            assert batch.labels.shape == (len(rows), 3) and y.is_contiguous(memory_format=torch.channels_last)
-            torch.testing.assert_close(batch.labels.sum(1), torch.ones(len(rows)))
+            assert batch.targets[0].shape == (len(rows), 3) and y.is_contiguous(memory_format=torch.channels_last)
+            torch.testing.assert_close(batch.targets[0].sum(1), torch.ones(len(rows)))
             partner, row = x.roll(1, 0), int(np.flatnonzero(LABELS[rows] != np.roll(LABELS[rows], 1))[0])
-            share = batch.labels[row, LABELS[rows][row]].item()
+            share = batch.targets[0][row, LABELS[rows][row]].item()
             pasted = ((y == x) | (y == partner)).all()
             if pasted:
                 kept = (y == x).all(1).float().mean((1, 2))
@@ -188,15 +188,15 @@ def test_mixing(files, mixup, cutmix):
             shares.add(share)
             kinds.add(bool(pasted))
     assert len(shares) > 10 and kinds == {pasted for pasted, alpha in ((False, mixup), (True, cutmix)) if alpha}
-    assert next(mixed.batches(order, CPU)).labels.tolist() == LABELS[:4].tolist()  # never in evaluation
-    again = [[batch.labels.tolist() for batch in mixed.batches(order, CPU, epoch)] for epoch in (0, 0, 1)]
+    assert next(mixed.batches(order, CPU)).targets[0].tolist() == LABELS[:4].tolist()  # never in evaluation
+    again = [[batch.targets[0].tolist() for batch in mixed.batches(order, CPU, epoch)] for epoch in (0, 0, 1)]
     assert again[0] == again[1] != again[2] and again[0][0] != again[0][1]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_file_that_breaks_is_one_line(files, tmp_path, workers):
     (tmp_path / "bad.jpg").write_bytes(b"")
-    pictures = Pictures([*files[:3], tmp_path / "bad.jpg"], None, SMALL, workers=workers)
+    pictures = Pictures([*files[:3], tmp_path / "bad.jpg"], (), SMALL, workers=workers)
     batches = pictures.batches(in_order(np.arange(4), 2), CPU)
     next(batches)
     with pytest.raises(UserError) as error:
@@ -214,7 +214,7 @@ def test_a_file_that_breaks_is_one_line(files, tmp_path, workers):
 )
 def test_unknown_values(flags, wanted):
     with pytest.raises(UserError, match=wanted):
-        Pictures([], None, SMALL, **flags)
+        Pictures([], (), SMALL, **flags)
 
 
 def test_a_torchvision_for_another_torch_is_one_line(monkeypatch):
@@ -251,7 +251,7 @@ def slow(file):
     return Image.new("RGB", (40, 40))
 
 def main(arguments):
-    pictures = loading.Pictures([Path("x")] * 2000, None, loading.IMAGENET_V1, workers=2)
+    pictures = loading.Pictures([Path("x")] * 2000, (), loading.IMAGENET_V1, workers=2)
     for batch in pictures.batches(list(np.arange(2000).reshape(-1, 2)), torch.device("cpu"), 0):
         pass
 
@@ -273,7 +273,7 @@ def test_ctrl_c_waits_for_the_start_and_the_end_of_workers(files, monkeypatch, s
 
     monkeypatch.setattr(loader, step, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        list(Pictures(files, None, SMALL, workers=1).batches([np.arange(3)], CPU))
+        list(Pictures(files, (), SMALL, workers=1).batches([np.arange(3)], CPU))
     assert len(done) == 1
 
 

@@ -85,6 +85,7 @@ def test_without_labels(tmp_path):
     found = read_squad(write(tmp_path / "a.csv", "question,context,answer\nWho?,Ada.,\n"), labelled=False)
     assert found.answers is None and found.decided == [
         "csv",
+        "header",
         "columns question = question, context = context",
         "1 questions on 1 contexts",
     ]
@@ -127,6 +128,7 @@ def test_flat_csv_and_tsv(tmp_path):
     assert found.answers == [[("Bob", 14)], []]  # 15 counts the two characters of the line's end
     assert found.decided == [
         "csv",
+        "header",
         "columns question = Question, context = Passage, answer = Answer, answer_start = Answer_Start, id = ID",
         "2 questions on 2 contexts",
         "1 of them without an answer",
@@ -205,7 +207,7 @@ WRONG = {
     "missing": ("gone.json", None, {}, "gone.json: no such file"),
     "empty": ("a.json", "", {}, "the file is empty"),
     "empty csv": ("a.csv", "\n\n", {}, "the file is empty"),
-    "header alone": ("a.csv", HEADER, {}, "the file holds no question"),
+    "header alone": ("a.csv", HEADER, {}, "there is a header and no row below it"),
     "no question": ("a.json", squad(), {}, "the file holds no question"),
     "unknown extension": ("a.txt", "x", {}, "the extension .txt does not tell the format; add --format squad, jsonl, csv, tsv"),
     "unknown format": ("a.json", "{}", {"format": "xml"}, "--format xml: known are auto, squad, jsonl, csv, tsv"),

@@ -63,7 +63,7 @@ def test_rates_fall_from_the_head_down():
 
 
 def test_learning_rates_by_the_last_segment_of_a_name():
-    model = Classifier(tiny_body(), 2)
+    model = classifier(tiny_body())
     freeze(model.body)
     lora(model.body)
     groups = make_groups(model, 1.0, 0.1, head_lr=2.0, layer_decay=0.5, lr_factors={"B": 16.0}, plain_name=plain_name)
@@ -78,13 +78,13 @@ def test_learning_rates_by_the_last_segment_of_a_name():
 
 
 def test_without_factors_the_groups_are_as_before():
-    model = Classifier(tiny_body(), 2)
+    model = classifier(tiny_body())
     plain, one = make_groups(model, 1e-3, 0.1), make_groups(model, 1e-3, 0.1, lr_factors={"weight": 1.0})
     assert [(g.stage, g.lr, g.weight_decay, g.names) for g in plain] == [(g.stage, g.lr, g.weight_decay, g.names) for g in one]
 
 
 def test_a_factor_does_not_reach_the_head():
-    groups = make_groups(Classifier(tiny_body(), 2), 1.0, 0.0, lr_factors={"weight": 3.0})
+    groups = make_groups(classifier(tiny_body()), 1.0, 0.0, lr_factors={"weight": 3.0})
     rates = {name: group.lr for group in groups for name in group.names}
     assert rates["head.weight"] == 1.0 and rates["pooler.dense.weight"] == 3.0 and rates["pooler.dense.bias"] == 1.0
 
@@ -92,16 +92,16 @@ def test_a_factor_does_not_reach_the_head():
 @pytest.mark.parametrize("factor", [0.0, -1.0, math.nan, math.inf])
 def test_a_factor_that_cannot_be(factor):
     with pytest.raises(ValueError, match=r"on the learning rate of weight: a number above 0 is expected"):
-        make_groups(Classifier(tiny_body(), 2), 1.0, 0.1, lr_factors={"weight": factor})
+        make_groups(classifier(tiny_body()), 1.0, 0.1, lr_factors={"weight": factor})
 
 
 def test_a_factor_that_no_parameter_takes():
     with pytest.raises(ValueError, match="factor on the learning rate of B, and no parameter that trains has such a name"):
-        make_groups(Classifier(tiny_body(), 2), 1.0, 0.1, lr_factors={"B": 2.0})
+        make_groups(classifier(tiny_body()), 1.0, 0.1, lr_factors={"B": 2.0})
 
 
 def test_names_are_those_that_plain_name_gives():
-    model = Classifier(tiny_body(), 2)
+    model = classifier(tiny_body())
     freeze(model.body)
     lora(model.body, sites="word/query")
     groups, raw = make_groups(model, 1.0, 0.1, plain_name=plain_name), make_groups(model, 1.0, 0.1)
