@@ -70,7 +70,7 @@ def choose_columns(
     """Role -> numbers of its columns, from 0: what the flags say, else the first usual name that has no other role.
 
     flags: role (text, pair, label) -> what was given; the table must have a text and a label where these are keys.
-    label: what a label is (see labels.py). pick: roles that are known already.
+    label: what a label is (see labels.py). pick: roles that are known already. Tests: tests/data/test_columns.py.
     """
     pick = dict(pick or {})
     given = {role: name for role, name in flags.items() if name is not None}

@@ -73,7 +73,7 @@ def check_characters(text: str, where: str) -> None:
             if 0xDC80 <= code <= 0xDCFF
             else "half of a character (a lone surrogate), as of an emoji cut in two"
         )
-        shown = text.encode(errors="backslashreplace").decode()[:200]
+        shown = text[max(0, error.start - 100) : error.start + 100]
         raise UserError(f"{where}: {what} in {shown!r}; fix the text or rename the file") from None
 
 

@@ -159,7 +159,7 @@ def from_list(source: Iterable, labelled: bool) -> Images:
     files = listed(source, "image files")
     for i, file in enumerate(files):
         if not isinstance(file, str | Path):
-            raise UserError(f"input {i}: the path of an image is expected, found {type(file).__name__} ({str(file)[:40]})")
+            raise UserError(f"input {i}: the path of an image is expected, found {type(file).__name__} ({repr(file)[:40]})")
         check_characters(str(file), f"input {i}")
         if not os.path.isfile(file):
             wrong = "a directory; for all images in it say --data" if os.path.isdir(file) else "no such file"

@@ -40,8 +40,8 @@ class Table:
         return len(self.columns or self.rows[0])
 
     def name(self, column: int) -> str:
-        """As the user may write it in a flag."""
-        return self.columns[column] if self.columns else str(column + 1)
+        """As the user may write it in a flag, and in one line."""
+        return self.columns[column].replace("\n", " ") if self.columns else str(column + 1)
 
     def cells(self, column: int) -> list:
         if isinstance(self.rows[0], dict):
@@ -72,7 +72,11 @@ class Table:
         """Make the first row the header, or not, and check that every row is as wide as the first. For tables without columns."""
         self.decided.append("header" if header else "no header")
         if header:
-            self.columns, self.rows, self.lines = [cell.strip() for cell in self.rows[0]], self.rows[1:], self.lines[1:]
+            self.columns, self.rows, self.lines = (
+                [cell.strip().replace("\n", " ") for cell in self.rows[0]],
+                self.rows[1:],
+                self.lines[1:],
+            )
             if not self.rows:
                 raise UserError(f"{self.path}: there is a header and no row below it")
         width = self.width
@@ -91,7 +95,7 @@ def read_table(path: str | Path, layout: Layout) -> Table:
     """Read a file, or standard input for `-`. A first row that may be a header is still a row: `Table.settle` follows.
 
     Raises UserError, with file and line, for a missing or empty file, one that is no text, broken encoding, quoting or JSON.
-    Tests: tests/data/test_reading.py.
+    Tests: tests/data/test_table.py, test_reading.py.
     """
     kind = file_format(path, layout)
     path, raw = read_bytes(path)

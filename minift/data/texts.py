@@ -145,7 +145,7 @@ def from_list(source: Iterable, labelled: bool) -> Texts:
             raise UserError(f"input {i}: a text and its pair are expected, found {len(one)} values")
         for text in one if several and pair else (one,):
             if not isinstance(text, str):
-                raise UserError(f"input {i}: a text is expected, found {type(text).__name__} ({str(text)[:40]})")
+                raise UserError(f"input {i}: a text is expected, found {type(text).__name__} ({repr(text)[:40]})")
             check_characters(text, f"input {i}")
     texts = [one[0] for one in inputs] if several else inputs
     return Texts(Path("inputs"), texts, [one[1] for one in inputs] if several else None, given=True)
