@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
 
     tuned = load(arguments.run, arguments.device)
     layout = layout_of(arguments, tuned)
-    check_directory(arguments.data, given_of(arguments, Layout))
+    check_directory(arguments.data, [name for name in given_of(arguments, Layout) if name not in layout.OF_FILES])
     rows = tuned.task.read(arguments.data, layout)
     scores, described = tuned.score(rows, processes(arguments.workers))
     print(f"{arguments.data}: {len(rows):,} rows; {'; '.join(rows.decided)}")

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
         rows = tuned.task.read(inputs, tuned.layout, labelled=False)
     else:
         layout = layout_of(arguments, tuned)
-        check_directory(arguments.data, given_of(arguments, Layout))
+        check_directory(arguments.data, [name for name in given_of(arguments, Layout) if name not in layout.OF_FILES])
         if layout.format == "label-first" and arguments.format is None:
             raise UserError(
                 f"{arguments.data}: the run was trained on lines of `label text`; say --format label-first if these are such lines "

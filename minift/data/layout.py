@@ -1,6 +1,7 @@
 """How data is to be read: the flags that train, evaluate and predict share. A run remembers them."""
 
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 from minift.flags import flag, spelled
 
@@ -8,6 +9,8 @@ from minift.flags import flag, spelled
 @dataclass(frozen=True)
 class Layout:
     """Of a table."""
+
+    OF_FILES: ClassVar[tuple[str, ...]] = ()  # flags that say something of the files of a directory too
 
     format: str = flag("auto", "auto (by the extension), csv, tsv, jsonl, label-first (lines of `label text`), lines")
     header: str = flag(
@@ -22,11 +25,13 @@ class Layout:
 
     def described(self) -> list[str]:
         """The flags that were set to describe a table, of which a directory knows nothing."""
-        return [f.name for f in fields(Layout) if getattr(self, f.name) != f.default]
+        return [f.name for f in fields(Layout) if f.name not in self.OF_FILES and getattr(self, f.name) != f.default]
 
 
 @dataclass(frozen=True)
 class TextLayout(Layout):
+    OF_FILES: ClassVar = ("encoding", "label_part")
+
     pair_column: str | None = flag(None, "the second text of a pair: name, or number from 1; unset: by the usual names")
 
 

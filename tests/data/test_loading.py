@@ -145,7 +145,7 @@ def test_views_recur(files):
     assert torch.equal(epochs[1], pixels(replace(pictures, views=None), 1))
     draws = {"none": 1, "standard": None, "strong": None}
     assert {name: Pictures(files, (LABELS,), SMALL, 3, name).variants for name in AUGMENT} == draws
-    assert (pictures.draws, replace(pictures, mixup=0.2).draws) == (2, None)
+    assert (pictures.variants, replace(pictures, mixup=0.2).variants) == (2, None)
 
 
 def test_standard_is_torchvisions_crop_and_mirror(files):
@@ -201,7 +201,7 @@ def test_a_file_that_breaks_is_one_line(files, tmp_path, workers):
     next(batches)
     with pytest.raises(UserError) as error:
         next(batches)
-    assert str(error.value) == f"{tmp_path}/bad.jpg: zero bytes; mend the file or take it out"
+    assert str(error.value) == f"{tmp_path}/bad.jpg: zero bytes; fix the file or take it out"
 
 
 @pytest.mark.parametrize(
