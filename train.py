@@ -4,7 +4,6 @@
 minift/training.py.
 """
 
-import argparse
 import gc
 import os
 import time
@@ -13,18 +12,19 @@ from itertools import product
 from pathlib import Path
 
 from minift.errors import Diverged, UserError, command, look_up
-from minift.flags import add_flags
-from minift.options import GRID, Options, check, layout_of, options_of
+from minift.flags import Parser, add_flags
+from minift.options import GRID, Options, check, flags_of_other_tasks, layout_of, options_of
 from minift.tasks import TASKS
 
 
 def main(argv: list[str]) -> None:
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = Parser("train.py", add_help=False)
     first.add_argument("--task", default=Options.task)
-    options = options_of(first.parse_known_args(argv)[0].task)
-    parser = argparse.ArgumentParser(prog="train.py", description="Fine-tune a model; without flags, on the embedded sample.")
+    task = first.parse_known_args(argv)[0].task
+    options = options_of(task)
+    parser = Parser("train.py", "Fine-tune a model; without flags, on the embedded sample.")
     add_flags(parser, options)
-    given = options(**vars(parser.parse_args(argv)))
+    given = options(**vars(parser.parse(argv, flags_of_other_tasks(task))))
     if given.method == "help":
         from minift.report import list_methods
 

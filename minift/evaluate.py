@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 
 from minift.data.layout import ImageLayout, Layout, TextLayout
 from minift.errors import UserError, command
-from minift.flags import add_flags, check_ranges, spelled
+from minift.flags import Parser, add_flags, check_ranges, spelled
 
 
 def add_layout_flags(parser: argparse.ArgumentParser) -> None:
@@ -36,12 +36,12 @@ def layout_of(arguments: argparse.Namespace, tuned) -> Layout:
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m minift.evaluate", description="Score a finished run on labelled data.")
+    parser = Parser("python -m minift.evaluate", "Score a finished run on labelled data.")
     parser.add_argument("run", help="directory of a finished run")
     parser.add_argument("--data", required=True, help="file of texts and labels, or directory of images by class")
     parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
     add_layout_flags(parser)
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse(argv)
 
     from minift.data.decoding import processes
     from minift.data.splits import check_directory

@@ -180,7 +180,7 @@ def combined(runs: list[tuple[FineTuned, float]]) -> FineTuned:
         for what in dict.fromkeys([*ours, *theirs]):
             one, other = ours.get(what), theirs.get(what)
             if one != other:
-                raise UserError(f"combine: the {what} of the runs differ, {str(one)[:80]} and {str(other)[:80]}")
+                raise UserError(f"combine: the runs differ, {what} {str(one)[:80]} and {str(other)[:80]}")
     found = [wrappers(run.model.body) for run, _ in runs]
     ranks = [len(next(iter(loras.values())).A) for loras in found]
     sites = list(dict.fromkeys(site for loras in found for site in loras))

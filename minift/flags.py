@@ -1,12 +1,36 @@
 """A dataclass as a command line: every field that `flag` makes is a flag, with its help and its range beside it."""
 
 import argparse
+import difflib
 import math
 import typing
 from collections.abc import Container
 from dataclasses import Field, field, fields
 
 from minift.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags in full, and one line for a mistake."""
+
+    def __init__(self, prog: str, description: str = "", add_help: bool = True):
+        super().__init__(prog=prog, description=description, add_help=add_help, allow_abbrev=False)
+
+    def error(self, message: str):
+        raise UserError(f"{message}; --help lists the flags")
+
+    def parse(self, argv: list[str], elsewhere: dict[str, str] | None = None) -> argparse.Namespace:
+        """The parsed arguments. elsewhere: flag -> why it is not one of these. Raises UserError for an unknown one."""
+        arguments, unknown = self.parse_known_args(argv)
+        name = next((one.partition("=")[0] for one in unknown), None)
+        if name is None:
+            return arguments
+        if why := (elsewhere or {}).get(name):
+            raise UserError(f"{name} {why}")
+        if not name.startswith("--"):
+            raise UserError(f"{name!r} is no flag and belongs to none; --help lists them")
+        near = difflib.get_close_matches(name, list(self._option_string_actions), 3)
+        raise UserError(f"{name}: no such flag; " + (f"did you mean {' or '.join(near)}?" if near else "--help lists them"))
 
 
 def flag(

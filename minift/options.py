@@ -83,6 +83,13 @@ def options_of(task: str) -> type:
     return make_dataclass("TaskOptions", [], bases=(own, Options), frozen=True)
 
 
+def flags_of_other_tasks(task: str) -> dict[str, str]:
+    """Flag -> to which task it belongs, of the flags that this task does not have."""
+    own = {f.name for f in fields(options_of(task))}
+    strange = {f.name: name for name in FLAGS for f in fields(look_up(FLAGS, name, "--task")) if f.name not in own}
+    return {spelled(flag): f"belongs to {name}, and the task is {task}" for flag, name in strange.items()}
+
+
 def layout_of(options, kind: type[Layout]) -> Layout:
     """The part of a run's flags that says how files are read."""
     return kind(**{f.name: getattr(options, f.name) for f in fields(kind)})

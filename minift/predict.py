@@ -1,6 +1,5 @@
 """Label texts or images with a finished run: `python -m minift.predict RUN "some text"`, `RUN a.jpg b.jpg`, or `--data FILE`."""
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -8,10 +7,11 @@ from pathlib import Path
 from minift.data.layout import Layout
 from minift.errors import UserError, command
 from minift.evaluate import add_layout_flags, given_of, layout_of
+from minift.flags import Parser
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m minift.predict", description="Label texts or images with a finished run.")
+    parser = Parser("python -m minift.predict", "Label texts or images with a finished run.")
     parser.add_argument("run", help="directory of a finished run")
     parser.add_argument("input", nargs="*", help="texts to label, or image files")
     parser.add_argument("--pair", help="the second text, where the run was trained on pairs")
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
     own = {action.dest for action in parser._actions}
     add_layout_flags(parser)
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse(argv)
     if bool(arguments.input) == bool(arguments.data):
         raise UserError("give either texts (or image files) or --data FILE")
     if arguments.data and arguments.pair is not None:

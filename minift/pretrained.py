@@ -67,6 +67,11 @@ class Checkpoint:
         return look_up(MODELS, self.architecture, "architecture").Config(**self.config).width
 
     @property
+    def max_length(self) -> int:
+        """Of a model of texts: the most tokens of a row."""
+        return look_up(MODELS, self.architecture, "architecture").Config(**self.config).max_length
+
+    @property
     def own_pool(self) -> str | None:
         """cls where the tensors hold a pooler's weights."""
         return "cls" if any(name.startswith("pooler.") for name in self.tensors) else None
@@ -270,7 +275,7 @@ def read(directory: Path, base: Checkpoint | None = None) -> Checkpoint:
     described = {key: value for key, value in config.items() if key != "minift"}
     checkpoint = Checkpoint(tensors=tensors, head=head, tokenizer=None, **described)
     try:
-        task = of(checkpoint.task) if checkpoint.task else None
+        task = None if checkpoint.task is None else of(checkpoint.task)
         body = checkpoint.empty_body(task.pool if task else checkpoint.own_pool)
         plain = body.state_dict().keys()
         if checkpoint.method:
@@ -279,7 +284,7 @@ def read(directory: Path, base: Checkpoint | None = None) -> Checkpoint:
         raise UserError(f"{directory / 'config.json'}: {error}") from None
     expected = delta(body) if checkpoint.delta else {plain_name(name): tensor for name, tensor in body.state_dict().items()}
     check_shapes(file, tensors, expected)
-    if checkpoint.task:
+    if task is not None:
         with torch.device("meta"):
             expected_head = task.head(body).state_dict()
         named = [{HEAD + name: tensor for name, tensor in part.items()} for part in (head, expected_head)]

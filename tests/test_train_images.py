@@ -41,7 +41,7 @@ def run(tmp_path, *data, out="run", **flags):
 def test_a_run_is_what_evaluate_finds(tmp_path, data, capsys, method, precision):
     result = run(tmp_path, *data, method=method, precision=precision, lr=0.02)
     printed = capsys.readouterr().out
-    assert ("trunk  valid: 10 rows computed once" in printed) == (method != "full")
+    assert ("frozen  valid: 10 rows computed once" in printed) == (method != "full")
     evaluate.main([str(tmp_path / "run"), "--data", str(data[1])])
     accuracy, f1, matthews = (result["valid"][name] for name in ("accuracy", "f1_macro", "matthews"))
     line = f"{result['valid']['loss']:.4f}    {accuracy:.4f}    {f1:.4f}   {matthews: .4f}"
@@ -136,9 +136,9 @@ def test_flags_and_models_of_the_other_kind(tmp_path, data):
         train.main(["--mixup", "0.2"])
     with pytest.raises(UserError, match="images are a task of their own"):
         train.main(["--train", str(data[0])])
-    with pytest.raises(UserError, match="is a model of texts; for images"):
+    with pytest.raises(UserError, match="is a model of texts; expected a ResNet for images"):
         run(tmp_path, *data, model=converted_directory(tmp_path / "bert"))
-    with pytest.raises(UserError, match="is a model of images; for texts"):
+    with pytest.raises(UserError, match="is a model of images; expected a BERT for texts"):
         train.main(["--model", str(converted_resnet(tmp_path / "other"))])
     with pytest.raises(UserError, match="stages=9: the body has 4, from stem to block 2"):
         run(tmp_path, *data, method="partial:stages=9")
@@ -182,7 +182,7 @@ def test_one_view_is_augmented_and_the_same_in_every_epoch(tmp_path, data):
 
 def test_what_the_start_says_of_batch_norm_and_what_is_refused(tmp_path, data, capsys):
     run(tmp_path, *data, accumulate=2, epochs=1)
-    assert "BatchNorm takes its statistics from each batch by itself" in capsys.readouterr().out
+    assert "BatchNorm takes its statistics from each batch, not from all of a step" in capsys.readouterr().out
     run(tmp_path, *data, accumulate=2, epochs=1, method="probe", out="probe")
     assert "BatchNorm takes" not in capsys.readouterr().out
     with pytest.raises(UserError, match="--cache disk with --method full: the lowest stage trains"):
@@ -198,9 +198,9 @@ def test_the_name_of_a_run_is_one_that_every_system_takes(tmp_path, data, monkey
 REFUSED = {
     "a label's part of folders": ({"label_part": ":"}, "--label-part: .* is a directory; the flag describes a table"),
     "nothing to compute again": ({"method": "probe", "checkpoint_activations": None}, "no stage trains"),
-    "two rates for one head": ({"method": "probe", "lr": 0.1, "head_lr": 0.1}, "one rate is enough"),
+    "two rates for one head": ({"method": "probe", "lr": 0.1, "head_lr": 0.1}, "one learning rate is enough"),
     "betas": ({"optimizer": "adamw:betas=0.9"}, "--optimizer adamw:betas=0.9: betas="),
-    "momentum": ({"optimizer": "sgd:momentum=2"}, "momentum=2.0: 0 or more, below 1"),
+    "momentum": ({"optimizer": "sgd:momentum=2"}, "momentum=2.0: a number from 0 to below 1"),
     "unfreezing backwards": ({"unfreeze": "chain:every=-1"}, "every=-1: 0 or more"),
     "a pair of images": ({"pair_column": "b"}, "--pair-column belongs to text-classification"),
     "a penalty and a choice": ({"method": "probe", "solver": "lbfgs", "l2": 1, "monitor": "loss", "epochs": ""}, "to choose"),
@@ -249,6 +249,6 @@ def test_predictions_have_stdout_to_themselves_and_wrong_inputs_are_named(tmp_pa
     assert all("label" in json.loads(line) for line in capsys.readouterr().out.splitlines())
     (tmp_path / "text.jpg").write_text("hello")
     wrong = {"nope.jpg": "no such file", str(data[1]): "a directory; for all images in it say --data"}
-    for name, message in (wrong | {str(tmp_path / "text.jpg"): "no image that Pillow"}).items():
+    for name, message in (wrong | {str(tmp_path / "text.jpg"): "no image of a format that is read"}).items():
         with pytest.raises(UserError, match=message):
             predict.main([str(tmp_path / "run"), name])

@@ -30,7 +30,7 @@ class TextClassification(Classification):
             raise UserError(f"{checkpoint.source} is a model of images; expected a BERT for texts, as --model minilm-l6")
         recorded = checkpoint.pool if method == "probe" else None
         return {
-            "max_length": (min(128, checkpoint.config["max_position_embeddings"]), "default"),
+            "max_length": (min(128, checkpoint.max_length), "default"),
             "pool": (recorded or "cls", "the checkpoint's" if recorded else "default"),
         }
 
@@ -43,7 +43,7 @@ class TextClassification(Classification):
         return cls(label_names(train), options.pool, options.max_length, train.pairs is not None)
 
     def prepare(self, examples: Texts, checkpoint, options=None, workers: int = 0) -> Encoded:
-        positions = checkpoint.config["max_position_embeddings"]
+        positions = checkpoint.max_length
         if self.max_length > positions:
             raise UserError(f"--max-length {self.max_length}: the model has {positions} positions")
         if self.pairs and checkpoint.config["type_vocab_size"] < 2:
