@@ -122,7 +122,8 @@ def print_results(run, parts: dict, task, training, scores: dict, progress, opti
     quoted, scored = shlex.quote(str(run.directory)), options.test or options.valid
     print(f"predict   python -m minift.predict {quoted} {parts['train'].example()}")
     print(f"evaluate  python -m minift.evaluate {quoted} --data {'DATA' if scored in (None, 'none') else shlex.quote(scored)}")
-    if task.pool == FAMILIES[run.template.architecture].pool and mergeable(training.model.body):
+    family = FAMILIES.get(run.template.architecture)
+    if family and task.pool == family.pool and mergeable(training.model.body):
         print(f"export    python convert.py {quoted} --to hf --out {shlex.quote(f'{run.directory}-hf')}")
 
 

@@ -1,0 +1,49 @@
+"""The tasks that the contract is checked on: for each a training file, and the models that can take it.
+
+A new task adds its row to CASES.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+from tiny import converted_directory, converted_resnet, photographs, rows_file, tiny_body, tiny_resnet, tiny_roberta
+
+from minift.pretrained import Checkpoint, read, write
+
+
+class Case(NamedTuple):
+    models: tuple[str, ...]
+    data: Callable[[Path], Path]  # writes a training file, or directory, of some 20 to 50 rows into a directory
+    flags: Mapping = MappingProxyType({})  # of the task, besides its name
+    task: str = ""  # where the case is not called as its task
+
+
+def converted_bert(directory: Path) -> Path:
+    return converted_directory(directory, tiny_body(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+
+
+def converted_roberta(directory: Path) -> Path:
+    """With the tokenizer of a tiny BERT: what a token is called is nothing to a body."""
+    body = tiny_roberta(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    tokenizer = read(converted_bert(directory.with_name("bert-of-roberta"))).tokenizer
+    tensors = {name: tensor.detach().clone() for name, tensor in body.state_dict().items()}
+    write(directory, Checkpoint("roberta", asdict(body.config), tensors, tokenizer, "roberta"))
+    return directory
+
+
+def plain_resnet(directory: Path) -> Path:
+    return converted_resnet(directory, tiny_resnet())
+
+
+BASES = {"bert": converted_bert, "roberta": converted_roberta, "resnet": plain_resnet}
+TEXT = ("bert", "roberta")
+
+CASES = {
+    "text-classification": Case(TEXT, lambda place: rows_file(place / "rows.csv")),
+    "image-classification": Case(("resnet",), lambda place: photographs(place / "photos"), {"workers": 0, "augment": "standard"}),
+    "toy": Case(TEXT, lambda place: rows_file(place / "rows.csv")),
+    "toy of two variants": Case(TEXT, lambda place: rows_file(place / "rows.csv"), {"anew": False}, task="toy"),
+}
