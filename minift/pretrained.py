@@ -207,7 +207,11 @@ def write_json(path: Path, content: dict) -> None:
         encoded = text.encode("utf-8")
     except UnicodeEncodeError:
         encoded = (json.dumps(content, indent=2) + "\n").encode("ascii")
-    path.write_bytes(encoded)
+    try:
+        path.write_bytes(encoded)
+    except OSError as error:  # a write that fails does not say where
+        error.filename = error.filename or str(path)
+        raise
 
 
 def read_tensors(path: Path, checked: bool = True) -> dict[str, Tensor]:
