@@ -40,6 +40,8 @@ LAYOUTS = {"bert": asdict(TextLayout()), "resnet": {k: v for k, v in asdict(Imag
 def task_of(architecture: str, labels: list[str], max_length: int, pairs: bool) -> dict:
     task = {"name": TASKS[architecture], "labels": labels, "pool": POOLS[architecture]}
     return task | ({"max_length": max_length, "pairs": pairs} if architecture == "bert" else {})
+
+
 INPUTS = {"bert": texts, "resnet": images}
 
 
