@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import huggingface_directory, tiny_body
+from tiny import huggingface_directory, tiny_body, trust_our_own_files
 from tokenizers import Tokenizer, models
 
 import convert
@@ -15,6 +15,11 @@ from minift.errors import UserError
 from minift.formats.huggingface import from_processor
 from minift.models.resnet import ResNetConfig
 from minift.pretrained import read
+
+
+@pytest.fixture(autouse=True)
+def own_files(monkeypatch):
+    trust_our_own_files(monkeypatch)
 
 
 def change_config(directory, **changes):
