@@ -37,7 +37,7 @@ def read_config(path: Path) -> dict:
     """A JSON object of one of the two libraries."""
     if not path.is_file():
         raise UserError(f"{path}: no such file, so this is no directory of peft or of the adapters library")
-    return read_object(path)
+    return read_object(inside(path.parent, path.name))
 
 
 def read_either(directory: Path, files: tuple[str, ...]) -> tuple[Path, dict[str, Tensor]]:
@@ -56,7 +56,7 @@ def read_checked_bin(path: Path) -> dict[str, Tensor]:
 
 def read_beside(directory: Path) -> dict:
     """minift.json; empty where there is none."""
-    return read_object(directory / BESIDE) if (directory / BESIDE).is_file() else {}
+    return read_config(directory / BESIDE) if (directory / BESIDE).is_file() else {}
 
 
 def find_base(directory: Path, name: str | None, recorded: object) -> tuple[Checkpoint, str]:
