@@ -16,7 +16,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("input", nargs="*", help="texts to label, or image files")
     parser.add_argument("--pair", help="the second text, where the run was trained on pairs")
     parser.add_argument("--data", help="file of texts, or directory of images, instead")
-    parser.add_argument("--out", help="file for the predictions, one JSON object for each row (default: print them)")
+    parser.add_argument(
+        "--out",
+        help="file for the predictions, one JSON object for each row; of answers to questions a .json holds {id: text}, as SQuAD's "
+        "scripts read it (default: print them)",
+    )
     parser.add_argument("--batch-size", type=int, help="rows of a batch (default: as in training)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
     own = {action.dest for action in parser._actions}
@@ -60,7 +64,11 @@ def main(argv: list[str]) -> None:
             print(f"{tuned.task.show(prediction)}  {text}")
         return
     bar = tqdm(zip(rows.inputs(), made, strict=True), total=len(rows), unit="row", leave=False, disable=None)
-    lines = (json.dumps(one | prediction, ensure_ascii=False) + "\n" for one, prediction in bar)
+    if tuned.task.OFFICIAL and Path(arguments.out or "").suffix.lower() == ".json":
+        key, value = tuned.task.OFFICIAL
+        lines = [json.dumps({one[key]: prediction[value] for one, prediction in bar}, ensure_ascii=False, indent=1) + "\n"]
+    else:
+        lines = (json.dumps(one | prediction, ensure_ascii=False) + "\n" for one, prediction in bar)
     if not arguments.out:
         sys.stdout.writelines(lines)
         return
