@@ -14,8 +14,8 @@ that do not hold the whole answer are trained on [CLS], as in both of these, als
 
 An answer is trained on the tokens that overlap its characters; of several gold answers the first is taken. Predicted is the user's
 own text, from the first character of the best span's first token to the last one of its last token. The best span is the exact
-maximum of s[first] + e[last] over all windows, where first <= last < first + max_answer_length, both lie in the context, and `first`
-is in the window in which it has the most context. Where some training questions have no answer (SQuAD 2.0),
+maximum of s[first] + e[last] over all windows, where first <= last < first + max_answer_length, both lie in the context, and
+`first` has the most context in this window. Where some training questions have no answer (SQuAD 2.0),
 
     margin = min over the windows of (s[CLS] + e[CLS]) - (s[first] + e[last]),    no answer where margin > threshold
 
@@ -114,7 +114,8 @@ class QuestionAnswering(Task):
         return cls(None, options.max_length, overlap, options.max_answer_length, not all(train.answers), None)
 
     def review(self, parts: dict[str, Questions], options) -> list[str]:
-        notes, seen = [], {*parts["train"].contexts}
+        notes = [f"a context that is too long goes into windows of {self.max_length} tokens that share {self.overlap} of its own"]
+        seen = {*parts["train"].contexts}
         if several := sum(len(answers) > 1 for answers in parts["train"].answers):
             notes.append(f"{several:,} training questions have several answers; the first is learned")
         for split, part in parts.items():
