@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from minift.data.layout import ImageLayout, TextLayout
+from minift.data.layout import DocumentLayout, ImageLayout, TextLayout
 from minift.flags import flag
 
 
@@ -42,3 +42,19 @@ class ImageClassificationFlags(ClassificationFlags, ImageLayout):
     mixup: float = flag(0.0, "alpha of Beta(alpha, alpha), by which pairs of training images are blended; 0: never", least=0)
     cutmix: float = flag(0.0, "alpha for rectangles of training images put into others; 0: never", least=0)
     views: int | None = flag(None, "augmented views of every training image, in turn; unset: new ones in each epoch", least=1)
+
+
+@dataclass(frozen=True)
+class MaskedLMFlags(DocumentLayout):
+    max_length: int | None = flag(None, "tokens of a block, special ones counted; unset: 128, or what the model can take", least=5)
+    blocks: str = flag(
+        "within",
+        "within: each document cut into blocks of its own; across: all documents are one stream, cut into full blocks",
+        choices=("within", "across"),
+    )
+    masking: str = flag(
+        "exact",
+        "exact: that share of each block's tokens; whole-words: of its words; coin: each token by chance",
+        choices=("exact", "whole-words", "coin"),
+    )
+    mask_share: float = flag(0.15, "share of the tokens to be predicted: 80 % become [MASK], 10 % another token", above=0, below=1)

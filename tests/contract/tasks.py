@@ -44,6 +44,7 @@ TEXT = ("bert", "roberta")
 CASES = {
     "text-classification": Case(TEXT, lambda place: rows_file(place / "rows.csv")),
     "image-classification": Case(("resnet",), lambda place: photographs(place / "photos"), {"workers": 0, "augment": "standard"}),
+    "masked-lm": Case(TEXT, lambda place: rows_file(place / "rows.csv")),
     "toy": Case(TEXT, lambda place: rows_file(place / "rows.csv")),
     "toy of two variants": Case(TEXT, lambda place: rows_file(place / "rows.csv"), {"anew": False}, task="toy"),
 }
