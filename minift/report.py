@@ -61,9 +61,8 @@ def print_model(training, start, options) -> None:
                      f"{mine[0].lr:g}" if mine else "", decays, mode])  # fmt: skip
     rows.append(["total", sum(row[1] for row in rows), sum(row[2] for row in rows), "", "", ""])
     origin = f"{shown(start.place)}, from {start.checkpoint.source}" if start.place else start.checkpoint.source
-    dropped = (
-        f"; its head, of {start.checkpoint.task['name']}, is left out" if start.checkpoint.task and "head" in training.new else ""
-    )
+    other_head = start.checkpoint.task and "head" in training.new
+    dropped = f"; its own head, of {start.checkpoint.task['name']}, is left out" if other_head else ""
     print(f"model  {origin}; newly initialised: {', '.join(training.new) or 'nothing'}{dropped}")
     print(table(["stage", "parameters", "trainable", "lr", "weight decay", "mode"], rows))
     if taken := lengthened(model.body):

@@ -121,12 +121,11 @@ class MaskedLM(Task):
         return losses(logits, batch.targets[1]).sum(1)  # (B, M) -> (B)
 
     def meter(self, data: Data) -> "Perplexity":
-        return Perplexity(
-            f"blocks of {self.max_length} tokens {self.blocks} documents, {self.mask_share:.0%} masked ({self.masking})"
-        )
+        blocks = f"blocks of at most {self.max_length} tokens {self.blocks} documents"
+        return Perplexity(f"{blocks}, {self.mask_share:.0%} masked ({self.masking})")
 
     def predict(self, outputs: Iterable[tuple[int, list]], data: Blocks) -> Iterator[dict]:
-        """masks: of each its most probable tokens, with their probabilities; where words were masked also the right one, with its."""
+        """masks: the most probable tokens of each, with their probabilities; where words were masked, the right one too."""
         unit = 0
         for _, blocks in outputs:
             masks = []
@@ -184,7 +183,7 @@ class MaskedLMHead(nn.Module):
 
 
 def word_vectors(body: nn.Module) -> Tensor:
-    """(V, D) the table as the embeddings see it, with what wrappers change of it; a prompt, which stands before the words, does not."""
+    """(V, D) the table as the embeddings see it, with what wrappers change of it; a prompt stands before the words and does not."""
     module, wrappers = body.embeddings, []
     while not hasattr(module, "word"):
         module = module.base
