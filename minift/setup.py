@@ -148,7 +148,7 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int)
     head = task.head(body)
     known = task.pretrained_head(checkpoint) if options.init == "pretrained" else None
     if known is not None:
-        check_shapes(start.place, known, head.state_dict(), options.task)
+        check_shapes(start.place / "model.safetensors", known, head.state_dict(), options.task)
         head.load_state_dict(known)
     model = Model(body, head).to(start.device, memory_format=torch.channels_last)  # in which convolutions are fast
     groups = make_groups(

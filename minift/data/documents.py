@@ -51,7 +51,10 @@ def read_documents(source: str | Path | Iterable, layout: DocumentLayout, filled
     Raises UserError, with file and line, for what cannot be read, and for a file without any document.
     """
     if not isinstance(source, str | Path):
-        return without_blanks(from_list(source, False), filled)
+        inputs = from_list(source, labelled=False)
+        if inputs.pairs is not None:
+            raise UserError("pairs of texts, and documents are expected, each a text alone")
+        return without_blanks(inputs, filled)
     check_characters(str(source), "the path of a file")
     if os.path.isdir(source):
         return from_directory(Path(source), layout, filled)

@@ -14,7 +14,8 @@ exact         max(1, round(p n)) of them, drawn without replacement (Devlin et a
               Google's create_pretraining_data.py, which counts the special tokens in n)
 coin          each with probability p, as in transformers' DataCollatorForLanguageModeling: a short block may have none
 whole-words   words in random order, each with all its tokens, up to the budget of `exact`; a word that would exceed it is passed
-              over, as in Google's code. (transformers 4.57 masks every word of which a token was drawn, so more than p.)
+              over, as in Google's code, so that a block of long words alone may have none. (transformers 4.57 draws each word by
+              a coin, so that the share differs from block to block, and makes every token of it [MASK].)
 
 Of the chosen tokens 80 % become [MASK], 10 % a random one, 10 % stay. The random one is drawn from the whole vocabulary, special
 tokens too, but for the padding, which would move the positions of RoBERTa. [UNK] is special here: there is nothing to learn of it.
