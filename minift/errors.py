@@ -1,5 +1,6 @@
 """Mistakes of the user's: one line on stderr, exit code 2. A bug stays a traceback."""
 
+import errno
 import importlib
 import os
 import sys
@@ -28,14 +29,23 @@ def command(main: Callable[[list[str]], int | None], name: str) -> None:
         print(f"\n{name}: stopped{f', {stop}' if stop.args else ''}", file=sys.stderr)
         code = 130
     except BrokenPipeError:  # the reader of the pipe has seen enough, as in `... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         code = 141
-    except OSError as error:  # a directory that may not be written, a full disk
-        if error.filename is None:
+    except OSError as error:  # a directory that may not be written; a full disk, whose error names no file
+        if error.filename is None and error.errno not in FULL:
             raise
-        print(f"{name}: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"{name}: {error.filename or 'writing failed'}: {error.strerror}", file=sys.stderr)
+        drop_output()  # which may be what could not be written
         code = 2
     sys.exit(code)
+
+
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
+
+def drop_output() -> None:
+    """So that Python, when it ends, does not fail to write what is still in the buffer."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def look_up(table: dict[str, str], name: str, what: str):

@@ -30,7 +30,7 @@ class FineTuned:
     model: nn.Module
     task: object
     checkpoint: Checkpoint  # without its tensors
-    precision: AbstractContextManager  # as `optim.precision.around` makes it
+    precision: AbstractContextManager  # as `optim.precision.autocast` makes it
     frozen: FrozenStages | None  # the stages that were frozen in training, run as they were then
     attached: dict[str | None, "FineTuned"] = field(default_factory=dict)  # other runs over the same base; None: the one loaded
 
@@ -131,7 +131,7 @@ def load(directory: str | Path, device: str | None = None) -> FineTuned:
 
 
 def place_of(directory: str | Path) -> Path:
-    """The model/ of a run, or a directory that holds the like."""
+    """The model/ of a run, or a directory with the same content."""
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory; expected a run's directory, as runs/NAME")

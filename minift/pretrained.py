@@ -57,7 +57,7 @@ class Checkpoint:
     method: str | None = None  # of a run: its --method
     delta: bool = False  # of a run: whether the file holds only what differs from the base
     recipe: dict | None = None  # of a run: its flags
-    task: dict | None = None  # of a run: name of the task and what it is made with
+    task: dict | None = None  # of a run: name and fields of the task
     settings: dict | None = None  # of a run: how its data was read and batched
     head: dict[str, Tensor] = field(default_factory=dict)  # of a run
     heads: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # of a converted checkpoint: task -> its pretrained head
@@ -210,7 +210,11 @@ def write_json(path: Path, content: dict) -> None:
         encoded = text.encode("utf-8")
     except UnicodeEncodeError:
         encoded = (json.dumps(content, indent=2) + "\n").encode("ascii")
-    path.write_bytes(encoded)
+    try:
+        path.write_bytes(encoded)
+    except OSError as error:  # a write that fails does not say where
+        error.filename = error.filename or str(path)
+        raise
 
 
 def read_tensors(path: Path, checked: bool = True) -> dict[str, Tensor]:
@@ -224,7 +228,7 @@ def read_tensors(path: Path, checked: bool = True) -> dict[str, Tensor]:
     check_path(path)
     try:
         tensors = load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, LookupError, AttributeError, TypeError, ValueError) as error:  # a type that this torch has not
         size, why = path.stat().st_size, " ".join(str(error).split())[:200]
         raise UserError(f"{path}: cut short or no safetensors file ({size:,} bytes; {why}); fetch it again") from None
     if checked:
@@ -236,9 +240,10 @@ def check_values(where: Path, tensors: dict[str, Tensor]) -> None:
     """Every weight is a finite floating-point number; the counters of BatchNorms are integers. One pass, without a copy."""
     for name, tensor in tensors.items():
         is_counter = name.endswith("num_batches_tracked")
-        if tensor.is_floating_point() == is_counter or tensor.is_complex() or tensor.dtype == torch.bool:
+        packed = "float4" in str(tensor.dtype)  # two numbers a byte: of another shape, too
+        if tensor.is_floating_point() == is_counter or tensor.is_complex() or tensor.dtype == torch.bool or packed:
             kind = str(tensor.dtype).removeprefix("torch.")
-            expected = "an integer" if is_counter else "a floating-point type"
+            expected = "an integer" if is_counter else "a floating-point type of 8 bits or more"
             raise UserError(f"{where}: {name} is stored as {kind}, {expected} is expected; save it again in that type")
         if is_counter or not tensor.numel():
             continue

@@ -54,7 +54,7 @@ def read_tokenizer(directory: Path, config, said: list[str] | None = None) -> To
     plain = check_class(directory, settings, whole)
     check_normalizer(file, settings)
     if "added_tokens_decoder" not in settings and (directory / "special_tokens_map.json").is_file():
-        settings = with_special_tokens_map(settings, read_object(directory / "special_tokens_map.json"))
+        settings = with_special_tokens_map(directory / "special_tokens_map.json", settings)
     roles = special_tokens_of(file, settings, {} if plain else DEFAULTS)
     recorded = recorded_tokens(directory, settings, {str(token) for token in roles.values()})
 
@@ -109,11 +109,17 @@ def check_normalizer(file: Path, settings: dict) -> None:
             raise UserError(f"{file}: {field} is {value!r}; true or false is expected")
 
 
-def with_special_tokens_map(settings: dict, there: dict) -> dict:
-    """tokenizer_config.json after special_tokens_map.json, which wins by role; additional_special_tokens add up."""
-    more = "additional_special_tokens"
-    both = {more: [*(settings.get(more) or []), *there[more]]} if isinstance(there.get(more), list) else {}
-    return settings | there | both
+def with_special_tokens_map(file: Path, settings: dict) -> dict:
+    """tokenizer_config.json after special_tokens_map.json, which wins by role."""
+    there, more = read_object(file), "additional_special_tokens"
+    lists = [one[more] for one in (settings, there) if isinstance(one.get(more), list)]
+    contents = [[token.get("content") if isinstance(token, dict) else token for token in tokens] for tokens in lists]
+    if len(contents) == 2 and contents[0] != contents[1]:
+        raise UserError(
+            f"{file}: {more} are {contents[1]!r:.60}, and {contents[0]!r:.60} in tokenizer_config.json; transformers 4 adds them "
+            "up, 5 does not, so make the two equal"
+        )
+    return settings | there | ({more: lists[0]} if len(lists) == 2 else {})
 
 
 def special_tokens_of(file: Path, settings: dict, defaults: dict[str, str]) -> dict[str, AddedToken]:

@@ -4,6 +4,7 @@ import copy
 import inspect
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -135,7 +136,9 @@ def test_what_is_wrapped_does_not_train_itself(spec, model):
 def test_the_table_counts_what_trains(spec, model, capsys):
     body = operated(spec, on=model)
     task_model = classifier(body)
-    print_model(task_model, make_groups(task_model, 1e-3, 0.1), "", 1)
+    optimizer = SimpleNamespace(groups=make_groups(task_model, 1e-3, 0.1))
+    start = SimpleNamespace(place=None, checkpoint=SimpleNamespace(source="a test"))
+    print_model(SimpleNamespace(model=task_model, optimizer=optimizer, new=()), start, SimpleNamespace(accumulate=1))
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     (total,) = (row for row in rows if row[:1] == ["total"])
     printed = [int(number.replace(",", "")) for number in total[1:]]

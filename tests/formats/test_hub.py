@@ -1,6 +1,7 @@
 """Downloads, for real: convert.py in a process of its own against an HTTP server on loopback that speaks the hub's protocol."""
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -12,18 +13,21 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import huggingface_directory, tiny_body, write_json
+from tiny import VOCABULARY, huggingface_directory, tiny_body, write_json
 
 from minift.formats.huggingface import to_huggingface
 from minift.models.resnet import ResNet, ResNetConfig
 from minift.pretrained import read
 
 CHECKOUT = Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 COMMIT = "c0ffee" * 6 + "c0ff"
 
 
 class Hub(ThreadingHTTPServer):
     """Serves a directory as the repository owner/tiny."""
+
+    forks: subprocess.Popen  # what runs convert.py against it
 
     def __init__(self, directory: Path):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -94,6 +98,47 @@ def hub(tmp_path):
     server.server_close()
 
 
+# Imports torch once; then, for each line on its input, a process of its own runs convert.py as a command does. It imports
+# huggingface_hub, which reads the environment at that moment. What the library waits between its attempts is not slept.
+FORKS = """
+import json, os, sys, time
+import torch, minift.formats.hub
+import convert
+from minift.errors import command
+
+assert "huggingface_hub" not in sys.modules
+for line in sys.stdin:
+    request = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        for stream, path in ((1, request["stdout"]), (2, request["stderr"])):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
+        sys.argv, code = ["convert.py", *request["arguments"]], 1
+        time.sleep = lambda seconds: None
+        try:
+            command(convert.main, "convert")
+        except SystemExit as end:
+            code = end.code
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forks():
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", FORKS], env=environment, **streams) as process:
+        Hub.forks = process
+        yield
+        process.stdin.close()
+
+
 def convert(hub: Hub, out: Path, source: str = "owner/tiny", **environment: str) -> subprocess.CompletedProcess:
     settings = {
         "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
@@ -101,13 +146,14 @@ def convert(hub: Hub, out: Path, source: str = "owner/tiny", **environment: str)
         "NO_PROXY": "127.0.0.1",
     }
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    return subprocess.run(
-        [sys.executable, str(CHECKOUT / "convert.py"), source, "--out", str(out)],
-        env=kept | settings | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    files = {stream: out.with_name(f"{out.name}.{stream}") for stream in ("stdout", "stderr")}
+    for file in files.values():
+        file.unlink(missing_ok=True)
+    request = {"environment": kept | settings | environment, "arguments": [source, "--out", str(out)]}
+    hub.forks.stdin.write(json.dumps(request | {stream: str(file) for stream, file in files.items()}) + "\n")
+    hub.forks.stdin.flush()
+    code = int(hub.forks.stdout.readline())
+    return subprocess.CompletedProcess(source, code, *(file.read_text() for file in files.values()))
 
 
 def assert_one_line(result: subprocess.CompletedProcess, *wanted: str):
@@ -228,3 +274,19 @@ def test_another_architecture_is_refused_before_its_weights_are_fetched(hub, tmp
     write_json(hub.directory / "config.json", {"model_type": "gpt2"})
     assert_one_line(convert(hub, tmp_path / "out"), "model_type is 'gpt2'")
     assert not any(name == "model.safetensors" for _, name, _, _ in hub.requests)
+
+
+@pytest.mark.parametrize("shard", ["../../outside.safetensors", "/outside.safetensors", "sub/outside.safetensors"])
+def test_an_index_that_leads_elsewhere_is_refused_before_anything_is_fetched(hub, tmp_path, shard):
+    (hub.directory / "model.safetensors").unlink()
+    write_json(hub.directory / "model.safetensors.index.json", {"weight_map": {"a": shard}})
+    assert_one_line(convert(hub, tmp_path / "out"), "model.safetensors.index.json: names the file", "lie beside its index")
+    assert not any("outside" in name for _, name, _, _ in hub.requests)
+
+
+def test_added_tokens_are_fetched(hub, tmp_path):
+    write_json(hub.directory / "added_tokens.json", {"covid": len(VOCABULARY)})
+    huggingface_directory(hub.directory, tiny_body(vocab_size=len(VOCABULARY) + 1))
+    result = convert(hub, tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    assert read(tmp_path / "out").tokenizer.encode("covid").ids[1] == len(VOCABULARY)

@@ -1,12 +1,12 @@
 """convert.py --to peft and --to adapters, and such directories brought in: by the command line, with the libraries themselves."""
 
-import adapters
 import peft
 import pytest
 import torch
 import transformers
 from test_train import run
 from tiny import converted_directory, huggingface_directory, tiny_body
+from twins import needs_past_key_values
 
 import convert
 import minift
@@ -43,6 +43,7 @@ def theirs(model, tokenizer) -> list[float]:
     ],
 )
 def test_out_and_in_again(tmp_path, base, method, to, capsys):
+    needs_past_key_values(method)
     directory = run(tmp_path, base, method=method, max_length=20)
     expected = probabilities(directory)
     convert.main([str(directory), "--to", to, "--out", str(tmp_path / "out")])
@@ -55,6 +56,7 @@ def test_out_and_in_again(tmp_path, base, method, to, capsys):
     if to == "peft":
         model = peft.PeftModel.from_pretrained(model, tmp_path / "out")
     else:
+        adapters = pytest.importorskip("adapters")
         adapters.init(model)
         model.load_adapter(str(tmp_path / "out"), set_active=True)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")

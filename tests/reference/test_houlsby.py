@@ -2,12 +2,10 @@
 
 from functools import partial
 
-import adapters
 import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from adapters import DoubleSeqBnConfig
 from bottlenecks import assert_twins, minilm, sizes, twins
 from tiny import tiny_body
 from torch import Tensor, nn
@@ -16,6 +14,9 @@ from twins import bert, close, images, resnet, texts
 from minift.methods.houlsby import ADAPTERS, Bottleneck, houlsby
 from minift.methods.surgery import freeze, plain_modules
 from minift.models.bert import Bert, BertConfig
+
+adapters = pytest.importorskip("adapters")
+DoubleSeqBnConfig = adapters.DoubleSeqBnConfig
 
 
 @pytest.mark.parametrize("activation", ["gelu", "relu", "swish", "tanh"])

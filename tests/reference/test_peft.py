@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 from test_train import run
 from tiny import converted_directory, converted_resnet, photographs, tiny_body, tiny_resnet
 from torch import Tensor, nn
-from twins import close, images, texts
+from twins import close, images, needs_past_key_values, texts
 
 import minift
 import train
 from minift import pretrained
 from minift.adapting import adapt
-from minift.data.layout import TextLayout
+from minift.data.layout import ImageLayout, TextLayout
 from minift.errors import UserError
 from minift.formats import huggingface
 from minift.formats.bases import BESIDE
@@ -34,6 +34,14 @@ WEIGHTS = "adapter_model.safetensors"
 CLASSES = {"bert": "BertForSequenceClassification", "resnet": "ResNetForImageClassification"}
 POOLS = {"bert": "cls", "resnet": "mean"}
 TASKS = {"bert": "text-classification", "resnet": "image-classification"}
+LAYOUTS = {"bert": asdict(TextLayout()), "resnet": {k: v for k, v in asdict(ImageLayout()).items() if k != "workers"}}
+
+
+def task_of(architecture: str, labels: list[str], max_length: int, pairs: bool) -> dict:
+    task = {"name": TASKS[architecture], "labels": labels, "pool": POOLS[architecture]}
+    return task | ({"max_length": max_length, "pairs": pairs} if architecture == "bert" else {})
+
+
 INPUTS = {"bert": texts, "resnet": images}
 
 
@@ -75,15 +83,14 @@ def learned(bases: Path, architecture: str, method: str, dtype: torch.dtype = to
 
     around = ("m", "scale")
     grafts = {name: t.detach() * (1 + random(t)) if name.endswith(around) else random(t) for name, t in delta(body).items()}
-    settings = SETTINGS | ({"max_length": 9, "pairs": True} if architecture == "bert" else {})
     return replace(
         origin,
         base=sha256(bases / architecture / "model.safetensors"),
         base_name=str(bases / architecture),
         method=method,
         delta=True,
-        task={"name": TASKS[architecture], "labels": LABELS, "pool": POOLS[architecture]},
-        settings=settings,
+        task=task_of(architecture, LABELS, 9, True),
+        settings=SETTINGS | {"layout": LAYOUTS[architecture]},
         head={"weight": random(torch.empty(3, origin.width)), "bias": random(torch.empty(3))},
         grafts=grafts,
         origin=origin,
@@ -109,6 +116,7 @@ def loaded_there(bases: Path, architecture: str, directory: Path) -> nn.Module:
     plain = plain_there(bases, architecture)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft 0.21's own call of transformers 5
         return peft.PeftModel.from_pretrained(plain, str(directory))
 
 
@@ -174,6 +182,7 @@ ALL = [(architecture, method) for architecture, methods in OUT.items() for metho
 
 @pytest.mark.parametrize(("architecture", "method"), ALL)
 def test_peft_loads_what_is_written(tmp_path, bases, architecture, method):
+    needs_past_key_values(method)
     checkpoint = learned(bases, architecture, method)
     write(tmp_path / "out", checkpoint)
     assert is_peft(tmp_path / "out")
@@ -220,7 +229,7 @@ def test_out_and_in_again_bit_for_bit(tmp_path, bases, architecture, method):
         ("prefix:length=3", {}, ["prefix:shift=true"]),
         ("prefix:length=3,shift=true,mlp=5", {"tensors": None}, ["has no pooler"]),
         ("prompt:length=3", {}, ["prompt:pooler=all"]),
-        ("lora", {"task": {"name": "text-classification", "labels": LABELS, "pool": "mean"}}, ["pool=mean", "--pool cls"]),
+        ("lora", {"task": task_of("bert", LABELS, 9, True) | {"pool": "mean"}}, ["pool=mean", "--pool cls"]),
         ("lora", {"delta": False, "origin": None}, ["no base", "--init random"]),
         ("lora", {"task": None}, ["a plain model"]),
         ("lora", {"method": None}, ["a plain model"]),
@@ -313,17 +322,15 @@ def compare(directory: Path, bases: Path, architecture: str, config, method: str
     checkpoint = read(directory, str(bases / architecture))
     if method is not None:
         assert checkpoint.method == method
-    assert checkpoint.task == {
-        "name": TASKS[architecture],
-        "labels": ["LABEL_0", "LABEL_1", "LABEL_2"],
-        "pool": POOLS[architecture],
-    }
+    task = task_of(architecture, ["LABEL_0", "LABEL_1", "LABEL_2"], checkpoint.task.get("max_length"), False)
+    assert checkpoint.task == task
     close(logits_here(checkpoint), logits_there(model), "logits")
 
 
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
 @pytest.mark.parametrize("case", IN)
 def test_texts_in(tmp_path, bases, case):
+    needs_past_key_values(case)
     compare(tmp_path / "theirs", bases, "bert", *IN[case])
 
 
@@ -357,7 +364,8 @@ def test_what_is_usual_of_a_run_that_does_not_say_it(tmp_path, bases):
     for name, config, length in (("lora", peft.LoraConfig(**LORA), 40), ("prompt", IN["prompt"][0], 35)):
         saved(tmp_path / name, bases, config)
         usual = {"batch_size": 32, "precision": "float32", "frozen": 0, "layout": asdict(TextLayout())}
-        assert read(tmp_path / name, str(bases / "bert")).settings == usual | {"max_length": length, "pairs": False}
+        found = read(tmp_path / name, str(bases / "bert"))
+        assert found.settings == usual and (found.task["max_length"], found.task["pairs"]) == (length, False)
 
 
 # ---- a run of train.py, out, in, and used ----
@@ -404,6 +412,29 @@ def test_predictions_of_images_stay(tmp_path, bases):
 
 
 # ---- refused ----
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_values_that_are_no_numbers(tmp_path, bases, safe):
+    saved(tmp_path / "theirs", bases, *IN["lora"][:1])
+    tensors = load_file(tmp_path / "theirs" / WEIGHTS)
+    name = next(name for name in tensors if "lora_A" in name)
+    tensors[name][0, 0] = torch.inf
+    if safe:
+        save_file(tensors, tmp_path / "theirs" / WEIGHTS)
+    else:
+        (tmp_path / "theirs" / WEIGHTS).unlink()
+        torch.save(tensors, tmp_path / "theirs" / "adapter_model.bin")
+    refused(lambda: read(tmp_path / "theirs", str(bases / "bert")), f"{name} holds NaN or infinite values")
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
+def test_a_link_out_of_the_directory(tmp_path, bases, name):
+    saved(tmp_path / "theirs", bases, *IN["lora"][:1])
+    (tmp_path / "theirs" / name).rename(tmp_path / "elsewhere")
+    (tmp_path / "theirs" / name).symlink_to(tmp_path / "elsewhere")
+    refused(lambda: read(tmp_path / "theirs", str(bases / "bert")), f"{name}: a symbolic link out of the directory")
+
 
 Q = "base_model.model.bert.encoder.layer.0.attention.self.query"
 REFUSED = {
@@ -567,9 +598,11 @@ def test_methods_that_a_resnet_does_not_have(tmp_path, bases):
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"labels": ["a", "b"]}, ["labels", "no 3 different names"]),
-        ({"labels": ["a", "b", "b"]}, ["labels", "no 3 different names"]),
-        ({"labels": "abc"}, ["labels", "no 3 different names"]),
+        ({"task": {"labels": ["a", "b"]}}, ["labels", "no 3 different names"]),
+        ({"task": {"labels": ["a", "b", "b"]}}, ["labels", "no 3 different names"]),
+        ({"task": {"labels": "abc"}}, ["labels", "no 3 different names"]),
+        ({"task": {"max_length": "9"}}, ["max_length", "delete the file"]),
+        ({"task": []}, ["task"]),
         ({"settings": {"batch_size": "32"}}, ["settings"]),
         ({"settings": {"twist": 1}}, ["settings"]),
         ({"settings": []}, ["settings"]),

@@ -4,13 +4,14 @@ from functools import partial
 
 import pytest
 import torch
-from adapters import SeqBnConfig
 from bottlenecks import assert_twins, minilm, sizes, twins
 from tiny import tiny_body
 from twins import bert, texts
 
 from minift.methods.pfeiffer import ADAPTERS, pfeiffer
 from minift.methods.surgery import freeze
+
+SeqBnConfig = pytest.importorskip("adapters").SeqBnConfig
 
 
 @pytest.mark.parametrize("activation", ["gelu", "relu", "swish", "tanh"])

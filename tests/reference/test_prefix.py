@@ -5,14 +5,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-import adapters
 import peft
 import pytest
 import torch
 import transformers
 from tiny import tiny_body
 from torch import Tensor, nn
-from twins import hidden_states, inputs
+from twins import hidden_states, inputs, needs_past_key_values
 
 from minift.formats.huggingface import to_huggingface
 from minift.methods.prefix import Encoder, Flat, prefix
@@ -40,6 +39,7 @@ def bert(body: Bert) -> transformers.BertModel:
 
 def in_peft(body: Bert, mlp: int) -> Twin:
     """peft hands the prefix to BERT as a cache of the past; hidden states and pooler are watched inside of its classifier."""
+    needs_past_key_values("prefix")
     inner = bert(body)
     classifier = transformers.BertForSequenceClassification(inner.config).to(inner.dtype)
     classifier.bert = inner
@@ -60,6 +60,7 @@ def in_peft(body: Bert, mlp: int) -> Twin:
 
 def in_adapters(body: Bert, mlp: int) -> Twin:
     model = bert(body)
+    adapters = pytest.importorskip("adapters")
     adapters.init(model)
     options = {"flat": False, "bottleneck_size": mlp} if mlp else {"flat": True}
     model.add_adapter("ours", config=adapters.PrefixTuningConfig(prefix_length=P, **options))

@@ -148,7 +148,7 @@ SIDE_FILES = {
         "tokenizer_config.json": {"additional_special_tokens": ["[e1]", {"__type": "AddedToken", **TOKEN, "content": "[new]"}]}
     },
     "both lists of additional tokens": {
-        "tokenizer_config.json": {"additional_special_tokens": ["[e1]"]},
+        "tokenizer_config.json": {"additional_special_tokens": ["[new]", "[e1]"]},
         "special_tokens_map.json": {"additional_special_tokens": [{**TOKEN, "content": "[new]"}, "[e1]"]},
     },
     "other special tokens": {"special_tokens_map.json": {"cls_token": "good", "sep_token": {**TOKEN, "content": "bad"}}},
@@ -171,6 +171,15 @@ def test_side_files(tmp_path, case, form):
     for text in ADDED:
         assert ours.encode(text).ids == theirs(text)["input_ids"], text
     assert ours.get_vocab() == theirs.get_vocab()
+
+
+def test_two_lists_of_additional_tokens_that_differ(tmp_path):
+    """transformers 4 adds them up, and 5 takes one of them."""
+    directory = huggingface_directory(tmp_path / "checkpoint")
+    write_json(directory / "tokenizer_config.json", {"additional_special_tokens": ["[e1]"]})
+    write_json(directory / "special_tokens_map.json", {"additional_special_tokens": [{**TOKEN, "content": "[new]"}]})
+    with pytest.raises(UserError, match=r"special_tokens_map\.json: additional_special_tokens are .*so make the two equal"):
+        read_tokenizer(directory, Room)
 
 
 @pytest.mark.parametrize("name", wordpiece.CLASSES)
