@@ -216,7 +216,7 @@ def inputs_like(data: Data, rows: int, device: torch.device) -> tuple[Tensor | N
 def check_positions(options, body: nn.Module) -> None:
     """Virtual tokens before the text take positions of the model."""
     if taken := lengthened(body):
-        left = body.config.max_position_embeddings - taken
+        left = body.config.max_length - taken
         if options.max_length > left:
             raise UserError(
                 f"--max-length {options.max_length}: {options.method} takes {taken} of the model's positions, give {left} or less"
