@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch.nn import BatchNorm2d
 
+from minift.cli import spelled as command_of
 from minift.errors import look_up
 from minift.finetuned import predictions
 from minift.flags import spelled
@@ -128,7 +129,7 @@ def print_results(run, parts: dict, task, training, scores: dict, progress, opti
     print(f"evaluate  python -m minift.evaluate {quoted} --data {'DATA' if scored in (None, 'none') else shlex.quote(scored)}")
     family = FAMILIES.get(run.template.architecture) if run.template.task["name"] in EXPORTED else None
     if family and task.pool == family.pool and mergeable(training.model.body):
-        print(f"export    python convert.py {quoted} --to hf --out {shlex.quote(f'{run.directory}-hf')}")
+        print(f"export    {command_of('convert')} {quoted} --to hf --out {shlex.quote(f'{run.directory}-hf')}")
 
 
 def print_worst(run, examples, task, training, losses: np.ndarray, options) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from minift import cache
 from minift.adapting import adapt, default_epochs, default_lr, lr_factors, names_of, parse_methods
 from minift.checkpointing import checkpoint_activations
+from minift.cli import spelled as command_of
 from minift.data.batching import Data
 from minift.data.examples import Examples
 from minift.errors import UserError, look_up
@@ -77,7 +78,7 @@ def start(options) -> Start:
     if checkpoint.grafts:
         raise UserError(
             f"{name}: a run of {checkpoint.method}, whose layers are no longer plain; merge them first, where that is possible: "
-            f"python convert.py {name} --to minift --out DIR"
+            f"{command_of('convert')} {name} --to minift --out DIR"
         )
     return Start(task, checkpoint, place, device)
 
