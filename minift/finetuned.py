@@ -131,7 +131,7 @@ def load(directory: str | Path, device: str | None = None) -> FineTuned:
 
 
 def place_of(directory: str | Path) -> Path:
-    """The model/ of a run, or a directory that holds the like."""
+    """The model/ of a run, or a directory with the same content."""
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory; expected a run's directory, as runs/NAME")

@@ -55,7 +55,7 @@ class Checkpoint:
     method: str | None = None  # of a run: its --method
     delta: bool = False  # of a run: whether the file holds only what differs from the base
     recipe: dict | None = None  # of a run: its flags
-    task: dict | None = None  # of a run: name of the task and what it is made with
+    task: dict | None = None  # of a run: name and fields of the task
     settings: dict | None = None  # of a run: how its data was read and batched
     head: dict[str, Tensor] = field(default_factory=dict)  # of a run
     grafts: dict[str, Tensor] = field(default_factory=dict)  # of a run: what its method has added to the plain body

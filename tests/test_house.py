@@ -1,6 +1,7 @@
 """The house's own laws: who may import whom, what lies where."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,28 @@ def test_top_level():
     listed = subprocess.run(["git", "ls-files"], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout.split("\n")
     top = {name.partition("/")[0] for name in listed if name and not name.startswith(".")}
     assert top == {"pyproject.toml", "README.md", "LICENSE", "minift", "weights", "tests", "train.py", "convert.py"}
+
+
+def test_no_function_is_long():
+    for path in (*PACKAGE.rglob("*.py"), CHECKOUT / "train.py", CHECKOUT / "convert.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 130, f"{path}: {node.name}"
+
+
+def test_the_loop_and_the_cache_know_no_task():
+    for name in ("training.py", "cache.py"):
+        assert not re.search(r"\b(labels|logits|classes|tokens|pooled|hidden)\b", code_of(PACKAGE / name)), name
+
+
+def code_of(path: Path) -> str:
+    """A file's names and strings without docstrings and comments."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            body.pop(0)
+    return ast.unparse(ast.fix_missing_locations(tree))
 
 
 def test_tables_name_what_exists():

@@ -266,7 +266,7 @@ def sizes_of(file: Path, fields: dict, layers: int, width: int) -> set[int]:
     factor = fields.get("reduction_factor")
     each = [factor.get(str(i), factor.get("default")) for i in range(layers)] if isinstance(factor, dict) else [factor]
     if not all(isinstance(one, int | float) and one >= 1e-6 for one in each):
-        raise UserError(f"{file}: reduction_factor is {factor!r}; a number above 0 is wanted")
+        raise UserError(f"{file}: reduction_factor is {factor!r}; a number above 0 is expected")
     return {houlsby.size_of(width, 0, one) for one in each}
 
 
@@ -291,7 +291,7 @@ def read_head(directory: Path, width: int) -> tuple[dict[str, Tensor], list[str]
     weight, numbered = tensors.get(f"{prefix}weight"), fields.get("label2id")
     if weight is None or weight.dim() != 2 or len(weight) < 2:
         shape = "missing" if weight is None else tuple(weight.shape)
-        raise UserError(f"{path}: {prefix}weight is {shape}; a matrix of 2 rows or more, one for each label, is wanted")
+        raise UserError(f"{path}: {prefix}weight is {shape}; a matrix of 2 rows or more, one for each label, is expected")
     count = len(weight)
     like = {f"{prefix}weight": torch.empty(count, width, device="meta"), f"{prefix}bias": torch.empty(count, device="meta")}
     check_shapes(path, tensors, like, f"{count} labels")

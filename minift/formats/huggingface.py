@@ -401,6 +401,8 @@ def write_preprocessing(directory: Path, checkpoint: Checkpoint, config) -> None
     )
 
 
+EXPORTED = ("text-classification", "image-classification")  # tasks whose heads transformers has
+
 FAMILIES = {
     "bert": Family(
         body="BertModel",

@@ -145,7 +145,7 @@ def writable(checkpoint: Checkpoint) -> tuple[str, dict]:
     if not checkpoint.delta or checkpoint.origin is None:
         raise UserError(f"--method {method}: the run has no base that peft could start from; train from one, without --init random")
     if pool == "cls" and checkpoint.own_pool is None:
-        raise UserError(f"--method {method}: {checkpoint.base_name} has no pooler, so the run's is not to be had in transformers")
+        raise UserError(f"--method {method}: {checkpoint.base_name} has no pooler, so the run's is not available in transformers")
     return name, options
 
 
@@ -359,7 +359,7 @@ def read_head(path: Path, tensors: dict[str, Tensor], prefix: str, width: int) -
     if weight is None or weight.dim() != 2 or len(weight) < 2:
         shape = "missing" if weight is None else tuple(weight.shape)
         raise UserError(
-            f"{path}: {prefix}weight is {shape}; a head of 2 rows or more is wanted, one for each label: save with "
+            f"{path}: {prefix}weight is {shape}; a head of 2 rows or more is expected, one for each label: save with "
             "modules_to_save=['classifier']"
         )
     like = {"weight": torch.empty(len(weight), width, device="meta"), "bias": torch.empty(len(weight), device="meta")}

@@ -84,7 +84,7 @@ def size_of(width: int, size: int, reduction: float) -> int:
 def check(size: int, reduction: float, activation: str, init: str) -> None:
     """Raises ValueError for a value that no bottleneck could have."""
     if not (0 <= size <= 65_536 and 0.01 <= reduction < math.inf) or (size and reduction != REDUCTION):
-        raise ValueError(f"size={size}, reduction={reduction:g}: a size of 1 to 65,536, or a reduction of 0.01 or more, is wanted")
+        raise ValueError(f"size={size}, reduction={reduction:g}: 1 to 65,536, or 0.01 or more, is expected")
     for option, value, known in (("activation", activation, ACTIVATIONS), ("init", init, STARTS)):
         if value not in known:
             raise ValueError(f"{option}={value}: known are {', '.join(known)}")

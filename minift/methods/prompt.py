@@ -113,7 +113,7 @@ def prompt(body: nn.Module, *, length: int = 10, init: str = "vocabulary", poole
     (table,) = (plain(module).weight.detach() for module in words.values())
     most = min(body.config.max_length - 1, len(table))
     if not 1 <= length <= most:
-        raise ValueError(f"length={length}: 1 to {most} is wanted")
+        raise ValueError(f"length={length}: 1 to {most} is expected")
     for option, value, known in (("init", init, ("vocabulary", "random")), ("pooler", pooler, ("text", "all"))):
         if value not in known:
             raise ValueError(f"{option}={value}: known are {', '.join(known)}")

@@ -93,7 +93,7 @@ class Optimizer:
         return dict(zip(names, parameters, strict=True))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """`NAME/t`, an int64 scalar, and `NAME/m` and the like, one for each of `moments`, for every parameter with a state.
+        """`NAME/t`, an int64 scalar, and `NAME/m` and so on, one for each of `moments`, for every parameter with a state.
 
         The tensors are the optimiser's own: the next step changes them.
         """
