@@ -296,7 +296,7 @@ def log_probabilities(logits: Tensor) -> np.ndarray:
 
 
 class Entities(Meter):
-    """Entities that are right, predicted and gold: by decoding, reading and type. A row is decoded once all its windows have come."""
+    """Entities that are right, predicted and gold, by decoding, reading and type; a row is decoded once all its windows are in."""
 
     def __init__(self, labels: list[str], data: Words):
         self.labels = labels
