@@ -127,7 +127,7 @@ class TokenClassification(Task):
                 notes.append(f"the tags of the {split} rows are {scheme}; they become IOB2, which the model learns and predicts")
             if broken:
                 notes.append(
-                    f"{broken:,} tags of the {split} rows break the rules of {scheme}: what continues no entity begins one"
+                    f"tags of the {split} rows that break the rules of {scheme}: {broken:,}; what continues no entity begins one"
                 )
             found = entities(part)
             if split == "train":
