@@ -220,7 +220,8 @@ def test_a_run_learns_and_writes_what_it_saw(run):
     assert result["valid"]["f1_strict"] > 0.9
     config = json.loads((run / "model" / "config.json").read_text())
     labels = ["O", "B-dislikes", "I-dislikes", "B-likes", "I-likes"]
-    assert config["task"] == {"name": "token-classification", "labels": labels, "pool": None, "max_length": 12, "overlap": 3}
+    learned = {"labels": labels, "pool": None, "max_length": 12, "overlap": 3, "punctuation_apart": True}
+    assert config["task"] == {"name": "token-classification", **learned}
     tuned = minift.load(run)
     assert {*tuned.model.head.state_dict()} == {"weight", "bias"} and tuned.model.body.pooler is None
 
@@ -235,6 +236,18 @@ def test_predictions_point_into_the_users_own_text(run):
     (alone,) = tuned.predict([["the", "film", "was", "good", "very"]])
     assert {**alone["entities"][0], "score": 0} == {"type": "likes", "text": "good very", "start": 13, "end": 22, "score": 0}
     assert tuned.task.show(alone).startswith("likes 'good very' ") and tuned.task.show({"entities": []}) == "no entity"
+
+
+def test_a_text_is_split_as_the_training_rows_are(run):
+    """Trap: split at blanks alone, "bad." is a word as no training row has one. Tokens and offsets are those of what was tagged."""
+    tuned = minift.load(run)
+    assert tuned.task.punctuation_apart
+    apart, given = tuned.predict(["the film was bad.", {"tokens": ["the", "film", "was", "bad."]}])
+    assert apart["tokens"] == ["the", "film", "was", "bad", "."] and given["tokens"] == ["the", "film", "was", "bad."]
+    assert [(e["text"], e["start"], e["end"]) for e in apart["entities"]] == [("bad", 13, 16)]
+    joined = replace(tuned.task, punctuation_apart=False)
+    examples = joined.read(["the film was (bad)."], tuned.layout, labelled=False)
+    assert joined.prepare(examples, tuned.checkpoint).examples.words == [["the", "film", "was", "(bad)."]]
 
 
 def test_what_was_missed_and_what_is_wrong_is_shown(run):

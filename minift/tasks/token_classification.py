@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minift.data.batching import Batch, Data
-from minift.data.conll import Tagged, read_conll
+from minift.data.conll import Tagged, has_punctuation_apart, punctuation_apart, read_conll
 from minift.data.layout import Layout
 from minift.data.tokenising import encode_words, frame, pad
 from minift.data.windows import most_context, windows
@@ -68,6 +68,7 @@ class TokenClassification(Task):
     pool: None
     max_length: int  # tokens of a window, special ones counted
     overlap: int  # tokens that neighbouring windows share
+    punctuation_apart: bool = False  # whether punctuation is made words of its own where a text is split at blanks
 
     MODEL: ClassVar = "minilm-l6"
     OPTIMIZER: ClassVar = "adamw"
@@ -117,7 +118,8 @@ class TokenClassification(Task):
         overlap = options.max_length // 4 if options.overlap is None else options.overlap
         if overlap >= options.max_length:
             raise UserError(f"--overlap {overlap}: expected less than --max-length {options.max_length}")
-        return cls(["O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI")], None, options.max_length, overlap)
+        labels = ["O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI")]
+        return cls(labels, None, options.max_length, overlap, has_punctuation_apart(train))
 
     def review(self, parts: dict[str, Tagged], options) -> list[str]:
         notes, known = [], {split_tag(label)[1] for label in self.labels}
@@ -126,9 +128,8 @@ class TokenClassification(Task):
             if scheme != "IOB2":
                 notes.append(f"the tags of the {split} rows are {scheme}; they become IOB2, which the model learns and predicts")
             if broken:
-                notes.append(
-                    f"tags of the {split} rows that break the rules of {scheme}: {broken:,}; what continues no entity begins one"
-                )
+                what = "what continues no entity begins one"
+                notes.append(f"tags of the {split} rows that break the rules of {scheme}: {broken:,}; {what}")
             found = entities(part)
             if split == "train":
                 listed = ", ".join(f"{kind} {n:,}" for kind, n in found.most_common(12))
@@ -153,6 +154,9 @@ class TokenClassification(Task):
                 f"--overlap {self.overlap}: expected less than {room}, the tokens that a window of --max-length "
                 f"{self.max_length} has room for"
             )
+        if examples.texts is not None and self.punctuation_apart:
+            rows = zip(examples.words, examples.texts, strict=True)
+            examples = replace(examples, words=[words if text is None else punctuation_apart(words) for words, text in rows])
         return Words(examples, self, checkpoint, before, after, room)
 
     def head(self, body: nn.Module) -> TokenLinear:
@@ -167,10 +171,11 @@ class TokenClassification(Task):
         return Entities(self.labels, data)
 
     def predict(self, outputs: Iterable[tuple[int, list[Tensor]]], data: "Words") -> Iterator[dict]:
-        """tags of the words, in IOB2; entities: type, text, start and end (characters of the row's text), score.
+        """tokens; tags of them, in IOB2; entities: type, text, start and end (characters of the row's text), score.
 
         The text is the user's own, or where words were given these joined by blanks. score: the mean over the words of an entity of
-        the probability of the tag that they have.
+        the probability of the tag that they have. A text is split at blanks, and its punctuation set apart where the training rows
+        have it so.
         """
         unit, legal = 0, grammar(self.labels)
         for row, parts in outputs:
@@ -186,7 +191,7 @@ class TokenClassification(Task):
             for kind, first, end in strict_spans(tags):
                 a, b = offsets[first][0], offsets[end - 1][1]
                 found.append({"type": kind, "text": text[a:b], "start": a, "end": b, "score": float(p[first:end].mean())})
-            yield {"tags": tags, "entities": found}
+            yield {"tokens": data.examples.words[row], "tags": tags, "entities": found}
 
     def show(self, prediction: dict) -> str:
         return ", ".join(f"{e['type']} {e['text']!r} {e['score']:.3f}" for e in prediction["entities"]) or "no entity"
