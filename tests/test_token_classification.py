@@ -242,8 +242,8 @@ def test_a_text_is_split_as_the_training_rows_are(run):
     """Trap: split at blanks alone, "bad." is a word as no training row has one. Tokens and offsets are those of what was tagged."""
     tuned = minift.load(run)
     assert tuned.task.punctuation_apart
-    apart, given = tuned.predict(["the film was bad.", {"tokens": ["the", "film", "was", "bad."]}])
-    assert apart["tokens"] == ["the", "film", "was", "bad", "."] and given["tokens"] == ["the", "film", "was", "bad."]
+    apart, given = tuned.predict(["the film was bad slowly.", {"tokens": ["the", "film", "bad."]}])
+    assert apart["tokens"] == ["the", "film", "was", "bad", "slowly", "."] and given["tokens"] == ["the", "film", "bad."]
     assert [(e["text"], e["start"], e["end"]) for e in apart["entities"]] == [("bad", 13, 16)]
     joined = replace(tuned.task, punctuation_apart=False)
     examples = joined.read(["the film was (bad)."], tuned.layout, labelled=False)
