@@ -30,7 +30,7 @@ class FineTuned:
     model: nn.Module
     task: object
     checkpoint: Checkpoint  # without its tensors
-    precision: AbstractContextManager  # as `optim.precision.around` makes it
+    precision: AbstractContextManager  # as `optim.precision.autocast` makes it
     frozen: FrozenStages | None  # the stages that were frozen in training, run as they were then
     attached: dict[str | None, "FineTuned"] = field(default_factory=dict)  # other runs over the same base; None: the one loaded
 

@@ -225,7 +225,7 @@ def read_tensors(path: Path, checked: bool = True) -> dict[str, Tensor]:
     check_path(path)
     try:
         tensors = load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, LookupError, AttributeError, TypeError, ValueError) as error:  # a type that this torch has not
         size, why = path.stat().st_size, " ".join(str(error).split())[:200]
         raise UserError(f"{path}: cut short or no safetensors file ({size:,} bytes; {why}); fetch it again") from None
     if checked:
@@ -237,9 +237,10 @@ def check_values(where: Path, tensors: dict[str, Tensor]) -> None:
     """Every weight is a finite floating-point number; the counters of BatchNorms are integers. One pass, without a copy."""
     for name, tensor in tensors.items():
         is_counter = name.endswith("num_batches_tracked")
-        if tensor.is_floating_point() == is_counter or tensor.is_complex() or tensor.dtype == torch.bool:
+        packed = "float4" in str(tensor.dtype)  # two numbers a byte: of another shape, too
+        if tensor.is_floating_point() == is_counter or tensor.is_complex() or tensor.dtype == torch.bool or packed:
             kind = str(tensor.dtype).removeprefix("torch.")
-            expected = "an integer" if is_counter else "a floating-point type"
+            expected = "an integer" if is_counter else "a floating-point type of 8 bits or more"
             raise UserError(f"{where}: {name} is stored as {kind}, {expected} is expected; save it again in that type")
         if is_counter or not tensor.numel():
             continue

@@ -105,7 +105,9 @@ def print_work(training, device, options) -> None:
     rows = options.batch_size * options.accumulate
     lbfgs = getattr(options, "solver", "gradient") == "lbfgs"
     work = "L-BFGS" if lbfgs else f"{training.steps:,} steps of {rows} rows, {options.epochs} epochs"
-    print(f"{work}, on {describe_device(device)}, {options.precision}", flush=True)
+    seconds = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in training.seconds.items())
+    measured = f" (the products of a step, measured: {seconds})" if seconds else ""
+    print(f"{work}, on {describe_device(device)}, {options.precision}{measured}", flush=True)
 
 
 def print_results(run, parts: dict, task, training, scores: dict, progress, options) -> None:

@@ -425,7 +425,7 @@ def test_precision_is_measured_once_and_recorded(tmp_path, base, capsys, monkeyp
     config = json.loads((directory / "seed-42" / "config.json").read_text())
     assert len(times) == 1 and config["flags"]["precision"] == "bfloat16"
     assert config["seconds_of_products"] == {"float32": 0.3, "bfloat16": 0.1}
-    assert "measured (float32 300 ms, bfloat16 100 ms)" in capsys.readouterr().out
+    assert "measured: float32 300 ms, bfloat16 100 ms" in capsys.readouterr().out
     assert config_of(directory / "seed-43")["settings"]["precision"] == "bfloat16"
     minift.load(directory / "seed-43").predict(TEXTS)
     assert len(times) == 1

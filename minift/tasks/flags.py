@@ -14,7 +14,7 @@ class ClassificationFlags:
         "gradient: steps of the optimizer; lbfgs: a probe solved exactly, its L2 penalty chosen by validation",
         choices=("gradient", "lbfgs"),
     )
-    l2: float | None = flag(None, "penalty of lbfgs; unset: the best of 45", above=0)
+    l2: float | None = flag(None, "penalty of lbfgs; unset: the best of at most 45", above=0)
 
 
 @dataclass(frozen=True)
