@@ -16,7 +16,8 @@ The tags of a row are decoded over all of its words at once, whatever windows th
     greedy     the most probable tag of every word for itself. It may begin an entity with I, so that its lenient score (as
                conlleval's) and its strict one (IOB2) differ; those of a Viterbi path never do
 
-A type of entity that no training row has is not in the loss; in the score its entities are missed ones, and its words wrong.
+A type of entity that no training row has is not in the loss; in the score its entities are missed ones, and its words wrong. Such
+words are counted.
 
 Axes: B windows of a batch, S the longest window, T tags, W words of a row.
 Proved by tests/reference/test_token_classification.py: loss and every gradient of transformers' model, float64, 1e-10.
@@ -101,7 +102,7 @@ class TokenClassification(Task):
     def read(source: str | Iterable, layout: Layout, labelled: bool = True) -> Tagged:
         if idle := [name for name in TABULAR if getattr(layout, name) != getattr(Layout, name)]:
             raise UserError(f"{spelled(idle[0])} is for tables; files of words and tags have no use for it")
-        return read_conll(
+        examples = read_conll(
             source,
             encoding=layout.encoding,
             format=layout.format,
@@ -109,6 +110,11 @@ class TokenClassification(Task):
             label_column=layout.label_column,
             labelled=labelled,
         )
+        if labelled:
+            _, scheme, broken = in_iob2(examples)
+            examples.decided.append(f"tags are {scheme}{' and become IOB2' * (scheme != 'IOB2')}")
+            examples.decided += [f"{broken:,} of them break its rules: what continues no entity begins one"] if broken else []
+        return examples
 
     @classmethod
     def learn(cls, train: Tagged, options) -> "TokenClassification":
@@ -124,12 +130,6 @@ class TokenClassification(Task):
     def review(self, parts: dict[str, Tagged], options) -> list[str]:
         notes, known = [], {split_tag(label)[1] for label in self.labels}
         for split, part in parts.items():
-            _, scheme, broken = in_iob2(part)
-            if scheme != "IOB2":
-                notes.append(f"the tags of the {split} rows are {scheme}; they become IOB2, which the model learns and predicts")
-            if broken:
-                what = "what continues no entity begins one"
-                notes.append(f"tags of the {split} rows that break the rules of {scheme}: {broken:,}; {what}")
             found = entities(part)
             if split == "train":
                 listed = ", ".join(f"{kind} {n:,}" for kind, n in found.most_common(12))
@@ -237,7 +237,7 @@ class Words(Data):
         self.gold = None if examples.tags is None else in_iob2(examples)[0]
         number = {label: i for i, label in enumerate(task.labels)}
         self.tokens, self.places, self.words, self.labels, row_of, self.row_lengths = [], [], [], [], [], []
-        self.unseen = self.windowed = 0
+        self.unseen = self.windowed = self.unknown = 0
         for row, (ids, first) in enumerate(zip(*encode_words(checkpoint.tokenizer, examples.words), strict=True)):
             spans = windows(len(ids), room, task.overlap)
             best = np.array([-1 if at < 0 else most_context(spans, at) for at in first.tolist()])
@@ -253,6 +253,7 @@ class Words(Data):
             self.row_lengths.append(len(before) + len(ids) + len(after))
             self.windowed += len(spans) > 1
             self.unseen += int((first < 0).sum())
+            self.unknown += 0 if labels is None else int((labels == IGNORED).sum())
         self.row_of = np.array(row_of, dtype=np.int64)
         self.lengths = np.array([len(ids) for ids in self.tokens], dtype=np.int64)
 
@@ -264,6 +265,7 @@ class Words(Data):
         return {
             "words": sum(map(len, self.examples.words)),
             "without a token": self.unseen,
+            "of types not learned": self.unknown,
             "median tokens": int(np.median(self.row_lengths)),
             "longest": max(self.row_lengths),
             f"in windows of {self.max_length}": self.windowed,
