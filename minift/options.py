@@ -84,10 +84,14 @@ def options_of(task: str) -> type:
 
 
 def flags_of_other_tasks(task: str) -> dict[str, str]:
-    """Flag -> to which task it belongs, of the flags that this task does not have."""
+    """Flag -> to which tasks it belongs, of the flags that this task does not have."""
     own = {f.name for f in fields(options_of(task))}
-    strange = {f.name: name for name in FLAGS for f in fields(look_up(FLAGS, name, "--task")) if f.name not in own}
-    return {spelled(flag): f"belongs to {name}, and the task is {task}" for flag, name in strange.items()}
+    strange: dict[str, list[str]] = {}
+    for name in FLAGS:
+        for f in fields(look_up(FLAGS, name, "--task")):
+            if f.name not in own:
+                strange.setdefault(f.name, []).append(name)
+    return {spelled(flag): f"belongs to {', '.join(names)}, and the task is {task}" for flag, names in strange.items()}
 
 
 def layout_of(options, kind: type[Layout]) -> Layout:

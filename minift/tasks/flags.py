@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from minift.data.layout import ImageLayout, TextLayout
+from minift.data.layout import ImageLayout, Layout, TextLayout
 from minift.flags import flag
 
 
@@ -42,3 +42,14 @@ class ImageClassificationFlags(ClassificationFlags, ImageLayout):
     mixup: float = flag(0.0, "alpha of Beta(alpha, alpha), by which pairs of training images are blended; 0: never", least=0)
     cutmix: float = flag(0.0, "alpha for rectangles of training images put into others; 0: never", least=0)
     views: int | None = flag(None, "augmented views of every training image, in turn; unset: new ones in each epoch", least=1)
+
+
+@dataclass(frozen=True)
+class TokenClassificationFlags(Layout):
+    format: str = flag("auto", "auto (by the extension), conll (a word and its tag a line), jsonl, lines (sentences without tags)")
+    text_column: str | None = flag(None, "of the words: number from 1, or key of a jsonl file; unset: the first, or a usual key")
+    label_column: str | None = flag(None, "of the tags: number from 1, or key of a jsonl file; unset: the last, or a usual key")
+    max_length: int | None = flag(
+        None, "tokens of a window, special ones counted; longer rows have several; unset: 128, or what the model can take", least=3
+    )
+    overlap: int | None = flag(None, "tokens that neighbouring windows of a row share; unset: a quarter of --max-length", least=0)

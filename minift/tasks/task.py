@@ -143,6 +143,22 @@ class PooledLinear(nn.Linear):
         return super().forward(self.dropout(state.pooled))  # (B, D) -> (B, outputs)
 
 
+class TokenLinear(nn.Linear):
+    """W dropout(h) + b of every token, 0 where there is padding: the head of a task that reads the hidden states.
+
+    Its files hold head.weight and head.bias. dropout: of h; None: as the model's configuration says for a head.
+    """
+
+    def __init__(self, body: nn.Module, outputs: int, dropout: float | None = None):
+        super().__init__(body.config.width, outputs)
+        self.dropout = nn.Dropout(body.config.head_dropout if dropout is None else dropout)
+        body.initialise(self)
+
+    def forward(self, state: tuple, batch: Batch) -> Tensor:
+        outputs = super().forward(self.dropout(state.hidden))  # (B, S, D) -> (B, S, outputs)
+        return outputs if state.mask is None else outputs.masked_fill(~state.mask.unsqueeze(-1), 0.0)
+
+
 def described(name: str, task: Task) -> dict:
     """The task as config.json stores it."""
     return {"name": name, **asdict(task)}
