@@ -17,7 +17,7 @@ Axes: B units of a batch.
 import json
 import typing
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -172,6 +172,7 @@ def of(stored: dict) -> Task:
         raise UserError(f"task: the name is {name!r}; expected one of {', '.join(TASKS)}")
     cls = look_up(TASKS, name, "task")
     types = {f.name: typing.get_type_hints(cls)[f.name] for f in fields(cls)}
+    values = {f.name: f.default for f in fields(cls) if f.default is not MISSING} | values  # of a run from before there was one
     if values.keys() != types.keys():
         raise UserError(f"task: {name} has the fields {', '.join(types)}, and here are {', '.join(values) or 'none'}")
     for key, value in values.items():
