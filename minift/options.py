@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields, make_dataclass
 
-from minift.data.layout import ImageLayout, Layout, TextLayout
+from minift.data.layout import LAYOUTS, Layout
 from minift.errors import UserError, look_up
 from minift.flags import check_ranges, flag, spelled
 from minift.tasks import FLAGS
@@ -73,7 +73,7 @@ GRADIENT = (
     *("epochs", "accumulate", "optimizer", "lr", "head_lr", "layer_decay", "weight_decay", "decay_rule", "schedule", "warmup"),
     *("clip", "label_smoothing", "mixup", "cutmix", "patience", "class_weights", "sampler"),
 )
-READING = {f.name for kind in (TextLayout, ImageLayout) for f in fields(kind)}
+READING = {f.name for kind in LAYOUTS for f in fields(kind)}
 GRID = [f.name for f in fields(Options) if f.metadata["several"]]
 
 

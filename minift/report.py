@@ -62,7 +62,9 @@ def print_model(training, start, options) -> None:
                      f"{mine[0].lr:g}" if mine else "", decays, mode])  # fmt: skip
     rows.append(["total", sum(row[1] for row in rows), sum(row[2] for row in rows), "", "", ""])
     origin = f"{shown(start.place)}, from {start.checkpoint.source}" if start.place else start.checkpoint.source
-    print(f"model  {origin}; newly initialised: {', '.join(training.new)}")
+    other_head = start.checkpoint.task and "head" in training.new
+    dropped = f"; its own head, of {start.checkpoint.task['name']}, is left out" if other_head else ""
+    print(f"model  {origin}; newly initialised: {', '.join(training.new) or 'nothing'}{dropped}")
     print(table(["stage", "parameters", "trainable", "lr", "weight decay", "mode"], rows))
     if taken := lengthened(model.body):
         print(f"note: the method takes {taken} positions before every text")
@@ -120,7 +122,7 @@ def print_results(run, parts: dict, task, training, scores: dict, progress, opti
         last = list(scores)[-1]
         if shown_table := scores[last].meter.table():
             print(f"\n{shown_table}  ({last})\n")
-    if "valid" in scores:
+    if "valid" in scores and task.by_row:
         print_worst(run, parts["valid"], task, training, scores["valid"].losses, options)
     quoted, scored = shlex.quote(str(run.directory)), options.test or options.valid
     print(f"predict   python -m minift.predict {quoted} {parts['train'].example()}")

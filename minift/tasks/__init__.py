@@ -7,6 +7,7 @@ TASKS = {
     "text-regression": "minift.tasks.text_regression:TextRegression",
     "multi-label-classification": "minift.tasks.multi_label_classification:MultiLabelClassification",
     "multi-label-image-classification": "minift.tasks.multi_label_image_classification:MultiLabelImageClassification",
+    "masked-lm": "minift.tasks.masked_lm:MaskedLM",
 }
 FLAGS = {
     "text-classification": "minift.tasks.flags:TextClassificationFlags",
@@ -15,4 +16,5 @@ FLAGS = {
     "text-regression": "minift.tasks.flags:TextRegressionFlags",
     "multi-label-classification": "minift.tasks.flags:MultiLabelClassificationFlags",
     "multi-label-image-classification": "minift.tasks.flags:MultiLabelImageClassificationFlags",
+    "masked-lm": "minift.tasks.flags:MaskedLMFlags",
 }

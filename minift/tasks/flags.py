@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from minift.data.layout import ImageLayout, Layout, TextLayout
+from minift.data.layout import DocumentLayout, ImageLayout, Layout, TextLayout
 from minift.flags import flag
 
 
@@ -104,3 +104,19 @@ class TokenClassificationFlags(Layout):
 @dataclass(frozen=True)
 class MultiLabelImageClassificationFlags(MultiLabelFlags, ImageFlags):
     pass
+
+
+@dataclass(frozen=True)
+class MaskedLMFlags(DocumentLayout):
+    max_length: int | None = flag(None, "tokens of a block, special ones counted; unset: 128, or what the model can take", least=5)
+    blocks: str = flag(
+        "within",
+        "within: each document cut into blocks of its own; across: all documents are one stream, cut into full blocks",
+        choices=("within", "across"),
+    )
+    masking: str = flag(
+        "exact",
+        "exact: that share of each block's tokens; whole-words: of its words; coin: each token by chance",
+        choices=("exact", "whole-words", "coin"),
+    )
+    mask_share: float = flag(0.15, "share of the tokens to be predicted: 80 % become [MASK], 10 % another token", above=0, below=1)

@@ -90,9 +90,18 @@ class Task:
         them. checkpoint: has the tokenizer or the preprocessing. workers: processes that read images."""
         raise NotImplementedError
 
+    @property
+    def by_row(self) -> bool:
+        """Whether each unit of the data is of one row, so that rows have a loss of their own and the worst can be shown."""
+        return True
+
     def head(self, body: nn.Module) -> nn.Module:
         """A new head on the body, on its device: forward(state, batch) -> outputs."""
         raise NotImplementedError
+
+    def pretrained_head(self, checkpoint) -> dict[str, Tensor] | None:
+        """The weights that a checkpoint has for such a head, from its pretraining or from a run; None: the head is new."""
+        return None
 
     def loss(self, outputs, batch: Batch) -> Tensor:
         raise NotImplementedError

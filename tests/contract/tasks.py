@@ -97,6 +97,7 @@ CASES = {
     "multi-label-image-classification": Case(
         ("resnet",), lambda place: tagged_photographs(place / "rows.csv"), {"workers": 0, "augment": "standard"}
     ),
+    "masked-lm": Case(TEXT, lambda place: rows_file(place / "rows.csv")),
     "toy": Case(TEXT, lambda place: rows_file(place / "rows.csv")),
     "toy of two variants": Case(TEXT, lambda place: rows_file(place / "rows.csv"), {"anew": False}, task="toy"),
 }
