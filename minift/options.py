@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields, make_dataclass
 
-from minift.data.layout import ImageLayout, Layout, TextLayout
+from minift.data.layout import LAYOUTS, Layout
 from minift.errors import UserError, look_up
 from minift.flags import check_ranges, flag, spelled
 from minift.tasks import FLAGS
@@ -71,9 +71,9 @@ class Options:
 # Flags of gradient steps, with which an exact solver has nothing to do
 GRADIENT = (
     *("epochs", "accumulate", "optimizer", "lr", "head_lr", "layer_decay", "weight_decay", "decay_rule", "schedule", "warmup"),
-    *("clip", "label_smoothing", "mixup", "cutmix", "patience"),
+    *("clip", "label_smoothing", "mixup", "cutmix", "patience", "class_weights", "sampler"),
 )
-READING = {f.name for kind in (TextLayout, ImageLayout) for f in fields(kind)}
+READING = {f.name for kind in LAYOUTS for f in fields(kind)}
 GRID = [f.name for f in fields(Options) if f.metadata["several"]]
 
 
@@ -124,6 +124,8 @@ def check(options) -> None:
         check_lbfgs(options)
     elif is_set(options, "l2"):
         raise UserError(f"--l2 {options.l2}: it is the penalty of --solver lbfgs; add that flag")
+    if is_set(options, "class_weights") and is_set(options, "sampler"):
+        raise UserError("--class-weights balanced with --sampler balanced: a rare class would count twice over; give one of them")
     if options.patience is not None and options.valid == "none":
         raise UserError("--patience with --valid none: without validation rows no epoch is better than another")
     described = sorted(name for name in {*READING, "valid", "test", "split_seed"} if is_set(options, name))

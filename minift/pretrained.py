@@ -1,6 +1,7 @@
 """The directory of a converted checkpoint and the model/ of a run, read and written: the same layout.
 
-model.safetensors   the body under minift's names; a run's head beside it as head.weight, head.bias
+model.safetensors   the body under minift's names; a run's head beside it as head.weight, head.bias; of a converted checkpoint
+                    heads of its pretraining as pretrained.TASK.NAME, as pretrained.masked-lm.dense.weight
 config.json         minift (version of this layout) and the fields of Checkpoint that are not tensors
 tokenizer.json      as the tokenizers library reads it; none beside a model of images
 
@@ -36,7 +37,8 @@ from minift.tasks.task import of
 
 LAYOUT = 1
 HEAD = "head."
-ELSEWHERE = ("tensors", "tokenizer", "head", "grafts", "origin")  # fields of Checkpoint that do not stand in config.json
+PRETRAINED = "pretrained."
+ELSEWHERE = ("tensors", "tokenizer", "head", "heads", "grafts", "origin")  # fields of Checkpoint that do not stand in config.json
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
@@ -58,6 +60,7 @@ class Checkpoint:
     task: dict | None = None  # of a run: name and fields of the task
     settings: dict | None = None  # of a run: how its data was read and batched
     head: dict[str, Tensor] = field(default_factory=dict)  # of a run
+    heads: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # of a converted checkpoint: task -> its pretrained head
     grafts: dict[str, Tensor] = field(default_factory=dict)  # of a run: what its method has added to the plain body
     origin: "Checkpoint | None" = None  # of a run that has been read and holds a delta: its base
 
@@ -279,6 +282,10 @@ def read(directory: Path, base: Checkpoint | None = None) -> Checkpoint:
     head = {name.removeprefix(HEAD): tensors.pop(name) for name in list(tensors) if name.startswith(HEAD)}
     described = {key: value for key, value in config.items() if key != "minift"}
     checkpoint = Checkpoint(tensors=tensors, head=head, tokenizer=None, **described)
+    if checkpoint.task is None:
+        for name in [name for name in tensors if name.startswith(PRETRAINED)]:
+            task, _, leaf = name.removeprefix(PRETRAINED).partition(".")
+            checkpoint.heads.setdefault(task, {})[leaf] = tensors.pop(name)
     try:
         task = None if checkpoint.task is None else of(checkpoint.task)
         body = checkpoint.empty_body(task.pool if task else checkpoint.own_pool)
@@ -372,6 +379,8 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
     known = checkpoint.origin.tensors if checkpoint.delta and checkpoint.origin else {}  # stands in the base
     own = {name: tensor for name, tensor in checkpoint.tensors.items() if tensor is not known.get(name)}
     tensors = own | checkpoint.grafts | {HEAD + name: tensor for name, tensor in checkpoint.head.items()}
+    for task, head in checkpoint.heads.items():
+        tensors |= {f"{PRETRAINED}{task}.{name}": tensor for name, tensor in head.items()}
     with whole(directory) as fresh:
         write_tensors(fresh / "model.safetensors", tensors)
         write_json(fresh / "config.json", {"minift": LAYOUT} | config)

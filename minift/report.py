@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch.nn import BatchNorm2d
 
+from minift.cli import spelled as command_of
 from minift.errors import look_up
 from minift.finetuned import predictions
 from minift.flags import spelled
@@ -61,7 +62,9 @@ def print_model(training, start, options) -> None:
                      f"{mine[0].lr:g}" if mine else "", decays, mode])  # fmt: skip
     rows.append(["total", sum(row[1] for row in rows), sum(row[2] for row in rows), "", "", ""])
     origin = f"{shown(start.place)}, from {start.checkpoint.source}" if start.place else start.checkpoint.source
-    print(f"model  {origin}; newly initialised: {', '.join(training.new)}")
+    other_head = start.checkpoint.task and "head" in training.new
+    dropped = f"; its own head, of {start.checkpoint.task['name']}, is left out" if other_head else ""
+    print(f"model  {origin}; newly initialised: {', '.join(training.new) or 'nothing'}{dropped}")
     print(table(["stage", "parameters", "trainable", "lr", "weight decay", "mode"], rows))
     if taken := lengthened(model.body):
         print(f"note: the method takes {taken} positions before every text")
@@ -119,14 +122,14 @@ def print_results(run, parts: dict, task, training, scores: dict, progress, opti
         last = list(scores)[-1]
         if shown_table := scores[last].meter.table():
             print(f"\n{shown_table}  ({last})\n")
-    if "valid" in scores:
+    if "valid" in scores and task.by_row:
         print_worst(run, parts["valid"], task, training, scores["valid"].losses, options)
     quoted, scored = shlex.quote(str(run.directory)), options.test or options.valid
     print(f"predict   python -m minift.predict {quoted} {parts['train'].example()}")
     print(f"evaluate  python -m minift.evaluate {quoted} --data {'DATA' if scored in (None, 'none') else shlex.quote(scored)}")
     family = FAMILIES.get(run.template.architecture) if run.template.task["name"] in EXPORTED else None
     if family and task.pool == family.pool and mergeable(training.model.body):
-        print(f"export    python convert.py {quoted} --to hf --out {shlex.quote(f'{run.directory}-hf')}")
+        print(f"export    {command_of('convert')} {quoted} --to hf --out {shlex.quote(f'{run.directory}-hf')}")
 
 
 def print_worst(run, examples, task, training, losses: np.ndarray, options) -> None:

@@ -14,7 +14,7 @@ def read_splits(options, task: type, layout) -> dict[str, Examples]:
     """The splits that there are: train, valid, test. options: train.py's. task: has `read`. layout: how files are read."""
     if options.train is None:
         if options.task != "text-classification":
-            raise UserError(f"--task {options.task}: the embedded sample is one of texts; give --train")
+            raise UserError(f"--task {options.task}: the embedded sample is for text-classification; give --train FILE")
         rows = task.read(str(REVIEWS), layout)
         splits = np.array([reviews_split(f"{text}\t{label}") for text, label in zip(rows.texts, rows.labels, strict=True)])
         return {name: rows.take(np.flatnonzero(splits == name)) for name in ("train", "valid", "test")}

@@ -13,13 +13,13 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from minift.data.batching import Batch, Data
+from minift.data.batching import Batch, Labelled
 
 CHUNK = 1000  # rows a call: what the tokenizer holds of a row besides its ids is many times as large
 
 
 @dataclass
-class Encoded(Data):
+class Encoded(Labelled):
     """Texts or pairs of texts as token ids, one unit a row."""
 
     tokens: list[np.ndarray]  # one array of ids a row
@@ -37,10 +37,6 @@ class Encoded(Data):
             "longest": int(self.lengths.max()),
             f"cut by {self.max_length}": self.cut,
         }
-
-    def outline(self, units: np.ndarray, epoch: int | None) -> Batch:
-        targets = tuple(torch.from_numpy(values[units]) for values in self.targets)
-        return Batch((), targets, units, torch.ones(len(units)), 0.0 if epoch is None else self.smoothing)
 
     def batches(self, order: list[np.ndarray], device: torch.device, epoch: int | None = None) -> Iterator[Batch]:
         for units in order:

@@ -29,6 +29,13 @@ BESIDE = "minift.json"
 TASKS = {"bert": "text-classification", "resnet": "image-classification"}
 
 
+def check_architecture(architecture: str) -> None:
+    """Raises UserError for one whose names in the two libraries are not known here."""
+    if architecture not in TASKS:
+        known = " and ".join(TASKS)
+        raise UserError(f"{architecture}: directories of peft and of the adapters library are read and written of {known}")
+
+
 # ---- out ----
 
 
@@ -95,6 +102,7 @@ def find_base(directory: Path, name: str | None, recorded: object) -> tuple[Chec
         raise UserError(f"{place}: a run of {base.method}, whose layers are no longer plain; name a plain base with --base")
     if FAMILIES[base.architecture].pool == "cls" and base.own_pool is None:
         raise UserError(f"{directory}: the head reads BERT's pooler, and {place} has none; name another base with --base")
+    check_architecture(base.architecture)
     base = replace(base, base=sha256(place / "model.safetensors"))
     if beside.get("base", base.base) != base.base:
         raise UserError(

@@ -17,7 +17,7 @@ Axes: B units of a batch.
 import json
 import typing
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -90,9 +90,18 @@ class Task:
         them. checkpoint: has the tokenizer or the preprocessing. workers: processes that read images."""
         raise NotImplementedError
 
+    @property
+    def by_row(self) -> bool:
+        """Whether each unit of the data is of one row, so that rows have a loss of their own and the worst can be shown."""
+        return True
+
     def head(self, body: nn.Module) -> nn.Module:
         """A new head on the body, on its device: forward(state, batch) -> outputs."""
         raise NotImplementedError
+
+    def pretrained_head(self, checkpoint) -> dict[str, Tensor] | None:
+        """The weights that a checkpoint has for such a head, from its pretraining or from a run; None: the head is new."""
+        return None
 
     def loss(self, outputs, batch: Batch) -> Tensor:
         raise NotImplementedError
@@ -172,6 +181,7 @@ def of(stored: dict) -> Task:
         raise UserError(f"task: the name is {name!r}; expected one of {', '.join(TASKS)}")
     cls = look_up(TASKS, name, "task")
     types = {f.name: typing.get_type_hints(cls)[f.name] for f in fields(cls)}
+    values = {f.name: f.default for f in fields(cls) if f.default is not MISSING} | values  # of a run from before there was one
     if values.keys() != types.keys():
         raise UserError(f"task: {name} has the fields {', '.join(types)}, and here are {', '.join(values) or 'none'}")
     for key, value in values.items():
