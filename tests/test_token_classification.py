@@ -118,6 +118,18 @@ def test_words_without_a_token_are_scored_as_o_and_counted(checkpoint):
     assert [p["tags"] for p in task.predict(outputs, data)] == [["O"], ["O"]]
 
 
+def test_a_word_without_a_token_is_o_wherever_o_stands_among_the_labels(checkpoint):
+    task = TokenClassification(["I-X", "B-X", "O"], None, 40, 4)
+    data = task.prepare(tagged(("film \u200d film", "B-X I-X B-X")), checkpoint)
+    logits = torch.tensor([[0.0, 0.0, 0.0], [0.0, 9.0, 0.0], [9.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    (prediction,) = task.predict(iter([(0, [logits])]), data)
+    assert prediction["tags"] == ["B-X", "O", "B-X"]  # no I-X after it
+    meter = task.meter(data)
+    (batch,) = data.batches([np.arange(1)], CPU)
+    meter.add(logits[None], batch)
+    assert meter.metrics()["f1_lenient_greedy"] == 0.5 and meter.metrics()["token_accuracy"] == pytest.approx(2 / 3)
+
+
 def test_a_type_that_training_has_not_seen_counts_as_missed_and_is_not_in_the_loss(checkpoint):
     examples = tagged(("the film .", "B-X B-Z O"))
     _, data = prepared(checkpoint, examples)
