@@ -89,11 +89,12 @@ class MaskedLM(Task):
             vocabulary = vocabulary_of(tokenizer, checkpoint.config["pad_token_id"])
         except ValueError as error:
             raise UserError(f"{checkpoint.source}: {error}, so nothing can be masked") from None
-        across = self.blocks == "across" and examples.filled
-        blocks = blocks_of(tokenizer, examples.texts, examples.numbers, across, self.max_length, vocabulary)
+        across, texts = self.blocks == "across" and examples.filled, examples.texts
+        if not examples.filled:  # a mask may be written as [MASK], whatever the tokenizer calls it
+            texts = [text.replace("[MASK]", tokenizer.id_to_token(vocabulary.mask)) for text in texts]
+        blocks = blocks_of(tokenizer, texts, examples.numbers, across, self.max_length, vocabulary)
         if not examples.filled and not any((ids == vocabulary.mask).any() for ids in blocks[0]):
-            name = tokenizer.id_to_token(vocabulary.mask)
-            raise UserError(f"{examples.path}: no {name} in it, so there is nothing to fill in; as 'The film was {name}.'")
+            raise UserError(f"{examples.path}: no [MASK] in it, so there is nothing to fill in; as 'The film was [MASK].'")
         tokens, begins, row_of, keys, parted = blocks
         return Blocks(
             tokens,
