@@ -182,7 +182,8 @@ def of(stored: dict) -> Task:
     cls = look_up(TASKS, name, "task")
     types = {f.name: typing.get_type_hints(cls)[f.name] for f in fields(cls)}
     values = {f.name: f.default for f in fields(cls) if f.default is not MISSING} | values  # of a run from before there was one
-    if values.keys() != types.keys():
+    required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+    if not required <= values.keys() <= types.keys():
         raise UserError(f"task: {name} has the fields {', '.join(types)}, and here are {', '.join(values) or 'none'}")
     for key, value in values.items():
         if not fits(value, types[key]):
