@@ -71,7 +71,7 @@ class Options:
 # Flags of gradient steps, with which an exact solver has nothing to do
 GRADIENT = (
     *("epochs", "accumulate", "optimizer", "lr", "head_lr", "layer_decay", "weight_decay", "decay_rule", "schedule", "warmup"),
-    *("clip", "label_smoothing", "mixup", "cutmix", "patience"),
+    *("clip", "label_smoothing", "mixup", "cutmix", "patience", "class_weights", "sampler"),
 )
 READING = {f.name for kind in LAYOUTS for f in fields(kind)}
 GRID = [f.name for f in fields(Options) if f.metadata["several"]]
@@ -84,10 +84,14 @@ def options_of(task: str) -> type:
 
 
 def flags_of_other_tasks(task: str) -> dict[str, str]:
-    """Flag -> to which task it belongs, of the flags that this task does not have."""
+    """Flag -> to which tasks it belongs, of the flags that this task does not have."""
     own = {f.name for f in fields(options_of(task))}
-    strange = {f.name: name for name in FLAGS for f in fields(look_up(FLAGS, name, "--task")) if f.name not in own}
-    return {spelled(flag): f"belongs to {name}, and the task is {task}" for flag, name in strange.items()}
+    strange: dict[str, list[str]] = {}
+    for name in FLAGS:
+        for f in fields(look_up(FLAGS, name, "--task")):
+            if f.name not in own:
+                strange.setdefault(f.name, []).append(name)
+    return {spelled(flag): f"belongs to {', '.join(names)}, and the task is {task}" for flag, names in strange.items()}
 
 
 def layout_of(options, kind: type[Layout]) -> Layout:
@@ -120,6 +124,8 @@ def check(options) -> None:
         check_lbfgs(options)
     elif is_set(options, "l2"):
         raise UserError(f"--l2 {options.l2}: it is the penalty of --solver lbfgs; add that flag")
+    if is_set(options, "class_weights") and is_set(options, "sampler"):
+        raise UserError("--class-weights balanced with --sampler balanced: a rare class would count twice over; give one of them")
     if options.patience is not None and options.valid == "none":
         raise UserError("--patience with --valid none: without validation rows no epoch is better than another")
     described = sorted(name for name in {*READING, "valid", "test", "split_seed"} if is_set(options, name))

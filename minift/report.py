@@ -36,9 +36,9 @@ def print_data(parts: dict, data: dict, task, notes: list[str]) -> None:
     print(table(["split", "rows", *task.columns(parts["train"]), *data["train"].describe()], rows))
     for note in notes:
         print(f"note: {note}")
-    seen = {tuple(row.values()) for row in parts["train"].inputs()}
+    seen = {str(row) for row in parts["train"].inputs()}  # a row may hold a list of words
     for split in [split for split in parts if split != "train"]:
-        shared = sum(tuple(row.values()) in seen for row in parts[split].inputs())
+        shared = sum(str(row) in seen for row in parts[split].inputs())
         if shared:
             print(f"note: {shared:,} of the {len(parts[split]):,} {split} rows are in the training rows too")
     print()
@@ -141,7 +141,8 @@ def print_worst(run, examples, task, training, losses: np.ndarray, options) -> N
     made = predictions(training.model, task, data, options.batch_size, training.precision)
     for i, (prediction, content) in enumerate(zip(made, rows.inputs(), strict=True)):
         head = f"  {rows.place(i)}{task.compare(rows, i, prediction)}  "
-        print(head + short(" | ".join(map(str, content.values())), len(head)))
+        shown = (" ".join(value) if isinstance(value, list) else str(value) for value in content.values())
+        print(head + short(" | ".join(shown), len(head)))
     print()
 
 

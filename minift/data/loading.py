@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from minift.data.batching import Batch, Data
+from minift.data.batching import Batch, Labelled
 from minift.data.decoding import START, ctrl_c_later, ignore_ctrl_c, open_image
 from minift.errors import UserError
 
@@ -140,7 +140,7 @@ def drawing(*key: int) -> Iterator[None]:
 
 
 @dataclass
-class Pictures(Data):
+class Pictures(Labelled):
     """Image files, with or without classes, on their way into a model. A unit is a picture.
 
     views: epoch e takes the draws of epoch e % views, so that what frozen stages make of a picture recurs; mixing, which joins the
@@ -149,7 +149,7 @@ class Pictures(Data):
     """
 
     files: list[Path]
-    targets: tuple[np.ndarray, ...]  # what a batch has as targets: (N) ids of the classes; () in prediction
+    targets: tuple[np.ndarray, ...]  # what a batch has as targets, (N, ...) each; () in prediction
     preprocessing: Preprocessing
     classes: int = 0  # needed where pictures are mixed
     augment: str = "none"
@@ -183,11 +183,9 @@ class Pictures(Data):
         return self.augment == "none" and self.variants is not None
 
     def take(self, chosen: np.ndarray) -> "Pictures":
-        return replace(self, files=[self.files[i] for i in chosen], targets=tuple(values[chosen] for values in self.targets))
-
-    def outline(self, units: np.ndarray, epoch: int | None) -> Batch:
-        targets = tuple(torch.from_numpy(values[units]) for values in self.targets)
-        return Batch((), targets, units, torch.ones(len(units)), 0.0 if epoch is None else self.smoothing)
+        by_row = {name: None if (values := getattr(self, name)) is None else values[chosen] for name in ("counts", "even")}
+        targets = tuple(values[chosen] for values in self.targets)
+        return replace(self, files=[self.files[i] for i in chosen], targets=targets, **by_row)
 
     def batches(self, order: list[np.ndarray], device: torch.device, epoch: int | None = None) -> Iterator[Batch]:
         """Batches with inputs ((B, 3, H, W) float32, channels last,).
@@ -225,6 +223,8 @@ class Pictures(Data):
                     with drawing(self.seed, epoch, int(units[0]), PER_BATCH):
                         images, labels = mix(images, *batch.targets)
                     batch = replace(batch, targets=(labels,))
+                    if batch.weights is not None:  # a share of a label counts as a row with that share of its weight
+                        batch = replace(batch, counts=(labels.double() @ batch.weights).cpu())
                 yield replace(batch, inputs=(images.contiguous(memory_format=torch.channels_last),))
         finally:
             with ctrl_c_later():

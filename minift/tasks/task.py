@@ -17,7 +17,7 @@ Axes: B units of a batch.
 import json
 import typing
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -152,6 +152,22 @@ class PooledLinear(nn.Linear):
         return super().forward(self.dropout(state.pooled))  # (B, D) -> (B, outputs)
 
 
+class TokenLinear(nn.Linear):
+    """W dropout(h) + b of every token, 0 where there is padding: the head of a task that reads the hidden states.
+
+    Its files hold head.weight and head.bias. dropout: of h; None: as the model's configuration says for a head.
+    """
+
+    def __init__(self, body: nn.Module, outputs: int, dropout: float | None = None):
+        super().__init__(body.config.width, outputs)
+        self.dropout = nn.Dropout(body.config.head_dropout if dropout is None else dropout)
+        body.initialise(self)
+
+    def forward(self, state: tuple, batch: Batch) -> Tensor:
+        outputs = super().forward(self.dropout(state.hidden))  # (B, S, D) -> (B, S, outputs)
+        return outputs if state.mask is None else outputs.masked_fill(~state.mask.unsqueeze(-1), 0.0)
+
+
 def described(name: str, task: Task) -> dict:
     """The task as config.json stores it."""
     return {"name": name, **asdict(task)}
@@ -165,7 +181,9 @@ def of(stored: dict) -> Task:
         raise UserError(f"task: the name is {name!r}; expected one of {', '.join(TASKS)}")
     cls = look_up(TASKS, name, "task")
     types = {f.name: typing.get_type_hints(cls)[f.name] for f in fields(cls)}
-    if values.keys() != types.keys():
+    values = {f.name: f.default for f in fields(cls) if f.default is not MISSING} | values  # of a run from before there was one
+    required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+    if not required <= values.keys() <= types.keys():
         raise UserError(f"task: {name} has the fields {', '.join(types)}, and here are {', '.join(values) or 'none'}")
     for key, value in values.items():
         if not fits(value, types[key]):
