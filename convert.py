@@ -178,6 +178,7 @@ def description_of_inputs(checkpoint) -> str:
 
 
 def export(arguments: argparse.Namespace) -> int | None:
+    from minift.formats.huggingface import EXPORTED
     from minift.pretrained import find, read
 
     if arguments.out is None:
@@ -186,6 +187,9 @@ def export(arguments: argparse.Namespace) -> int | None:
     place = find(arguments.source)
     out = new_place(arguments.out)
     checkpoint = read(place)
+    if checkpoint.task is not None and checkpoint.task["name"] not in EXPORTED and arguments.to != "minift":
+        task = checkpoint.task["name"]
+        raise UserError(f"--to {arguments.to}: {place} is a run of {task}; heads are written of {' and '.join(EXPORTED)}")
     if arguments.to in ADDED:
         refuse_flags(arguments, ("dtype", "check"), f"--to {arguments.to} writes what the run has added as it is")
         return ADDED[arguments.to](checkpoint, out)
@@ -274,8 +278,8 @@ def tell_how(checkpoint, out: Path, load: str) -> None:
 
 def auto_class(checkpoint) -> str:
     """The class of transformers that loads it."""
-    classifiers = {"bert": "AutoModelForSequenceClassification", "resnet": "AutoModelForImageClassification"}
-    return classifiers[checkpoint.architecture] if checkpoint.task else "AutoModel"
+    classifier = "AutoModelForSequenceClassification" if checkpoint.preprocessing is None else "AutoModelForImageClassification"
+    return classifier if checkpoint.task else "AutoModel"
 
 
 def new_place(out: str | Path) -> Path:
@@ -305,8 +309,9 @@ def cast(checkpoint, dtype: str | None) -> None:
 # ---- check ----
 
 # Architecture and library -> module here: module there whose output is compared; numbers as in the name tables of the model's file.
+BERT = {"embeddings": "embeddings", "layers.{}": "encoder.layer.{i}", "pooler": "pooler"}
 COMPARED = {
-    ("bert", "transformers"): {"embeddings": "embeddings", "layers.{}": "encoder.layer.{i}", "pooler": "pooler"},
+    **{(architecture, "transformers"): BERT for architecture in ("bert", "roberta", "xlm-roberta")},
     ("resnet", "transformers"): {"stem": "embedder", "blocks.{}": "encoder.stages.{g}.layers.{b}", "pooler": "pooler"},
     ("resnet", "torchvision"): {"stem": "maxpool", "blocks.{}": "layer{G}.{b}", "pooler": "avgpool"},
 }
@@ -323,11 +328,12 @@ def check(checkpoint, theirs: Path, dtype: str | None) -> int:
     from minift.formats.huggingface import look_up_module
 
     cast(checkpoint, dtype)
-    pool = {"bert": checkpoint.own_pool, "resnet": "mean"}[checkpoint.architecture]
+    of_images = checkpoint.preprocessing is not None
+    pool = "mean" if of_images else checkpoint.own_pool
     body = checkpoint.body(pool, dtype=torch.float64).eval()
     library, version, whole, base = reference(checkpoint, theirs, body.config)
     whole.to(getattr(torch, dtype or "float32")).double().eval()
-    described, inputs, state, kept = {"bert": random_texts, "resnet": random_images}[checkpoint.architecture](body.config)
+    described, inputs, state, kept = (random_images if of_images else random_texts)(body.config)
 
     names = [name for names in body.stages.values() for name in names]
     table = COMPARED[checkpoint.architecture, library]
@@ -339,12 +345,17 @@ def check(checkpoint, theirs: Path, dtype: str | None) -> int:
 
         return hook
 
-    for name in names:
-        base.get_submodule(look_up_module(name, table, body.numbering())).register_forward_hook(keep(name))
+    theirs = {name: look_up_module(name, table, body.numbering()) for name in names}
+    if theirs.get("pooler") not in dict(base.named_modules()):  # of RoBERTa's classifier it is a part of the head
+        theirs.pop("pooler", None)
+    for name, there in theirs.items():
+        base.get_submodule(there).register_forward_hook(keep(name))
     with torch.inference_mode():
         output = whole(*inputs)
         for name, stage in zip(names, body.walk(), strict=True):
             state = stage(state)
+            if name not in theirs:
+                continue
             found[name] = state.pooled if name == "pooler" else state.hidden[kept]
             expected[name] = expected[name].flatten(1) if name == "pooler" else expected[name][kept]
         if checkpoint.task is not None:
@@ -384,7 +395,7 @@ def random_texts(config) -> tuple:
     from minift.models.bert import State
 
     generator = torch.Generator().manual_seed(0)
-    length = min(64, config.max_position_embeddings)
+    length = min(64, config.max_length)
     tokens = torch.randint(config.vocab_size, (4, length), generator=generator)
     mask = torch.arange(length) < torch.tensor([length, length // 2, length // 4, 3])[:, None]
     types = (torch.arange(length) >= length // 3).long().expand_as(tokens) % config.type_vocab_size

@@ -101,6 +101,12 @@ class OnTheFly(Data):
         self.variants = data.variants
         self.as_evaluated = data.as_evaluated
 
+    def __getattr__(self, name: str):
+        """What a task looks up of its own data besides the contract, in `meter` and `predict`."""
+        if name == "data":  # of an empty object, as a copy begins
+            raise AttributeError(name)
+        return getattr(self.data, name)
+
     @property
     def rows(self) -> np.ndarray:
         return self.data.rows

@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import fields, replace
 
-from minift.data.layout import ImageLayout, Layout, TextLayout
+from minift.data.layout import LAYOUTS, Layout
 from minift.errors import UserError, command
 from minift.flags import Parser, add_flags, check_ranges, spelled
 
@@ -12,7 +12,7 @@ def add_layout_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of all layouts; which of them a run can use its task says."""
     own = {f.name for f in fields(Layout)}
     add_flags(parser, Layout, inherited="as in training")
-    for kind in (TextLayout, ImageLayout):
+    for kind in LAYOUTS:
         add_flags(parser, kind, inherited="as in training", without=own)
 
 
@@ -22,7 +22,7 @@ def given_of(arguments: argparse.Namespace, kind: type[Layout]) -> list[str]:
 
 def layout_of(arguments: argparse.Namespace, tuned) -> Layout:
     """The layout flags that were given; the others as in training, but for the number of workers, which is this machine's."""
-    given = {name: getattr(arguments, name) for kind in (TextLayout, ImageLayout) for name in given_of(arguments, kind)}
+    given = {name: getattr(arguments, name) for kind in LAYOUTS for name in given_of(arguments, kind)}
     known = {f.name for f in fields(tuned.layout)}
     if strange := sorted(given.keys() - known):
         raise UserError(f"{spelled(strange[0])}: the run is one of {tuned.checkpoint.task['name']}, which has no use for it")

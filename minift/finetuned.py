@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from minift.adapting import names_of
 from minift.cache import FrozenStages, OnTheFly
+from minift.cli import spelled as command_of
 from minift.data.batching import Data
 from minift.data.examples import Examples
 from minift.data.layout import Layout
 from minift.errors import UserError
 from minift.methods.surgery import wrappers
 from minift.optim.precision import autocast
-from minift.pretrained import Checkpoint, read, read_config
+from minift.pretrained import Checkpoint, read, read_config, recover
 from minift.tasks.task import Model, of
 from minift.training import Scores, evaluate, outputs_by_row
 
@@ -30,7 +31,7 @@ class FineTuned:
     model: nn.Module
     task: object
     checkpoint: Checkpoint  # without its tensors
-    precision: AbstractContextManager  # as `optim.precision.around` makes it
+    precision: AbstractContextManager  # as `optim.precision.autocast` makes it
     frozen: FrozenStages | None  # the stages that were frozen in training, run as they were then
     attached: dict[str | None, "FineTuned"] = field(default_factory=dict)  # other runs over the same base; None: the one loaded
 
@@ -135,10 +136,13 @@ def place_of(directory: str | Path) -> Path:
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory; expected a run's directory, as runs/NAME")
+    recover(directory / "model")
     place = directory / "model" if (directory / "model").is_dir() else directory
     config = read_config(place)
     if config.get("task") is None:
-        raise UserError(f"{directory}: a body without a head; train one first: python train.py --model {directory} --train FILE")
+        raise UserError(
+            f"{directory}: a body without a head; train one first: {command_of('train')} --model {directory} --train FILE"
+        )
     if "batch_size" not in (config.get("settings") or {}):
         raise UserError(f"{place / 'config.json'}: settings do not say how the run read its data")
     return place

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields, make_dataclass
 
-from minift.data.layout import ImageLayout, Layout, TextLayout
+from minift.data.layout import LAYOUTS, Layout
 from minift.errors import UserError, look_up
 from minift.flags import check_ranges, flag, spelled
 from minift.tasks import FLAGS
@@ -73,7 +73,7 @@ GRADIENT = (
     *("epochs", "accumulate", "optimizer", "lr", "head_lr", "layer_decay", "weight_decay", "decay_rule", "schedule", "warmup"),
     *("clip", "label_smoothing", "mixup", "cutmix", "patience", "class_weights", "sampler"),
 )
-READING = {f.name for kind in (TextLayout, ImageLayout) for f in fields(kind)}
+READING = {f.name for kind in LAYOUTS for f in fields(kind)}
 GRID = [f.name for f in fields(Options) if f.metadata["several"]]
 
 
@@ -85,12 +85,13 @@ def options_of(task: str) -> type:
 
 def flags_of_other_tasks(task: str) -> dict[str, str]:
     """Flag -> to which tasks it belongs, of the flags that this task does not have."""
-    own, strange = {f.name for f in fields(options_of(task))}, {}
+    own = {f.name for f in fields(options_of(task))}
+    strange: dict[str, list[str]] = {}
     for name in FLAGS:
         for f in fields(look_up(FLAGS, name, "--task")):
             if f.name not in own:
                 strange.setdefault(f.name, []).append(name)
-    return {spelled(flag): f"belongs to {', '.join(tasks)}, and the task is {task}" for flag, tasks in strange.items()}
+    return {spelled(flag): f"belongs to {', '.join(names)}, and the task is {task}" for flag, names in strange.items()}
 
 
 def layout_of(options, kind: type[Layout]) -> Layout:

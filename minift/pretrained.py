@@ -1,6 +1,7 @@
 """The directory of a converted checkpoint and the model/ of a run, read and written: the same layout.
 
-model.safetensors   the body under minift's names; a run's head beside it as head.weight, head.bias
+model.safetensors   the body under minift's names; a run's head beside it as head.weight, head.bias; of a converted checkpoint
+                    heads of its pretraining as pretrained.TASK.NAME, as pretrained.masked-lm.dense.weight
 config.json         minift (version of this layout) and the fields of Checkpoint that are not tensors
 tokenizer.json      as the tokenizers library reads it; none beside a model of images
 
@@ -36,7 +37,8 @@ from minift.tasks.task import of
 
 LAYOUT = 1
 HEAD = "head."
-ELSEWHERE = ("tensors", "tokenizer", "head", "grafts", "origin")  # fields of Checkpoint that do not stand in config.json
+PRETRAINED = "pretrained."
+ELSEWHERE = ("tensors", "tokenizer", "head", "heads", "grafts", "origin")  # fields of Checkpoint that do not stand in config.json
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
@@ -58,6 +60,7 @@ class Checkpoint:
     task: dict | None = None  # of a run: name and fields of the task
     settings: dict | None = None  # of a run: how its data was read and batched
     head: dict[str, Tensor] = field(default_factory=dict)  # of a run
+    heads: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # of a converted checkpoint: task -> its pretrained head
     grafts: dict[str, Tensor] = field(default_factory=dict)  # of a run: what its method has added to the plain body
     origin: "Checkpoint | None" = None  # of a run that has been read and holds a delta: its base
 
@@ -225,7 +228,7 @@ def read_tensors(path: Path, checked: bool = True) -> dict[str, Tensor]:
     check_path(path)
     try:
         tensors = load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, LookupError, AttributeError, TypeError, ValueError) as error:  # a type that this torch has not
         size, why = path.stat().st_size, " ".join(str(error).split())[:200]
         raise UserError(f"{path}: cut short or no safetensors file ({size:,} bytes; {why}); fetch it again") from None
     if checked:
@@ -237,9 +240,10 @@ def check_values(where: Path, tensors: dict[str, Tensor]) -> None:
     """Every weight is a finite floating-point number; the counters of BatchNorms are integers. One pass, without a copy."""
     for name, tensor in tensors.items():
         is_counter = name.endswith("num_batches_tracked")
-        if tensor.is_floating_point() == is_counter or tensor.is_complex() or tensor.dtype == torch.bool:
+        packed = "float4" in str(tensor.dtype)  # two numbers a byte: of another shape, too
+        if tensor.is_floating_point() == is_counter or tensor.is_complex() or tensor.dtype == torch.bool or packed:
             kind = str(tensor.dtype).removeprefix("torch.")
-            expected = "an integer" if is_counter else "a floating-point type"
+            expected = "an integer" if is_counter else "a floating-point type of 8 bits or more"
             raise UserError(f"{where}: {name} is stored as {kind}, {expected} is expected; save it again in that type")
         if is_counter or not tensor.numel():
             continue
@@ -278,6 +282,10 @@ def read(directory: Path, base: Checkpoint | None = None) -> Checkpoint:
     head = {name.removeprefix(HEAD): tensors.pop(name) for name in list(tensors) if name.startswith(HEAD)}
     described = {key: value for key, value in config.items() if key != "minift"}
     checkpoint = Checkpoint(tensors=tensors, head=head, tokenizer=None, **described)
+    if checkpoint.task is None:
+        for name in [name for name in tensors if name.startswith(PRETRAINED)]:
+            task, _, leaf = name.removeprefix(PRETRAINED).partition(".")
+            checkpoint.heads.setdefault(task, {})[leaf] = tensors.pop(name)
     try:
         task = None if checkpoint.task is None else of(checkpoint.task)
         body = checkpoint.empty_body(task.pool if task else checkpoint.own_pool)
@@ -371,6 +379,8 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
     known = checkpoint.origin.tensors if checkpoint.delta and checkpoint.origin else {}  # stands in the base
     own = {name: tensor for name, tensor in checkpoint.tensors.items() if tensor is not known.get(name)}
     tensors = own | checkpoint.grafts | {HEAD + name: tensor for name, tensor in checkpoint.head.items()}
+    for task, head in checkpoint.heads.items():
+        tensors |= {f"{PRETRAINED}{task}.{name}": tensor for name, tensor in head.items()}
     with whole(directory) as fresh:
         write_tensors(fresh / "model.safetensors", tensors)
         write_json(fresh / "config.json", {"minift": LAYOUT} | config)

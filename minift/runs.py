@@ -58,6 +58,7 @@ class Run:
         template = replace(
             start.checkpoint,
             tensors={},  # the body has its own
+            heads={},
             origin=None,
             base=base,
             base_name=name,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from minift import cache
 from minift.adapting import adapt, default_epochs, default_lr, lr_factors, names_of, parse_methods
 from minift.checkpointing import checkpoint_activations
+from minift.cli import spelled as command_of
 from minift.data.batching import Data
 from minift.data.examples import Examples
 from minift.errors import UserError, look_up
@@ -25,7 +26,7 @@ from minift.optim.measure import choose
 from minift.optim.precision import autocast
 from minift.optim.schedules import SCHEDULES, check_factors, warmup_steps
 from minift.optim.unfreezing import UNFREEZING
-from minift.pretrained import Checkpoint, find, read, untrained
+from minift.pretrained import Checkpoint, check_shapes, find, read, untrained
 from minift.runs import choose_directory
 from minift.specs import parse
 from minift.tasks import TASKS
@@ -77,7 +78,7 @@ def start(options) -> Start:
     if checkpoint.grafts:
         raise UserError(
             f"{name}: a run of {checkpoint.method}, whose layers are no longer plain; merge them first, where that is possible: "
-            f"python convert.py {name} --to minift --out DIR"
+            f"{command_of('convert')} {name} --to minift --out DIR"
         )
     return Start(task, checkpoint, place, device)
 
@@ -145,7 +146,12 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int)
     new_pooler = task.pool == "cls" and checkpoint.own_pool is None
     if new_pooler and not {name for name in pretrained if name.startswith("pooler.")} <= trained.keys():
         raise UserError(f"{options.model} has no pooler, and {options.method} would not train a new one; add --pool mean")
-    model = Model(body, task.head(body)).to(start.device, memory_format=torch.channels_last)  # in which convolutions are fast
+    head = task.head(body)
+    known = task.pretrained_head(checkpoint) if options.init == "pretrained" else None
+    if known is not None:
+        check_shapes(start.place / "model.safetensors", known, head.state_dict(), options.task)
+        head.load_state_dict(known)
+    model = Model(body, head).to(start.device, memory_format=torch.channels_last)  # in which convolutions are fast
     groups = make_groups(
         model,
         options.lr,
@@ -187,7 +193,7 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int)
         (Terms(),) if terms(body) is not None else (),
         steps=steps,
         seconds=choice.seconds,
-        new=("everything" if options.init == "random" else "head", *["pooler"] * new_pooler),
+        new=("everything",) if options.init == "random" else (*["head"] * (known is None), *["pooler"] * new_pooler),
         saved=list(trained) if has_base and not whole else None,
         frozen=frozen,
     )
@@ -197,9 +203,8 @@ def with_precision(options, training: Setup) -> tuple[object, dict[str, str]]:
     """(the options with the precision that was chosen, where it comes from if it was measured)"""
     if options.precision != "auto":
         return options, {}
-    figures = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in training.seconds.items())
     name = str(training.precision.dtype).removeprefix("torch.")
-    return replace(options, precision=name), {"precision": f"measured ({figures})" if figures else "found"}
+    return replace(options, precision=name), {"precision": "measured" if training.seconds else "found"}
 
 
 def inputs_like(data: Data, rows: int, device: torch.device) -> tuple[Tensor | None, ...]:
@@ -212,7 +217,7 @@ def inputs_like(data: Data, rows: int, device: torch.device) -> tuple[Tensor | N
 def check_positions(options, body: nn.Module) -> None:
     """Virtual tokens before the text take positions of the model."""
     if taken := lengthened(body):
-        left = body.config.max_position_embeddings - taken
+        left = body.config.max_length - taken
         if options.max_length > left:
             raise UserError(
                 f"--max-length {options.max_length}: {options.method} takes {taken} of the model's positions, give {left} or less"

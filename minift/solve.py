@@ -9,10 +9,11 @@ import time
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from minift.cache import OnTheFly
 from minift.data.batching import Batch, Data, in_order
-from minift.optim.logistic import fit_logistic, sweep_l2
+from minift.optim.logistic import fit_logistic, kornblith_grid, sweep_l2
 from minift.training import Progress, evaluate, rank_of
 
 
@@ -27,13 +28,16 @@ def solve(training, train: OnTheFly, valid: OnTheFly | None, run, options, progr
     classes, l2 = len(task.labels), options.l2
     if l2 is None:
         valid_features, valid_labels = all_features(valid, options.batch_size)
-        fits = sweep_l2(features, labels, valid_features, valid_labels, classes)
+        with tqdm(total=len(kornblith_grid(len(labels))), desc="penalties", leave=False, disable=None) as bar:
+            fits = sweep_l2(features, labels, valid_features, valid_labels, classes, lambda fit: bar.update())
         scores = [{"loss": fit.loss} | metrics_of(task, valid, fit, valid_features, valid_labels) for fit in fits]
         run.log([{"split": "valid", "l2": fit.l2, **metrics} for fit, metrics in zip(fits, scores, strict=True)])
         best = max(range(len(fits)), key=lambda i: rank_of(scores[i], options.monitor, task))
         weight, bias = fits[best].weight, fits[best].bias
-        at_end = ", the end of the range" if best in (0, len(fits) - 1) else ""
-        print(f"best of {len(fits)} penalties from {fits[0].l2:.1e} to {fits[-1].l2:.1e}: l2 {fits[best].l2:.2e}{at_end}")
+        whole = len(fits) == len(kornblith_grid(len(labels)))
+        at_end = ", the end of the range" if best == 0 or (whole and best == len(fits) - 1) else ""
+        ended = "" if whole else ", where validation became worse"
+        print(f"best of {len(fits)} penalties from {fits[0].l2:.1e} to {fits[-1].l2:.1e}{ended}: l2 {fits[best].l2:.2e}{at_end}")
     else:
         weight, bias = fit_logistic(features, labels, classes, l2)
     model.head.load_state_dict({"weight": weight.to(model.head.weight), "bias": bias.to(model.head.bias)})

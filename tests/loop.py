@@ -51,9 +51,11 @@ class Nowhere:
         pass
 
 
-def train_with(model: Model, task, data, optimizer, run, schedule=lambda step: 1.0, unfreezing=None, **changes) -> Progress:
+def train_with(
+    model: Model, task, data, optimizer, run, schedule=lambda step: 1.0, unfreezing=None, penalties=(), **changes
+) -> Progress:
     """`fit` without validation rows, in the type of the weights."""
     progress = Progress()
-    training = Training(model, task, optimizer, schedule, Float32(), unfreezing)
+    training = Training(model, task, optimizer, schedule, Float32(), unfreezing, penalties)
     fit(training, data, None, run, loop_options(**changes), progress)
     return progress

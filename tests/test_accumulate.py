@@ -10,6 +10,7 @@ from minift.data.batching import Data, in_order, shuffled
 from minift.methods.surgery import freeze
 from minift.optim.groups import make_groups
 from minift.tasks.classification import Classification
+from minift.training import Penalty
 
 
 class Recorder:
@@ -71,4 +72,36 @@ def test_gradient_of_the_larger_batch(k, kind):
         expected = [p.grad for group in recorder.groups for p in group.parameters]
         for ours, theirs in zip(gradients, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+        recorder.zero_grad()
+
+
+class OfWeights(Penalty):
+    """0.3 |W|^2 of the head, once a step."""
+
+    def term(self, model):
+        return 0.3 * model.head.weight.square().sum()
+
+
+class OfOutputs(Penalty):
+    """The mean over the units of the squares of their outputs."""
+
+    def units(self, state, outputs, batch, progress):
+        return 0.1 * outputs.square().sum(1) * (progress.step + 1)
+
+
+@pytest.mark.parametrize("k", [1, 2, 50])
+def test_a_penalty_counts_once_a_step_or_once_a_unit(k):
+    random = np.random.default_rng(0)
+    data, body = texts(random), tiny_body(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model = classifier(body).double()
+    recorder, penalties = Recorder(make_groups(model, 1.0, 0.0)), (OfWeights(), OfOutputs())
+    task = Classification(["a", "b"], "cls")
+    train_with(model, task, data, recorder, Nowhere(), accumulate=k, clip=1e9, penalties=penalties)
+    for number, (window, gradients) in enumerate(zip(in_order(shuffled(data.lengths, 4, 0, 0), k), recorder.steps, strict=True)):
+        batch = next(iter(data.batches([np.concatenate(window)], torch.device("cpu"))))
+        made = logits(model, batch)
+        loss = torch.nn.functional.cross_entropy(made, *batch.targets) + 0.3 * model.head.weight.square().sum()
+        (loss + 0.1 * made.square().sum(1).mean() * (number + 1)).backward()
+        for ours, p in zip(gradients, (p for group in recorder.groups for p in group.parameters), strict=True):
+            torch.testing.assert_close(ours, p.grad, rtol=0, atol=1e-12)
         recorder.zero_grad()

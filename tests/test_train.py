@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +14,10 @@ import torch
 from tiny import TEXTS, converted_directory, rows_file, tiny_body
 
 import minift
+import minift.training
 import train
 from minift import evaluate, predict
-from minift.errors import UserError
+from minift.errors import Diverged, UserError
 from minift.options import options_of
 from minift.pretrained import read
 
@@ -384,6 +385,94 @@ def test_several_seeds_and_what_they_have_in_common(tmp_path, base, capsys):
     assert (summary["best"], summary["worst"]) == (max(accuracies), min(accuracies))
     assert result(directory)["valid"]["loss"]["best"] == min(result(directory)["valid"]["loss"]["values"])
     assert "3 seeds, in" in capsys.readouterr().out
+
+
+def test_a_seed_that_diverges_is_counted_and_the_others_stay(tmp_path, base, capsys, monkeypatch):
+    run_once = train.run_once
+
+    def diverging(options):
+        if options.seed == 43:
+            raise Diverged("the loss is nan at step 3")
+        return run_once(options)
+
+    monkeypatch.setattr(train, "run_once", diverging)
+    directory = run(tmp_path, base, seeds=3)
+    assert result(directory)["diverged"] == 1 and len(result(directory)["valid"]["loss"]["values"]) == 2
+    assert "seed-43 diverged: the loss is nan" in capsys.readouterr().out
+    monkeypatch.setattr(train, "run_once", lambda options: diverging(replace(options, seed=43)))
+    with pytest.raises(UserError, match="all 2 runs have diverged"):
+        run(tmp_path, base, "none", seeds=2)
+
+
+def test_several_learning_rates_are_a_grid_of_which_the_best_is_kept(tmp_path, base, capsys):
+    directory = run(tmp_path, base, lr="1e-9,1e-2", batch_size="8,16", epochs=10, monitor="loss")
+    printed = capsys.readouterr().out
+    grid = json.loads((directory / "grid.json").read_text())
+    assert len(grid["runs"]) == 4 and "4 runs, in" in printed
+    losses = {label: one["valid"]["loss"] for label, one in grid["runs"].items()}
+    assert grid["best"] == min(losses, key=losses.get) and "lr=0.01" in grid["best"]
+    assert result(directory)["valid"] == grid["runs"][grid["best"]]["valid"]  # moved up, with its model
+    assert len(minift.load(directory).predict(TEXTS)) == len(TEXTS)
+    others = [path for path in directory.iterdir() if path.name.startswith(("lr", "batch"))]
+    assert len(others) == 3 and not any((path / "model").exists() for path in others)
+    assert all((path / "result.json").is_file() for path in others)
+
+
+def test_precision_is_measured_once_and_recorded(tmp_path, base, capsys, monkeypatch):
+    times = []
+    monkeypatch.setattr("minift.optim.measure.measure", lambda *a: times.append(1) or {"float32": 0.3, "bfloat16": 0.1})
+    directory = run(tmp_path, base, precision="auto", seeds=2)
+    config = json.loads((directory / "seed-42" / "config.json").read_text())
+    assert len(times) == 1 and config["flags"]["precision"] == "bfloat16"
+    assert config["seconds_of_products"] == {"float32": 0.3, "bfloat16": 0.1}
+    assert "measured: float32 300 ms, bfloat16 100 ms" in capsys.readouterr().out
+    assert config_of(directory / "seed-43")["settings"]["precision"] == "bfloat16"
+    minift.load(directory / "seed-43").predict(TEXTS)
+    assert len(times) == 1
+
+
+def test_a_model_of_nan_is_never_the_best(tmp_path, base, monkeypatch):
+    """What breaks in the last step of an epoch shows in validation alone."""
+    train_step = minift.training.step
+
+    def breaking(training, *rest):
+        taken = train_step(training, *rest)
+        if rest[-1].step == 11:  # the last one of the second epoch
+            with torch.no_grad():
+                next(training.model.parameters()).fill_(torch.nan)
+        return taken
+
+    monkeypatch.setattr("minift.training.step", breaking)
+    for monitor in ("loss", "accuracy"):
+        with pytest.raises(Diverged, match="the validation loss is nan"):
+            run(tmp_path, base, monitor, monitor=monitor)
+        assert [p["label"] for p in minift.load(tmp_path / monitor).predict(TEXTS)]  # of the first epoch
+        assert all(tensor.isfinite().all() for tensor in read(tmp_path / monitor / "model").tensors.values())
+
+
+def test_a_run_of_one_step_trains(tmp_path, base):
+    directory = run(tmp_path, base, epochs=1, batch_size=64)
+    assert [event["lr"] for event in events(directory) if event["split"] == "train"] == [1e-2]
+
+
+def test_wrong_flags_are_one_line(capsys):
+    for argv, said in (
+        (["--batchsize", "8"], "did you mean --batch-size"),
+        (["--lr"], "expected one argument"),
+        (["--lr", "fast"], "invalid float value"),
+        (["--mixup", "0.2"], "--mixup belongs to image-classification, and the task is text-classification"),
+        (["--task", "image-classification", "--max-length", "9"], "--max-length belongs to text-classification"),
+        (["--lr", "1e-3,nan"], "--lr nan: expected a number above 0"),
+        (["--lr", "1e-3,1e-2", "--seeds", "2"], "give one with --seeds"),
+        (["--lr", "1e-3,1e-2", "--valid", "none"], "nothing to choose the best by"),
+        (["--model", ""], "--model is empty"),
+        (["--unfreeze", ""], "--unfreeze is empty"),
+        (["--optimizer", ""], "--optimizer is empty"),
+        (["--accumulate", "99999999999999999999"], "at most 1e+06"),
+    ):
+        with pytest.raises(UserError) as error:
+            train.main(argv)
+        assert said in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_plan_trains_nothing_and_leaves_nothing(tmp_path, base, capsys):

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from minift.adapting import adapt, parse_methods
 from minift.errors import UserError, look_up
-from minift.formats.bases import find_base, over, read_config, read_either, source_of_base, write_beside
+from minift.formats.bases import check_architecture, find_base, over, read_config, read_either, source_of_base, write_beside
 from minift.formats.huggingface import write_bin
 from minift.methods import houlsby, pfeiffer
 from minift.methods.surgery import delta
@@ -136,6 +136,7 @@ def write(
 def write_run(directory: Path, run: Checkpoint) -> None:
     if run.task is None or not run.delta:
         raise UserError(f"{run.source}: --to adapters is for a run of houlsby or pfeiffer that started from a converted model")
+    check_architecture(run.architecture)
     config = look_up(MODELS, run.architecture, "architecture").Config(**run.config)
     labels, pool = run.task["labels"], run.task["pool"]
     write(directory, run.method, config, run.grafts, run.head, labels, pool, source_of_base(run) or "", run)

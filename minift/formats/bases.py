@@ -29,6 +29,13 @@ BESIDE = "minift.json"
 TASKS = {"bert": "text-classification", "resnet": "image-classification"}
 
 
+def check_architecture(architecture: str) -> None:
+    """Raises UserError for one whose names in the two libraries are not known here."""
+    if architecture not in TASKS:
+        known = " and ".join(TASKS)
+        raise UserError(f"{architecture}: directories of peft and of the adapters library are read and written of {known}")
+
+
 # ---- out ----
 
 
@@ -49,7 +56,7 @@ def read_config(path: Path) -> dict:
     """A JSON object of one of the two libraries."""
     if not path.is_file():
         raise UserError(f"{path}: no such file, so this is no directory of peft or of the adapters library")
-    return read_object(path)
+    return read_object(inside(path.parent, path.name))
 
 
 def read_either(directory: Path, files: tuple[str, ...]) -> tuple[Path, dict[str, Tensor]]:
@@ -70,7 +77,7 @@ def read_beside(directory: Path) -> dict:
     """minift.json; empty where there is none."""
     if not (directory / BESIDE).is_file():
         return {}
-    beside = read_object(directory / BESIDE)
+    beside = read_config(directory / BESIDE)
     if "labels" in beside:  # as an older minift wrote it
         name = TASKS["bert" if "max_length" in (beside.get("settings") or {}) else "resnet"]
         beside = of_today(beside | {"task": {"name": name, "labels": beside.pop("labels"), "pool": None}})
@@ -95,6 +102,7 @@ def find_base(directory: Path, name: str | None, recorded: object) -> tuple[Chec
         raise UserError(f"{place}: a run of {base.method}, whose layers are no longer plain; name a plain base with --base")
     if FAMILIES[base.architecture].pool == "cls" and base.own_pool is None:
         raise UserError(f"{directory}: the head reads BERT's pooler, and {place} has none; name another base with --base")
+    check_architecture(base.architecture)
     base = replace(base, base=sha256(place / "model.safetensors"))
     if beside.get("base", base.base) != base.base:
         raise UserError(
@@ -137,10 +145,15 @@ def over(
 
 def labels_of(directory: Path, count: int, recorded: list[str] | None) -> list[str]:
     beside = read_beside(directory)
-    labels = (beside.get("task") or {}).get("labels") or recorded or [f"LABEL_{i}" for i in range(count)]
+    task = beside.get("task")
+    if not isinstance(task, dict | None):
+        raise UserError(
+            f"{directory / BESIDE}: task {str(task)[:60]} is none of a run's; delete the file to go on without its labels"
+        )
+    labels = (task or {}).get("labels") or recorded or [f"LABEL_{i}" for i in range(count)]
     texts = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
     if not texts or len({*labels}) != count or len(labels) != count:
-        where = directory / BESIDE if beside.get("task") else directory
+        where = directory / BESIDE if task else directory
         raise UserError(f"{where}: labels {str(labels)[:60]} are no {count} different names, one for each row of the head")
     return labels
 
@@ -155,8 +168,6 @@ def task_of(directory: Path, base: Checkpoint, classes: int, recorded: list[str]
     }
     if base.tokenizer is not None:
         task |= {"max_length": min(128, base.config["max_position_embeddings"] - taken), "pairs": False}
-    if not isinstance(said, dict):
-        raise UserError(f"{file}: task {str(said)[:60]} is none of a run's; delete the file to go on without its labels")
     task |= {name: value for name, value in said.items() if name != "pool"}
     try:
         of(task)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from minift.data.loading import IMAGENET_V1, Preprocessing
 from minift.errors import UserError, look_up
+from minift.formats import bytelevel
 from minift.formats.wordpiece import FILES as TOKENIZER_FILES
 from minift.formats.wordpiece import read_tokenizer, write_tokenizer
 from minift.models import MODELS
@@ -44,6 +45,7 @@ class Family(NamedTuple):
     roots: tuple[str, ...]  # what they begin with where none follows
     head: str  # before weight and bias of the head
     pool: str  # what the head reads
+    pooler: str | None  # before weight and bias of the pooler, where with a head it is a part of that; None: it stays the body's
     computed: dict[str, object]  # field of config.json -> the one value under which transformers computes what the model file does
     files: tuple[str, ...]  # what `read_inputs` reads, where it is there
     read_inputs: Callable[[Path, object, list[str]], dict]  # (directory, config, what to say) -> fields of Checkpoint
@@ -98,6 +100,9 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
     """A directory for AutoModel, or for AutoModelFor...Classification where the checkpoint is a run's."""
     family, body = FAMILIES[checkpoint.architecture], checkpoint.empty_body()
     tensors = to_huggingface(checkpoint.tensors, body, family.prefix if checkpoint.task else "")
+    if checkpoint.task and family.pooler:
+        own = f"{family.prefix}pooler.dense."
+        tensors = {name.replace(own, family.pooler) if name.startswith(own) else name: t for name, t in tensors.items()}
     config = {"architectures": [family.body], "model_type": checkpoint.architecture, **checkpoint.config, **family.computed}
     if checkpoint.task:
         labels = checkpoint.task["labels"]
@@ -301,8 +306,8 @@ def to_huggingface(tensors: dict[str, Tensor], body: nn.Module, prefix: str) -> 
 # ---- texts: tokenizer and pooling ----
 
 
-def read_texts(directory: Path, config, said: list[str]) -> dict:
-    return {"tokenizer": read_tokenizer(directory, config, said), "pool": read_pool(directory)}
+def read_texts(directory: Path, config, said: list[str], read_one: Callable = read_tokenizer) -> dict:
+    return {"tokenizer": read_one(directory, config, said), "pool": read_pool(directory)}
 
 
 POOLS = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
@@ -317,8 +322,8 @@ def read_pool(directory: Path) -> str | None:
     return next((pool for pool, mode in POOLS.items() if modes == [mode]), None)
 
 
-def write_texts(directory: Path, checkpoint: Checkpoint, config) -> None:
-    write_tokenizer(directory, checkpoint, config)
+def write_texts(directory: Path, checkpoint: Checkpoint, config, write_one: Callable = write_tokenizer) -> None:
+    write_one(directory, checkpoint, config)
     if checkpoint.pool is not None:
         (directory / "1_Pooling").mkdir(exist_ok=True)
         flags = {mode: pool == checkpoint.pool for pool, mode in POOLS.items()}
@@ -403,6 +408,19 @@ def write_preprocessing(directory: Path, checkpoint: Checkpoint, config) -> None
 
 EXPORTED = ("text-classification", "image-classification")  # tasks whose heads transformers has
 
+ROBERTA = Family(
+    body="RobertaModel",
+    classifier="RobertaForSequenceClassification",
+    prefix="roberta.",
+    roots=("embeddings.", "encoder.", "pooler."),
+    head="classifier.out_proj.",
+    pool="cls",
+    pooler="classifier.dense.",
+    computed={"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False},
+    files=(*bytelevel.FILES, "1_Pooling/config.json"),
+    read_inputs=partial(read_texts, read_one=bytelevel.read_tokenizer),
+    write_inputs=partial(write_texts, write_one=bytelevel.write_tokenizer),
+)
 FAMILIES = {
     "bert": Family(
         body="BertModel",
@@ -411,11 +429,14 @@ FAMILIES = {
         roots=("embeddings.", "encoder.", "pooler."),
         head="classifier.",
         pool="cls",
+        pooler=None,
         computed={"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False},
         files=(*TOKENIZER_FILES, "1_Pooling/config.json"),
         read_inputs=read_texts,
         write_inputs=write_texts,
     ),
+    "roberta": ROBERTA,
+    "xlm-roberta": ROBERTA._replace(body="XLMRobertaModel", classifier="XLMRobertaForSequenceClassification"),
     "resnet": Family(
         body="ResNetModel",
         classifier="ResNetForImageClassification",
@@ -423,6 +444,7 @@ FAMILIES = {
         roots=("embedder.", "encoder."),
         head="classifier.1.",
         pool="mean",
+        pooler=None,
         computed={
             "num_channels": 3,
             "layer_type": "bottleneck",

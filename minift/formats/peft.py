@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from minift.adapting import adapt, parse_methods
 from minift.errors import UserError
-from minift.formats.bases import find_base, over, read_config, read_either, source_of_base, write_beside
+from minift.formats.bases import check_architecture, find_base, over, read_config, read_either, source_of_base, write_beside
 from minift.formats.huggingface import FAMILIES, Family, look_up_module
 from minift.methods import dora, ia3, lora, prefix
 from minift.methods.prefix import Prefixed
@@ -126,6 +126,7 @@ def writable(checkpoint: Checkpoint) -> tuple[str, dict]:
     """(name, options) of a run's method that a directory of peft's can hold."""
     if checkpoint.task is None or checkpoint.method is None:
         raise UserError(f"{checkpoint.source}: a plain model, and a directory of peft's holds what a run has learned; --to hf")
+    check_architecture(checkpoint.architecture)
     method, family = checkpoint.method, FAMILIES[checkpoint.architecture]
     parts, name = parse_methods(method), method.partition(":")[0]
     if len(parts) > 1 or name not in PEFT_TYPES:

@@ -35,7 +35,8 @@ def partial(body: nn.Module, *, stages: int = 1) -> None:
     """
     known = list(body.stages)
     if not 1 <= stages <= len(known):
-        raise ValueError(f"stages={stages}: the body has {len(known)}, {known[0]} to {known[-1]}; 1 to {len(known)} is expected")
+        found = f"the body has {len(known)}, from {known[0]} to {known[-1]}"
+        raise ValueError(f"stages={stages}: {found}; 1 to {len(known)} is expected")
     for stage in known[-stages:]:
         for name in body.stages[stage]:
             thaw(body.get_submodule(name))

@@ -1,7 +1,8 @@
 """Multinomial logistic regression by L-BFGS, and the sweep over its penalty with which the literature scores frozen features."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,53 +10,46 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 TIGHT, LOOSE = 1e-8, 1e-4  # tolerance of one fit, and of those of a sweep
-ROUND = 100  # steps of L-BFGS before the curvature is looked at anew
+ROUND = 100  # steps of L-BFGS before the curvature is computed anew
+PATIENCE = 6  # penalties, one and a half decades, after the best validation loss and the best accuracy: then a sweep ends
 
 
 class Fit(NamedTuple):
     l2: float
-    accuracy: float  # this and the loss on the validation rows
-    loss: float
+    loss: float  # on the validation rows
     weight: Tensor  # (C, D) float64
     bias: Tensor  # (C) float64
 
 
 class Rows(NamedTuple):
-    """Features moved and turned into Z = (X - mean) Q, on which a fit is quick and the same.
+    """Features as Z = (X - mean) Q with a column of ones behind, so that theta (C, R + 1) holds weight and bias.
 
     |W| does not change by a rotation, and the bias, which bears no penalty, takes up the mean. Where N < D the best W lies in the
-    span of the rows, so that N columns of Q do for it.
+    span of the rows, so that N columns of Q are enough; else Q is the identity.
 
-    Axes: N rows, D features, R = min(N, D).
+    Axes: N rows, D features, R = min(N, D), C classes.
     """
 
     mean: Tensor  # (D)
-    Q: Tensor  # (D, R), columns orthonormal
-    Z: Tensor  # (N, R), columns orthogonal
-    variance: Tensor  # (R), of the columns of Z
+    Q: Tensor | None  # (D, R), columns orthonormal; None: the identity
+    Z: Tensor  # (N, R + 1)
     labels: Tensor  # (N)
 
 
-def fit_logistic(
-    features: Tensor, labels: Tensor, classes: int, l2: float, start: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor]:
+def fit_logistic(features: Tensor, labels: Tensor, classes: int, l2: float) -> tuple[Tensor, Tensor]:
     """The weight W (C, D) and the bias b (C), in float64, at the minimum of
 
         1/N sum_n -log softmax(W x_n + b)[y_n]  +  l2/2 |W|^2
 
-    features: (N, D), of any floating type. labels: (N) int64, below C. l2: above 0. start: a weight and a bias to begin from, zeros
-    unless given. Only differences within b matter: its sum is 0. A class without rows has no best bias, only a very low one.
+    features: (N, D), of any floating type. labels: (N) int64, below C. l2: above 0. Only differences within b matter: its sum is
+    0. A class without rows has no best bias, only a very low one. Raises ValueError for features that are not finite.
 
     Equal to sklearn.linear_model.LogisticRegression with C = 1 / (N l2) (tests/reference/test_logistic.py). Of two classes
     scikit-learn makes one sigmoid with a penalty on w = W[1] - W[0]; here W[1] = -W[0] = w / 2, so that |W|^2 = |w|^2 / 2: the
     same minimum is that of C = 2 / (N l2), with coef_ = 2 W[1] and intercept_ = 2 b[1].
     """
-    rows = turned(features, labels)
-    a, b = zeros(rows, classes)
-    if start is not None:
-        weight, bias = (x.to(rows.Z) for x in start)
-        a, b = weight @ rows.Q, bias + weight @ rows.mean
-    return turned_back(rows, *descend(rows, l2, a, b, TIGHT))
+    rows = centred(features, labels)
+    return weight_and_bias(rows, minimise(rows, l2, zeros(rows, classes), TIGHT))
 
 
 def sweep_l2(
@@ -64,29 +58,36 @@ def sweep_l2(
     valid_features: Tensor,
     valid_labels: Tensor,
     classes: int,
-    grid: Iterable[float] | None = None,
+    progress: Callable[[Fit], None] | None = None,
 ) -> list[Fit]:
-    """The fit of every penalty in `grid`, from the strongest on; unset, the grid is `kornblith_grid`.
+    """The fits of the penalties of `kornblith_grid`, from the strongest on, until the validation rows want no weaker one.
 
-    `max(fits, key=lambda fit: fit.accuracy)` is the protocol's choice; of equally accurate ones it takes the strongest penalty. A
-    fit starts where the two before it point to on the axis log l2 (the protocol starts from the one before), and comes to rest
-    earlier than `fit_logistic`, about 1e-6 of the objective above its minimum.
+    That is where neither their loss nor their accuracy has become better for PATIENCE penalties, while the protocol goes on to the
+    end: weak penalties take most of its time. A fit starts where the two before it point to on the axis log l2 (the protocol
+    starts from the one before), and stops earlier than `fit_logistic`, about 1e-6 of the objective above its minimum.
+
+    progress: is called after every fit. There are 45 at most.
     """
-    rows = turned(train_features, train_labels)
-    valid, valid_labels = valid_features.to(rows.Z), valid_labels.to(rows.labels)
-    fits, last_two = [], []
-    for l2 in sorted(set(kornblith_grid(len(rows.labels)) if grid is None else grid), reverse=True):
-        starts = [last_two[-1][1:] if last_two else zeros(rows, classes)]
+    rows = centred(train_features, train_labels)
+    valid, valid_labels = finite(valid_features).to(rows.Z), valid_labels.to(rows.labels)
+    fits, last_two, best, since = [], [], (-math.inf, -math.inf), 0
+    for l2 in reversed(kornblith_grid(len(rows.labels))):
+        starts = [last_two[-1][1] if last_two else zeros(rows, classes)]
         if len(last_two) == 2:
-            (l2_0, a_0, b_0), (l2_1, a_1, b_1) = last_two
-            ahead = math.log(l2 / l2_1) / math.log(l2_1 / l2_0)
-            starts.append((a_1 + ahead * (a_1 - a_0), b_1 + ahead * (b_1 - b_0)))
-        a, b = descend(rows, l2, *min(starts, key=lambda start, l2=l2: objective(rows, l2, *start)), LOOSE)
-        last_two = [*last_two, (l2, a, b)][-2:]
-        weight, bias = turned_back(rows, a, b)
+            (l2_0, theta_0), (l2_1, theta_1) = last_two
+            starts.append(theta_1 + math.log(l2 / l2_1) / math.log(l2_1 / l2_0) * (theta_1 - theta_0))
+        theta = minimise(rows, l2, min(starts, key=partial(objective, rows, l2)), LOOSE)
+        last_two = [*last_two, (l2, theta)][-2:]
+        weight, bias = weight_and_bias(rows, theta)
         logits = valid @ weight.T + bias
-        accuracy = (logits.argmax(1) == valid_labels).double().mean()
-        fits.append(Fit(l2, accuracy.item(), cross_entropy(logits, valid_labels).item(), weight, bias))
+        loss, accuracy = cross_entropy(logits, valid_labels).item(), (logits.argmax(1) == valid_labels).double().mean().item()
+        fits.append(Fit(l2, loss, weight, bias))
+        if progress is not None:
+            progress(fits[-1])
+        since = 0 if accuracy > best[0] or -loss > best[1] else since + 1
+        best = max(best[0], accuracy), max(best[1], -loss)
+        if since == PATIENCE:
+            break
     return fits
 
 
@@ -99,67 +100,87 @@ def kornblith_grid(rows: int) -> list[float]:
     return [2 * 10 ** (i / 4 - 6) / rows for i in range(45)]
 
 
-# ---- on turned rows: a = W Q and b, the bias there ----
+# ---- theta (C, R + 1): the weight on the columns of Z, and behind it the bias ----
 
 
-def turned(features: Tensor, labels: Tensor) -> Rows:
-    X = features.double()
-    mean = X.mean(0)
-    Z, span = X - mean, None
+def finite(features: Tensor) -> Tensor:
+    bad = (~features.isfinite()).any(1).nonzero().flatten()
+    if len(bad):
+        raise ValueError(
+            f"{len(bad)} of {len(features)} rows have features that are infinite or NaN, the first is row {bad[0] + 1}"
+        )
+    return features
+
+
+def centred(features: Tensor, labels: Tensor) -> Rows:
+    X = finite(features).double()
+    mean, Q = X.mean(0), None
+    Z = X - mean
     if Z.shape[0] < Z.shape[1]:
-        span, R = torch.linalg.qr(Z.T)
+        Q, R = torch.linalg.qr(Z.T)
         Z = R.T
-    variance, Q = torch.linalg.eigh(Z.T @ Z / len(Z))
-    return Rows(mean, Q if span is None else span @ Q, Z @ Q, variance.clamp_min(0.0), labels)
+    return Rows(mean, Q, torch.cat([Z, torch.ones_like(Z[:, :1])], 1), labels)
 
 
-def turned_back(rows: Rows, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    weight = a @ rows.Q.T
+def weight_and_bias(rows: Rows, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of the features as they were given."""
+    a, b = theta[:, :-1], theta[:, -1]
+    weight = a if rows.Q is None else a @ rows.Q.T
     bias = b - weight @ rows.mean
     return weight, bias - bias.mean()
 
 
-def zeros(rows: Rows, classes: int) -> tuple[Tensor, Tensor]:
-    return rows.Z.new_zeros(classes, rows.Z.shape[1]), rows.Z.new_zeros(classes)
+def zeros(rows: Rows, classes: int) -> Tensor:
+    return rows.Z.new_zeros(classes, rows.Z.shape[1])
 
 
-def objective(rows: Rows, l2: float, a: Tensor, b: Tensor) -> Tensor:
-    return cross_entropy(rows.Z @ a.T + b, rows.labels) + l2 / 2 * a.square().sum()
+def objective(rows: Rows, l2: float, theta: Tensor) -> Tensor:
+    return cross_entropy(rows.Z @ theta.T, rows.labels) + l2 / 2 * theta[:, :-1].square().sum()
 
 
-def descend(rows: Rows, l2: float, a: Tensor, b: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-    """The objective's minimum from (a, b) on, by L-BFGS in units in which its curvature is about 1.
+def minimise(rows: Rows, l2: float, theta: Tensor, tolerance: float) -> Tensor:
+    """The theta at the objective's minimum, from the given one on, by L-BFGS in coordinates in which its curvature is about 1.
 
-    With h the mean of p (1 - p) over rows and classes, the curvature along column r of a is about h variance_r + l2, along b about
-    h. A round ends after ROUND steps, or where the largest derivative is below tolerance sqrt(J): there the objective J could
-    fall by the order of tolerance^2 J. The last round is the one that falls by less than that.
+    With h_n the mean over the classes of p (1 - p) of row n, the curvature of a class's row of theta is about
+
+        M = 1/N Z^T diag(h) Z + l2 (0 for the bias),      M = V diag(d) V^T,      theta = x T^T,  T = V diag(d)^(-1/2)
+
+    A round ends after ROUND steps, where the largest derivative is at most tolerance sqrt(J), at which the objective J could fall
+    by the order of tolerance^2 J, or where a step falls by less than that or than float64 resolves. The last round is the one that
+    ends with such derivatives, or that falls by less as a whole.
     """
-    if not l2 > 0:
+    if not (math.isfinite(l2) and l2 > 0):
         raise ValueError(f"l2 is {l2}; without a penalty above 0 rows that can be separated have no best weight")
-    J = objective(rows, l2, a, b).item()
+    resolved = max(tolerance**2, 4 * torch.finfo(theta.dtype).eps)
+    penalty = torch.full_like(theta[0], l2)
+    penalty[-1] = 0
+    J = objective(rows, l2, theta).item()
     while True:
-        p = (rows.Z @ a.T + b).softmax(1)
-        h = (p * (1 - p)).mean().clamp_min(torch.finfo(p.dtype).eps)
-        unit_a, unit_b = (h * rows.variance + l2).rsqrt(), h.rsqrt()
-        x, y = (a / unit_a).requires_grad_(), (b / unit_b).requires_grad_()
+        p = (rows.Z @ theta.T).softmax(1)
+        h = (p * (1 - p)).mean(1, keepdim=True)
+        d, V = torch.linalg.eigh(rows.Z.T @ (rows.Z * h) / len(h) + penalty.diag())
+        root = d.clamp_min(torch.finfo(d.dtype).eps * d.max()).sqrt()
+        T = V / root
+        x = (theta @ (V * root)).requires_grad_()
+        flat = tolerance * math.sqrt(J)
         lbfgs = torch.optim.LBFGS(
-            [x, y],
+            [x],
             max_iter=ROUND,
             max_eval=30 * ROUND,  # a line search has up to 25: they shall not end the round
-            tolerance_grad=tolerance * math.sqrt(J),
-            tolerance_change=0.0,
+            tolerance_grad=flat,
+            tolerance_change=resolved * J,
             history_size=20,
             line_search_fn="strong_wolfe",
         )
+        lbfgs.step(partial(differentiate, rows, l2, T, x))
+        before, J = J, differentiate(rows, l2, T, x).item()
+        theta = (x @ T.T).detach()
+        if x.grad.abs().max() <= flat or not before - J > resolved * before:
+            return theta
 
-        def derive(x=x, y=y, unit_a=unit_a, unit_b=unit_b) -> Tensor:
-            loss = objective(rows, l2, x * unit_a, y * unit_b)
-            x.grad, y.grad = torch.autograd.grad(loss, [x, y])
-            return loss
 
-        lbfgs.step(derive)
-        a, b = (x * unit_a).detach(), (y * unit_b).detach()
-        before, J = J, objective(rows, l2, a, b).item()
-        fall = before - J
-        if not fall > tolerance**2 * before:
-            return a, b
+def differentiate(rows: Rows, l2: float, T: Tensor, x: Tensor) -> Tensor:
+    """The objective at theta = x T^T, and its gradient in x.grad."""
+    loss = objective(rows, l2, x @ T.T)
+    (x.grad,) = torch.autograd.grad(loss, [x])
+    return loss

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from minift.data.layout import ImageLayout, TextLayout
+from minift.data.layout import DocumentLayout, ImageLayout, Layout, TextLayout
 from minift.flags import flag
 
 
@@ -30,7 +30,7 @@ class ClassificationFlags(LabelFlags):
         "gradient: steps of the optimizer; lbfgs: a probe solved exactly, its L2 penalty chosen by validation",
         choices=("gradient", "lbfgs"),
     )
-    l2: float | None = flag(None, "penalty of lbfgs; unset: the best of 45", above=0)
+    l2: float | None = flag(None, "penalty of lbfgs; unset: the best of at most 45", above=0)
 
 
 @dataclass(frozen=True)
@@ -91,5 +91,32 @@ class ImageClassificationFlags(ClassificationFlags, ImageFlags):
 
 
 @dataclass(frozen=True)
+class TokenClassificationFlags(Layout):
+    format: str = flag("auto", "auto (by the extension), conll (a word and its tag a line), jsonl, lines (sentences without tags)")
+    text_column: str | None = flag(None, "of the words: number from 1, or key of a jsonl file; unset: the first, or a usual key")
+    label_column: str | None = flag(None, "of the tags: number from 1, or key of a jsonl file; unset: the last, or a usual key")
+    max_length: int | None = flag(
+        None, "tokens of a window, special ones counted; longer rows have several; unset: 128, or what the model can take", least=3
+    )
+    overlap: int | None = flag(None, "tokens that neighbouring windows of a row share; unset: a quarter of --max-length", least=0)
+
+
+@dataclass(frozen=True)
 class MultiLabelImageClassificationFlags(MultiLabelFlags, ImageFlags):
     pass
+
+
+@dataclass(frozen=True)
+class MaskedLMFlags(DocumentLayout):
+    max_length: int | None = flag(None, "tokens of a block, special ones counted; unset: 128, or what the model can take", least=5)
+    blocks: str = flag(
+        "within",
+        "within: each document cut into blocks of its own; across: all documents are one stream, cut into full blocks",
+        choices=("within", "across"),
+    )
+    masking: str = flag(
+        "exact",
+        "exact: that share of each block's tokens; whole-words: of its words; coin: each token by chance",
+        choices=("exact", "whole-words", "coin"),
+    )
+    mask_share: float = flag(0.15, "share of the tokens to be predicted: 80 % become [MASK], 10 % another token", above=0, below=1)

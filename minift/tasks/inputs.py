@@ -58,10 +58,13 @@ class OfTexts(Pooled):
         positions = checkpoint.max_length
         if self.max_length > positions:
             raise UserError(f"--max-length {self.max_length}: the model has {positions} positions")
-        if self.pairs and checkpoint.config["type_vocab_size"] < 2:
-            raise UserError(f"{examples.path}: pairs of texts, and the model knows one kind of text (type_vocab_size 1)")
-        if self.pairs and self.max_length < 5:
-            raise UserError(f"--max-length {self.max_length}: expected 5 or more for pairs, of which 3 are special")
+        if self.pairs:
+            empty = checkpoint.tokenizer.encode("", "")
+            if max(empty.type_ids) >= checkpoint.config["type_vocab_size"]:
+                raise UserError(f"{examples.path}: pairs of texts, and the model knows one kind of text (type_vocab_size 1)")
+            if self.max_length < len(empty) + 2:
+                least = f"expected {len(empty) + 2} or more for pairs, of which {len(empty)} are special"
+                raise UserError(f"--max-length {self.max_length}: {least}")
         if (examples.pairs is not None) != self.pairs:
             trained = (
                 "pairs of texts, and here is one text a row (--pair on the command line)"

@@ -90,9 +90,18 @@ class Task:
         them. checkpoint: has the tokenizer or the preprocessing. workers: processes that read images."""
         raise NotImplementedError
 
+    @property
+    def by_row(self) -> bool:
+        """Whether each unit of the data is of one row, so that rows have a loss of their own and the worst can be shown."""
+        return True
+
     def head(self, body: nn.Module) -> nn.Module:
         """A new head on the body, on its device: forward(state, batch) -> outputs."""
         raise NotImplementedError
+
+    def pretrained_head(self, checkpoint) -> dict[str, Tensor] | None:
+        """The weights that a checkpoint has for such a head, from its pretraining or from a run; None: the head is new."""
+        return None
 
     def loss(self, outputs, batch: Batch) -> Tensor:
         raise NotImplementedError
@@ -143,6 +152,22 @@ class PooledLinear(nn.Linear):
         return super().forward(self.dropout(state.pooled))  # (B, D) -> (B, outputs)
 
 
+class TokenLinear(nn.Linear):
+    """W dropout(h) + b of every token, 0 where there is padding: the head of a task that reads the hidden states.
+
+    Its files hold head.weight and head.bias. dropout: of h; None: as the model's configuration says for a head.
+    """
+
+    def __init__(self, body: nn.Module, outputs: int, dropout: float | None = None):
+        super().__init__(body.config.width, outputs)
+        self.dropout = nn.Dropout(body.config.head_dropout if dropout is None else dropout)
+        body.initialise(self)
+
+    def forward(self, state: tuple, batch: Batch) -> Tensor:
+        outputs = super().forward(self.dropout(state.hidden))  # (B, S, D) -> (B, S, outputs)
+        return outputs if state.mask is None else outputs.masked_fill(~state.mask.unsqueeze(-1), 0.0)
+
+
 def described(name: str, task: Task) -> dict:
     """The task as config.json stores it."""
     return {"name": name, **asdict(task)}
@@ -156,8 +181,8 @@ def of(stored: dict) -> Task:
         raise UserError(f"task: the name is {name!r}; expected one of {', '.join(TASKS)}")
     cls = look_up(TASKS, name, "task")
     types = {f.name: typing.get_type_hints(cls)[f.name] for f in fields(cls)}
-    values = {f.name: f.default for f in fields(cls) if f.default is not MISSING} | values  # of a run from before there was one
-    if values.keys() != types.keys():
+    required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+    if not required <= values.keys() <= types.keys():
         raise UserError(f"task: {name} has the fields {', '.join(types)}, and here are {', '.join(values) or 'none'}")
     for key, value in values.items():
         if not fits(value, types[key]):

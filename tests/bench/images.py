@@ -97,9 +97,10 @@ def full_steps() -> None:
     from minift.methods.surgery import freeze
     from minift.models.resnet import ResNet
     from minift.optim.groups import make_groups
-    from minift.optim.precision import around, choose
+    from minift.optim.precision import autocast
     from minift.optim.sgd import SGD
-    from minift.tasks.image_classification import ImageClassification
+    from minift.tasks.classification import Classification
+    from minift.tasks.task import Model
 
     images, labels = torch.randn(BATCH, 3, 224, 224), torch.arange(BATCH) % 2
     plain = torchvision.models.resnet50(num_classes=2)
@@ -114,23 +115,23 @@ def full_steps() -> None:
         body = ResNet(ResNet.Config())
         freeze(body)
         full(body)
-        task = ImageClassification(["a", "b"])
-        model = task.model(body).to(memory_format=torch.channels_last).train()
-        optimizer = SGD(make_groups(model, 1e-3, 1e-4))
-        batch, precision = Batch((images.to(memory_format=torch.channels_last),), labels), around(dtype)
+        task = Classification(["a", "b"], "mean")
+        model = Model(body, task.head(body)).to(memory_format=torch.channels_last).train()
+        optimizer, precision = SGD(make_groups(model, 1e-3, 1e-4)), autocast(dtype)
+        batch = Batch((images.to(memory_format=torch.channels_last),), (labels,), labels.numpy(), torch.ones(BATCH))
 
         def step():
             with precision:
-                loss, count = task.loss(model(batch), labels)
-            (loss / count).backward()
+                loss = task.loss(model(batch)[1], batch).mean()
+            loss.backward()
             optimizer.step()
             optimizer.zero_grad()
 
         return step
 
-    steps = {"plain": plain_step, "float32": minift_step(torch.float32)}
-    if choose("auto", torch.device("cpu")) == torch.bfloat16:
-        steps["bfloat16"] = minift_step(torch.bfloat16)
+    steps = {"plain": plain_step} | {
+        str(dtype).removeprefix("torch."): minift_step(dtype) for dtype in (torch.float32, torch.bfloat16)
+    }
     seconds = dict.fromkeys(steps, float("inf"))
     for i in range(1 + STEPS):
         for name, step in steps.items():
@@ -176,14 +177,11 @@ def main() -> None:
     import torch
     import torchvision
 
-    from minift.optim.precision import choose
-
     def role(*words: str) -> list[str]:
         return [__file__, "--data", str(arguments.data), "--role", *words]
 
-    low = str(choose("auto", torch.device("cpu"))).removeprefix("torch.")
-    paths = dict.fromkeys((low, "float32"))
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, the device is fastest in {low}\n")
+    paths = ("bfloat16", "float32")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         os.environ["MINIFT_WEIGHTS"] = name

@@ -15,6 +15,7 @@ import time
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 
 REPETITIONS, STEPS, WARM, ROWS, LR = 3, 25, 3, 32, 2e-3
@@ -29,19 +30,24 @@ def minift_side(directory: Path):
     from minift.optim.groups import make_groups
     from minift.pretrained import read
     from minift.tasks.classification import Classification
+    from minift.tasks.task import Model
 
     checkpoint = read(WEIGHTS)
     checkpoint.config |= NO_DROPOUT
     body = checkpoint.body()
     adapt(body, "lora")
-    model = Classification(["negative", "positive"], "cls").model(body)
+    model = Model(body, Classification(["negative", "positive"], "cls").head(body))
     optimizer = AdamW(make_groups(model, LR, 0.0))
 
     def step():
         optimizer.step()
         optimizer.zero_grad()
 
-    return model, lambda tokens, mask, types: model(Batch((tokens, mask, types), None)), step
+    def logits(tokens, mask, types):
+        rows = len(tokens)
+        return model(Batch((tokens, mask, types), (), np.arange(rows), torch.ones(rows)))[1]
+
+    return model, logits, step
 
 
 def peft_side(directory: Path):
@@ -105,7 +111,7 @@ def start_alike(model: torch.nn.Module, directory: Path) -> None:
 def prepare(directory: Path) -> None:
     """The checkpoint for transformers, and the batches."""
     from minift.data.batching import shuffled
-    from minift.data.reading import Layout
+    from minift.data.layout import TextLayout
     from minift.data.samples import REVIEWS
     from minift.formats import huggingface
     from minift.pretrained import read
@@ -113,11 +119,10 @@ def prepare(directory: Path) -> None:
 
     checkpoint = read(WEIGHTS)
     huggingface.write(directory / "hf", checkpoint)
-    rows = TextClassification.read(str(REVIEWS), Layout())
-    labels = TextClassification.ids(rows, TextClassification.names(rows), False)
-    data = TextClassification.prepare(rows, labels, checkpoint, {"max_length": 128, "pairs": False})
+    rows = TextClassification.read(str(REVIEWS), TextLayout())
+    data = TextClassification(["negative", "positive"], "cls", 128, pairs=False).prepare(rows, checkpoint)
     stream = data.batches(shuffled(data.lengths, ROWS, 0, 0), torch.device("cpu"), 0)
-    batches = [(batch.inputs[0], batch.inputs[1], batch.inputs[2], batch.labels) for batch in islice(stream, STEPS)]
+    batches = [(batch.inputs[0], batch.inputs[1], batch.inputs[2], *batch.targets) for batch in islice(stream, STEPS)]
     torch.save(batches, directory / "batches.pt")
 
 

@@ -35,23 +35,25 @@ def measure(name: str, checkpointed: str) -> None:
     from minift.optim.groups import make_groups
     from minift.optim.precision import autocast
     from minift.tasks.classification import Classification
+    from minift.tasks.task import Model
 
     torch.manual_seed(0)
     body, precision = Bert(Bert.Config()), autocast(getattr(torch, name))
     freeze(body)
     full(body)
     task = Classification(["a", "b"], "cls")
-    model = task.model(body).train()
+    model = Model(body, task.head(body)).train()
     if checkpointed == "True":
         checkpoint_activations(body, precision)
     optimizer = AdamW(make_groups(model, 5e-5, 0.01))
-    batch = Batch((torch.randint(1000, 30000, (ROWS, LENGTH)),), torch.arange(ROWS) % 2)
+    tokens, labels = torch.randint(1000, 30000, (ROWS, LENGTH)), torch.arange(ROWS) % 2
+    batch = Batch((tokens,), (labels,), labels.numpy(), torch.ones(ROWS))
     seconds = []
     for _ in range(1 + STEPS):
         start = time.perf_counter()
         with precision:
-            loss, count = task.loss(model(batch), batch.labels)
-        (loss / count).backward()
+            loss = task.loss(model(batch)[1], batch).mean()
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - start)

@@ -34,6 +34,21 @@ def converted_roberta(directory: Path) -> Path:
     return directory
 
 
+def sentences_file(path: Path, rows: int = 40) -> Path:
+    """CoNLL columns: `good` and `bad` begin entities, which `very` may go on; every third row is longer than a window of 12."""
+    kinds = {"good": "B-likes", "bad": "B-dislikes"}
+    lines = []
+    for i in range(rows):
+        words = ["the", "film", "was", ("good", "bad")[i % 2], *["very"] * (i % 3), "slowly"]
+        words += [*["xyz", "bad"] * (4 * (i % 3 == 0)), "."]
+        tags = [kinds.get(word, "O") for word in words]
+        for at in range(1, len(words)):
+            tags[at] = f"I-{tags[at - 1][2:]}" if words[at] == "very" else tags[at]
+        lines += [*map("\t".join, zip(words, tags, strict=True)), ""]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
 def plain_resnet(directory: Path) -> Path:
     return converted_resnet(directory, tiny_resnet())
 
@@ -75,12 +90,14 @@ BALANCED = {"class_weights": "balanced", "label_smoothing": 0.1}
 CASES = {
     "text-classification": Case(TEXT, lambda place: rows_file(place / "rows.csv")),
     "image-classification": Case(("resnet",), lambda place: photographs(place / "photos"), {"workers": 0, "augment": "standard"}),
+    "token-classification": Case(TEXT, lambda place: sentences_file(place / "rows.conll"), {"max_length": 12, "overlap": 3}),
     "classification with weights": Case(TEXT, lambda place: rows_file(place / "rows.csv"), BALANCED, task="text-classification"),
     "text-regression": Case(TEXT, lambda place: numbers_file(place / "rows.csv")),
     "multi-label-classification": Case(TEXT, lambda place: sets_file(place / "rows.csv"), {"pos_weight": "balanced"}),
     "multi-label-image-classification": Case(
         ("resnet",), lambda place: tagged_photographs(place / "rows.csv"), {"workers": 0, "augment": "standard"}
     ),
+    "masked-lm": Case(TEXT, lambda place: rows_file(place / "rows.csv")),
     "toy": Case(TEXT, lambda place: rows_file(place / "rows.csv")),
     "toy of two variants": Case(TEXT, lambda place: rows_file(place / "rows.csv"), {"anew": False}, task="toy"),
 }

@@ -7,14 +7,20 @@ import re
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import huggingface_directory, tiny_body
+from tiny import huggingface_directory, tiny_body, trust_our_own_files
 from tokenizers import Tokenizer, models
 
 import convert
+from minift import cli, pretrained
 from minift.errors import UserError
 from minift.formats.huggingface import from_processor
 from minift.models.resnet import ResNetConfig
 from minift.pretrained import read
+
+
+@pytest.fixture(autouse=True)
+def own_files(monkeypatch):
+    trust_our_own_files(monkeypatch)
 
 
 def change_config(directory, **changes):
@@ -324,3 +330,31 @@ def test_wrong_use(tmp_path):
     ):
         with pytest.raises(UserError, match=wanted):
             convert.main(arguments)
+
+
+# ---- where things go ----
+
+
+def test_weights_of_a_wheel_go_to_the_user_s_cache(tmp_path, monkeypatch):
+    """Never beside the package, which in a wheel is site-packages; tests/wheel.sh installs one."""
+    monkeypatch.delenv("MINIFT_WEIGHTS", raising=False)
+    assert pretrained.weights_directory() == cli.CHECKOUT / "weights"
+    monkeypatch.setattr(cli, "CHECKOUT", tmp_path / "site-packages")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert pretrained.weights_directory() == tmp_path / "cache" / "minift"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert pretrained.weights_directory() == tmp_path / "home" / ".cache" / "minift"
+    with pytest.raises(UserError, match="to download and convert it: minift-convert owner/name"):
+        pretrained.find("owner/name")
+    monkeypatch.setenv("MINIFT_WEIGHTS", str(tmp_path / "weights"))
+    assert pretrained.weights_directory() == tmp_path / "weights"
+
+
+@pytest.mark.parametrize("name", ["train", "convert", "predict", "evaluate"])
+def test_every_command_of_a_wheel_finds_its_main(name, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [f"minift-{name}", "--help"])
+    monkeypatch.setattr(cli, "command", lambda main, called: main(["--help"]) if called == name else None)
+    with pytest.raises(SystemExit) as end:
+        getattr(cli, name)()
+    assert end.value.code == 0 and "usage:" in capsys.readouterr().out

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -263,3 +265,14 @@ def test_a_path_that_is_no_utf_8_is_refused_by_name(tmp_path, which):
     with pytest.raises(UserError, match="is not UTF-8") as error:
         convert.main(arguments[which])
     assert "\n" not in str(error.value) and not (tmp_path / "new").exists()
+
+
+def test_a_full_disk_under_the_output_of_a_command(tmp_path):
+    script = "import sys; from minift.errors import command; command(lambda arguments: print('x' * 5000), 'predict')"
+    done = subprocess.run(
+        ["bash", "-c", f'ulimit -f 1; exec "$0" -c "{script}" > "$1"', sys.executable, str(tmp_path / "out")],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (2, f"predict: writing failed: {os.strerror(errno.EFBIG)}\n")

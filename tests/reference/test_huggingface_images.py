@@ -87,6 +87,8 @@ def test_round_trip_is_bit_exact(tmp_path, capsys):
     assert (ours.config, ours.preprocessing) == (again.config, again.preprocessing)
     model, loading = transformers.AutoModel.from_pretrained(tmp_path / "back", output_loading_info=True)
     assert isinstance(model, transformers.ResNetModel) and not any(loading.values())
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["torch_dtype"] == "float32"  # not of the integers in it
+    assert transformers.AutoModel.from_pretrained(tmp_path / "back", dtype="auto").dtype == torch.float32
 
 
 def test_a_run_loads_as_an_image_classifier(tmp_path):

@@ -413,6 +413,29 @@ def test_predictions_of_images_stay(tmp_path, bases):
 
 # ---- refused ----
 
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_values_that_are_no_numbers(tmp_path, bases, safe):
+    saved(tmp_path / "theirs", bases, *IN["lora"][:1])
+    tensors = load_file(tmp_path / "theirs" / WEIGHTS)
+    name = next(name for name in tensors if "lora_A" in name)
+    tensors[name][0, 0] = torch.inf
+    if safe:
+        save_file(tensors, tmp_path / "theirs" / WEIGHTS)
+    else:
+        (tmp_path / "theirs" / WEIGHTS).unlink()
+        torch.save(tensors, tmp_path / "theirs" / "adapter_model.bin")
+    refused(lambda: read(tmp_path / "theirs", str(bases / "bert")), f"{name} holds NaN or infinite values")
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
+def test_a_link_out_of_the_directory(tmp_path, bases, name):
+    saved(tmp_path / "theirs", bases, *IN["lora"][:1])
+    (tmp_path / "theirs" / name).rename(tmp_path / "elsewhere")
+    (tmp_path / "theirs" / name).symlink_to(tmp_path / "elsewhere")
+    refused(lambda: read(tmp_path / "theirs", str(bases / "bert")), f"{name}: a symbolic link out of the directory")
+
+
 Q = "base_model.model.bert.encoder.layer.0.attention.self.query"
 REFUSED = {
     "another type": ({"peft_type": "LOHA"}, ["peft_type is 'LOHA'", "LORA, IA3, PREFIX_TUNING, PROMPT_TUNING"]),
