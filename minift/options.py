@@ -56,6 +56,11 @@ class Options:
     monitor: str | None = flag(None, "metric that chooses the epoch to keep; unset: the task's first")
     patience: int | None = flag(None, "epochs without a better one after which training stops; unset: never", least=1)
     checkpoint_activations: bool = flag(False, "compute activations again in the backward pass: less memory, more time")
+    on_nonfinite: str = flag(
+        "stop",
+        "an update whose loss or gradient is infinite or NaN is never made; stop: the run ends, skip: it is counted",
+        choices=("stop", "skip"),
+    )
     precision: str = flag(
         "auto",
         "float32, bfloat16, float16; auto: bfloat16 where products of the model's shapes are faster in it",
@@ -66,6 +71,14 @@ class Options:
     plan: bool = flag(False, "show stages, learning rates, steps, estimates of time and memory; then stop")
     device: str | None = flag(None, "cpu, cuda, ...; unset: cuda where there is one")
     out: str | None = flag(None, "directory of the run; unset: runs/DATA-MODEL-METHOD")
+    save_minutes: float = flag(
+        10.0, "from one checkpoint to the next, 0: after every step; --resume RUN continues from them", least=0
+    )
+    keep: int | None = flag(
+        None,
+        "checkpoints that stay, also when the run has finished, so that --epochs can be raised; unset: 1, until then",
+        least=1,
+    )
 
 
 # Flags of gradient steps, with which an exact solver has nothing to do
