@@ -330,6 +330,8 @@ def read_record(path: Path) -> dict:
     """The config.json of a run, or the several.json of several runs together: what they were started with."""
     if not path.is_file():
         raise UserError(f"{path}: no such file, so this is no run that can be continued or repeated")
+    if not path.stat().st_size:
+        raise UserError(f"{path.parent}: this run was stopped before it began; delete the directory and start it again")
     record = read_object(path)
     given = record.get("given")
     if not isinstance(given, dict) or not isinstance(given.get("task"), str):
