@@ -80,7 +80,7 @@ class Run:
                     f"then {str(record['data'].get(split))[:12]}...); put the old file back, or name it with --{split}"
                 )
         for name, value in record["flags"].items():
-            if name not in FREE and (now := getattr(options, name, None)) != value:
+            if name not in (*FREE, "model") and (now := getattr(options, name, None)) != value:
                 raise UserError(f"{directory}: {spelled(name)} was {value} at the start of the run and would be {now} now, with "
                                 "this version or on this machine")  # fmt: skip
         run = cls(directory, template_of(options, start, training, identity), training.saved)
