@@ -1,4 +1,4 @@
-"""--class-weights balanced: torch's weighted cross entropy of the whole step, however it is divided; balanced epochs in a run."""
+"""--class-weights balanced: torch's weighted cross entropy of a step, however it is divided; --sampler balanced."""
 
 import json
 from dataclasses import replace
