@@ -3,6 +3,8 @@
 import shlex
 import shutil
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import numpy as np
 from torch.nn import BatchNorm2d
 
 from minift.cli import spelled as command_of
-from minift.errors import look_up
+from minift.errors import Diverged, look_up
 from minift.finetuned import predictions
 from minift.flags import spelled
 from minift.formats.huggingface import can_export
@@ -111,6 +113,18 @@ def print_work(training, device, options) -> None:
     seconds = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in training.seconds.items())
     measured = f" (the products of a step, measured: {seconds})" if seconds else ""
     print(f"{work}, on {describe_device(device)}, {options.precision}{measured}", flush=True)
+
+
+@contextmanager
+def rows_named(examples, checkpoints) -> Iterator[None]:
+    """Training that diverges within tells the rows of its step by file and line, and the last good checkpoint."""
+    try:
+        yield
+    except Diverged as error:
+        rows = [examples.where(int(row)) for row in dict.fromkeys(error.rows)]
+        more = f" and {len(rows) - 5} more" if rows[5:] else ""
+        named = f"; the rows of the step: {', '.join(rows[:5])}{more}" if rows else ""
+        raise Diverged(f"{error}{named}{checkpoints.before()}") from None
 
 
 def print_results(run, parts: dict, task, training, scores: dict, progress, options) -> None:

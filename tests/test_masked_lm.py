@@ -199,6 +199,35 @@ def test_masked_lm_goes_on_with_the_head_of_its_own_run(adapted, place, capsys):
     assert all(math.isclose(after[name], value, rel_tol=1e-5) for name, value in before.items())
 
 
+def test_a_head_is_fitted_on_the_frozen_body_before_anything_is_compared(place, capsys):
+    """Trap 5: a new head says nothing of the body. probe fits it, full goes on with the same head: before and after compare."""
+    untrained = json.loads((run(place, "untrained", "--epochs", "0") / "result.json").read_text())["valid"]
+    fitted = run(place, "fitted", "--method", "probe", "--epochs", "6")
+    before = json.loads((fitted / "result.json").read_text())["valid"]
+    assert before["perplexity"] < untrained["perplexity"]
+    base, kept = read(place / "base"), read(fitted / "model")
+    assert all(torch.equal(kept.tensors[name], base.tensors[name]) for name in kept.tensors)
+    capsys.readouterr()
+    start = run(place, "start", "--epochs", "0", model="fitted")
+    assert "newly initialised: nothing\n" in capsys.readouterr().out
+    again = json.loads((start / "result.json").read_text())["valid"]
+    assert all(math.isclose(again[name], value, rel_tol=1e-5) for name, value in before.items())
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--checkpoint-activations",),
+        ("--unfreeze", "gradual"),
+        ("--precision", "bfloat16"),
+        ("--cache", "disk", "--method", "probe"),
+    ],
+)
+def test_the_rest_of_a_run_knows_nothing_of_the_task(place, flags):
+    result = json.loads((run(place, "rest" + flags[-1], *flags) / "result.json").read_text())
+    assert math.isfinite(result["valid"]["perplexity"])
+
+
 def test_a_head_of_pretraining_is_taken_from_the_checkpoint(adapted, place, capsys):
     base, run_of = read(place / "base"), read(adapted / "model")
     base.heads = {"masked-lm": run_of.head}

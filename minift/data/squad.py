@@ -10,21 +10,23 @@ An empty answer (an empty text or list, null) is "no answer stands in the contex
 
 Where the text of an answer does not stand at its offset, or has none: if the context holds it once, that place; if several times,
 the place nearest to the offset, without an offset the first; all of this is counted and said. A text that the context does not
-hold cannot be trained on: an error in training; in evaluation it counts, since only its text is compared, and is said.
+hold cannot be trained on (`check_trainable`); in evaluation it counts, since only its text is compared, and is said.
 
 Tests: tests/data/test_squad.py.
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
+from minift.data.encoding import decode, read_bytes
 from minift.data.examples import Examples, check_characters, listed
 from minift.data.layout import Layout
-from minift.data.table import decode, read_bytes, read_table
+from minift.data.table import read_table
 from minift.errors import UserError
 
 FORMATS = {".json": "squad", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
@@ -61,7 +63,7 @@ class Questions(Examples):
         return [{"id": key, "question": question, "context": context} for key, question, context in rows]
 
     def example(self) -> str:
-        return '"a question" "a context"'
+        return '"a question" --pair "a context"'
 
     def groups(self) -> list[str]:
         """The context: a split never parts its questions, or the held-out ones would be asked on a text that training has seen."""
@@ -87,17 +89,25 @@ class Row(NamedTuple):
 
 
 def read_squad(
-    source: str | Path | Iterable, *, encoding: str = "utf-8", format: str = "auto", labelled: bool = True, training: bool = False
+    source: str | Path | Iterable,
+    *,
+    encoding: str = "utf-8",
+    format: str = "auto",
+    labelled: bool = True,
+    columns: Mapping[str, str | None] = MappingProxyType({}),
+    delimiter: str | None = None,
 ) -> Questions:
     """Read a file, or questions that come from none.
 
     source: a path, or any iterable of (question, context) or of objects as in the lines of a JSONL file. format: squad, jsonl,
-    csv, tsv, or auto: by the extension. labelled: answers are read; a file without them is an error. training: every answer must
-    stand in its context. ids are kept as texts; where there are none, a row's number from 1 is its id.
+    csv, tsv, or auto: by the extension. labelled: answers are read; a file without them is an error. columns: role -> name, or
+    number from 1, of its column in a flat table, where that is not a usual one. delimiter: of a csv file; None: by its first line.
+    ids are kept as texts; where there are none, a row's number from 1 is its id.
 
     Raises UserError, with the place, for a missing or empty file, broken encoding or JSON, what is not of these shapes, an id that
-    two questions bear, an answer beside is_impossible, and in training an answer that its context does not hold.
+    two questions bear, and an answer beside is_impossible.
     """
+    columns = {role: name for role, name in columns.items() if name is not None}
     said: Counter[str] = Counter()
     if not isinstance(source, str | Path):
         path, decided, version = Path(), [], None
@@ -108,11 +118,16 @@ def read_squad(
         kind = file_format(path, format)
         if kind == "squad":
             rows, version, decided = read_json(path, encoding, labelled)
+            if columns:
+                decided.append(f"the column {', '.join(columns.values())} does not apply to squad")
         else:
-            (rows, decided), version = read_flat(path, kind, encoding, labelled), None
+            (rows, decided), version = (
+                read_flat(path, Layout(kind, encoding=encoding, delimiter=delimiter), labelled, columns),
+                None,
+            )
         if not rows:
             raise UserError(f"{path}: the file holds no question")
-    answers = [[placed(row, answer, training, said) for answer in row.answers] for row in rows]
+    answers = [[placed(row, answer, said) for answer in row.answers] for row in rows]
     ids = [row.key if row.key is not None else str(n) for n, row in enumerate(rows, 1)]
     check_ids(ids, rows)
     without = sum(not found for found in answers) if labelled else 0
@@ -160,18 +175,13 @@ def check_ids(ids: list[str], rows: list[Row]) -> None:
 # ---- where an answer stands ----
 
 
-def placed(row: Row, answer: Answer, training: bool, said: Counter[str]) -> Answer:
+def placed(row: Row, answer: Answer, said: Counter[str]) -> Answer:
     """The answer with the place where it stands; what had to be decided is counted in `said`."""
     text, given = answer
     if given is not None and given >= 0 and row.context[given : given + len(text)] == text:
         return answer
     places = occurrences(row.context, text)
     if not places:
-        if training:
-            offset = "" if given is None else f" (answer_start {given})"
-            raise UserError(
-                f"{row.where}: the answer {text[:60]!r}{offset} does not stand in its context; correct it or take the row out"
-            )
         said["answers do not stand in their context; their text is scored"] += 1
         return Answer(text, None)
     if given is not None:
@@ -180,6 +190,16 @@ def placed(row: Row, answer: Answer, training: bool, said: Counter[str]) -> Answ
     if len(places) > 1:
         said["answers without answer_start stand several times in their context; the first place was taken"] += 1
     return Answer(text, places[0])
+
+
+def check_trainable(examples: Questions) -> None:
+    """Raises UserError, with the place, for an answer that its context does not hold."""
+    for row, answers in enumerate(examples.answers):
+        absent = next((answer.text for answer in answers if answer.start is None), None)
+        if absent is not None:
+            raise UserError(
+                f"{examples.where(row)}: the answer {absent[:60]!r} does not stand in its context; correct it or take the row out"
+            )
 
 
 def occurrences(context: str, text: str) -> list[int]:
@@ -294,27 +314,33 @@ def checked(where: str, answers: list[Answer]) -> list[Answer]:
 # ---- flat tables ----
 
 
-def read_flat(path: Path, kind: str, encoding: str, labelled: bool) -> tuple[list[Row], list[str]]:
-    """(rows, how they were read)."""
-    table = read_table(path, Layout(format=kind, encoding=encoding))
+def read_flat(path: Path, layout: Layout, labelled: bool, columns: Mapping[str, str]) -> tuple[list[Row], list[str]]:
+    """(rows, how they were read). columns: role -> name or number of its column; of the other roles by the usual names."""
+    table = read_table(path, layout)
     first = f"{path}:{table.lines[0]}"
     if table.columns is None:
         table.settle(header=True)
     twice = next((name for name, count in Counter(table.columns).items() if count > 1), None)
     if twice is not None:
         raise UserError(f"{first}: the header bears the name {twice!r} twice")
-    pick = choose(f"{path}", table.columns, labelled)
+    pick = choose(f"{path}", table.columns, labelled, columns)
     table.decided.append("columns " + ", ".join(f"{role} = {name}" for role, name in pick.items()))
-    objects = table.rows if kind == "jsonl" else [dict(zip(table.columns, cells, strict=True)) for cells in table.rows]
+    objects = table.rows if layout.format == "jsonl" else [dict(zip(table.columns, cells, strict=True)) for cells in table.rows]
     full = [dict.fromkeys(table.columns) | value for value in objects]  # an absent key is an empty cell
     rows = [flat_row(f"{path}:{line}", line, value, labelled, pick) for line, value in zip(table.lines, full, strict=True)]
     return rows, table.decided
 
 
-def choose(where: str, names: list[str], labelled: bool) -> dict[str, str]:
-    """Role -> the name that bears it."""
+def choose(where: str, names: list[str], labelled: bool, columns: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """Role -> the name that bears it. columns: role -> the name or number that was given for it."""
     lower = {name.lower(): name for name in reversed(names)}
     pick = {role: next((lower[name] for name in usual if name in lower), None) for role, usual in COLUMNS.items()}
+    for role, given in columns.items():
+        numbers = {str(i): name for i, name in enumerate(names, 1)}
+        found = given if given in names else lower.get(given.lower(), numbers.get(given))
+        if found is None and (labelled or role != "answer"):
+            raise UserError(f"{where}: no column {given!r} for the {role}; there are {', '.join(map(repr, names))}")
+        pick[role] = found
     for role in ("question", "context", *(("answer",) if labelled else ())):
         if pick[role] is None:
             raise UserError(
@@ -328,7 +354,8 @@ def as_object(where: str, item) -> dict:
     if isinstance(item, tuple | list) and len(item) == 2:
         return {"question": item[0], "context": item[1]}
     if not isinstance(item, dict):
-        raise UserError(f"{where}: (question, context), or an object with these keys, is expected, found {kind_of(item)}")
+        hint = "; on the command line the context is given by --pair" if isinstance(item, str) else ""
+        raise UserError(f"{where}: (question, context), or an object with these keys, is expected, found {kind_of(item)}{hint}")
     return item
 
 

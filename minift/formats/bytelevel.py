@@ -6,7 +6,8 @@ tokenizer_config.json    add_prefix_space (whether a text begins as if a blank s
                          tokenizer_class, added_tokens_decoder
 special_tokens_map.json, added_tokens.json as in wordpiece.py
 
-A text is <s> A </s>, a pair <s> A </s></s> B </s>, all of one token type. <mask> takes the blank before it along.
+A text is <s> A </s>, a pair <s> A </s></s> B </s>, all of one token type. <mask> takes the blank before it along; where the files
+do not say whether it does, transformers 4 assumes it, as in pretraining, and transformers 5 does not: here it does.
 The ids are those of transformers' fast tokenizers (tests/reference/test_bytelevel.py). What would give others is refused by name.
 """
 
@@ -63,10 +64,11 @@ def read_tokenizer(directory: Path, config, said: list[str] | None = None) -> To
         tokenizer.no_padding()
     else:
         tokenizer = from_files(directory)
-    add_tokens(tokenizer, recorded, roles)
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}  # whose flags tokenizer.json says
+    add_tokens(tokenizer, recorded, {role: token for role, token in roles.items() if str(token) not in known})
     if not whole:
-        ids = {role: (str(roles[role]), tokenizer.token_to_id(str(roles[role]))) for role in ("sep", "cls")}
-        tokenizer.post_processor = processors.RobertaProcessing(**ids, trim_offsets=True, add_prefix_space=blank)
+        sep, cls = ((str(roles[role]), tokenizer.token_to_id(str(roles[role]))) for role in ("sep", "cls"))
+        tokenizer.post_processor = processors.RobertaProcessing(sep, cls, trim_offsets=True, add_prefix_space=blank)
     if isinstance(tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
         tokenizer.pre_tokenizer.add_prefix_space = blank
     check_template(directory, tokenizer)

@@ -181,7 +181,6 @@ def of(stored: dict) -> Task:
         raise UserError(f"task: the name is {name!r}; expected one of {', '.join(TASKS)}")
     cls = look_up(TASKS, name, "task")
     types = {f.name: typing.get_type_hints(cls)[f.name] for f in fields(cls)}
-    values = {f.name: f.default for f in fields(cls) if f.default is not MISSING} | values  # of a run from before there was one
     required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
     if not required <= values.keys() <= types.keys():
         raise UserError(f"task: {name} has the fields {', '.join(types)}, and here are {', '.join(values) or 'none'}")

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import transformers
 from tiny import converted_directory
 
 from minift.data.documents import Documents
@@ -87,6 +86,7 @@ def test_special_tokens_are_never_masked_whatever_their_ids(minilm):
 
 def test_whole_words_keep_the_budget_of_tokens_and_those_of_transformers_do_not(minilm):
     """Trap 2: transformers 4.57 draws words by a coin and makes all of each [MASK]: no budget, and no 80/10/10."""
+    transformers = pytest.importorskip("transformers")
     text = " ".join(["antidisestablishmentarianism unaffability the of a floccinaucinihilipilification"] * 8)
     tokens, begins = tokenise(minilm.tokenizer, [text])
     v = vocabulary_of(minilm.tokenizer, 0)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minift.data.squad import Answer, read_squad
+from minift.data.squad import Answer, check_trainable, read_squad
 from minift.errors import UserError
 from minift.metrics.squad import no_answer_baseline, squad_metrics
 
@@ -34,7 +34,7 @@ def lines(*objects: dict) -> str:
 def test_squad_1(tmp_path):
     content = squad(question("a", ("Ada", 0), ("Ada met Bob", 0)), question("b", ("alone", 37)), version="1.1")
     content["data"].append({"paragraphs": [{"context": "X is y.", "qas": [question("c", ("y", 5))]}]})
-    found = read_squad(write(tmp_path / "a.json", content), training=True)
+    found = read_squad(write(tmp_path / "a.json", content))
     assert (found.ids, found.version) == (["a", "b", "c"], "1.1")
     assert found.questions == [" Who? "] * 3 and found.contexts == [CONTEXT, CONTEXT, "X is y."] == found.groups()
     assert found.answers == [[("Ada", 0), ("Ada met Bob", 0)], [("alone", 37)], [("y", 5)]]
@@ -56,7 +56,7 @@ def test_squad_2(tmp_path):
         question("b", is_impossible=True, plausible_answers=[{"text": "Bob", "answer_start": 8}]),
         version="v2.0",
     )
-    found = read_squad(write(tmp_path / "a.json", content), training=True)
+    found = read_squad(write(tmp_path / "a.json", content))
     assert (found.answers, found.version) == ([[("Ada", 0)], []], "2.0")
     assert found.decided == ["squad", "2 questions on 1 contexts", "1 of them without an answer"]
     assert no_answer_baseline(found.gold())["f1"] == 0.5
@@ -109,10 +109,10 @@ FLAT = {  # content of a line -> answers
 @pytest.mark.parametrize("case", FLAT)
 def test_flat_jsonl(tmp_path, case):
     value, answers = FLAT[case]
-    found = read_squad(write(tmp_path / "a.jsonl", "\n" + lines({"id": 7} | ROW | value)), training=True)
+    found = read_squad(write(tmp_path / "a.jsonl", "\n" + lines({"id": 7} | ROW | value)))
     assert (found.answers, found.ids, found.lines, found.contexts) == ([answers], ["7"], [2], [CONTEXT])
     assert found.version == ("1.1" if answers else "2.0")
-    found = read_squad(write(tmp_path / "a.json", {"version": "0.1", "data": [ROW | value]}), training=True)
+    found = read_squad(write(tmp_path / "a.json", {"version": "0.1", "data": [ROW | value]}))
     assert (found.answers, found.ids, found.lines) == ([answers], ["1"], None)
     assert read_squad(write(tmp_path / "a.json", [ROW | value])).answers == [answers]
 
@@ -122,7 +122,7 @@ def test_flat_csv_and_tsv(tmp_path):
         '\ufeffID,Question,Passage,Answer,Answer_Start\r\n1,"Who, then?","Ada ""A"" left.\r\nBob came.",Bob,15\r\n'
         "2,Why?,None.,,\r\n"
     )
-    found = read_squad(write(tmp_path / "a.csv", content), training=True)
+    found = read_squad(write(tmp_path / "a.csv", content))
     assert found.contexts == ['Ada "A" left.\nBob came.', "None."] and found.questions == ["Who, then?", "Why?"]
     assert (found.ids, found.lines) == (["1", "2"], [2, 4])
     assert found.answers == [[("Bob", 14)], []]  # 15 counts the two characters of the line's end
@@ -140,7 +140,7 @@ def test_flat_csv_and_tsv(tmp_path):
 
 def test_an_answer_that_stands_several_times(tmp_path):
     content = lines(ROW | {"answer": "Rome"}, ROW | {"answer": "Bob"}, ROW | {"answer": "Ada"})
-    found = read_squad(write(tmp_path / "a.jsonl", content), training=True)
+    found = read_squad(write(tmp_path / "a.jsonl", content))
     assert found.answers == [[("Rome", 15)], [("Bob", 8)], [("Ada", 0)]]
     assert found.decided[-1] == "2 answers without answer_start stand several times in their context; the first place was taken"
     found = read_squad(write(tmp_path / "a.jsonl", lines({"question": "?", "context": "banana", "answer": "ana"})))
@@ -151,7 +151,7 @@ def test_an_offset_that_is_wrong(tmp_path):
     content = squad(
         question("a", ("Bob", 22)), question("b", ("Bob", 2000)), question("c", ("Bob", -1)), question("d", ("Bob", 21))
     )
-    found = read_squad(write(tmp_path / "a.json", content), training=True)
+    found = read_squad(write(tmp_path / "a.json", content))
     assert found.answers == [[("Bob", 21)], [("Bob", 21)], [("Bob", 8)], [("Bob", 21)]]
     assert found.decided[-1].startswith("3 answers do not stand at their answer_start; the nearest place")
 
@@ -169,14 +169,26 @@ def test_an_answer_that_the_context_does_not_hold(tmp_path):
     with pytest.raises(
         UserError, match=r"a.jsonl:2: the answer 'ada' does not stand in its context; correct it or take the row out"
     ):
-        read_squad(path, training=True)
+        check_trainable(read_squad(path))
     found = read_squad(path)  # evaluation compares texts
     assert found.answers == [[("Ada", 0)], [("ada", None)], [("Rome —  alone", None)]]
     assert found.decided[-1] == "2 answers do not stand in their context; their text is scored"
     assert squad_metrics(found.gold(), dict.fromkeys(found.ids, "Ada"), "1.1")["exact"] == pytest.approx(2 / 3)
     path = write(tmp_path / "a.json", squad(question("x", ("Ada", 0), ("Eve", 3))))
-    with pytest.raises(UserError, match=r"qas\[0\] \(id x\): the answer 'Eve' \(answer_start 3\) does not stand"):
-        read_squad(path, training=True)
+    with pytest.raises(UserError, match=r"a.json: question x: the answer 'Eve' does not stand"):
+        check_trainable(read_squad(path))
+
+
+def test_columns_of_other_names(tmp_path):
+    path = write(tmp_path / "a.csv", "Q;context;P;A\nWho?;no;Ada came.;Ada\n")
+    for columns in ({"question": "q", "context": "P", "answer": "A"}, {"question": "1", "context": "3", "answer": "4"}):
+        found = read_squad(path, columns=columns | {"id": None}, delimiter=";")
+        assert (found.questions, found.contexts, found.answers) == (["Who?"], ["Ada came."], [[("Ada", 0)]])
+    assert read_squad(path, columns={"question": "Q", "answer": "gone"}, labelled=False).contexts == ["no"]
+    with pytest.raises(UserError, match=r"a.csv: no column 'R' for the answer; there are 'Q', 'context', 'P', 'A'"):
+        read_squad(path, columns={"question": "Q", "answer": "R"})
+    found = read_squad(write(tmp_path / "a.json", squad(question("a", ("Ada", 0)))), columns={"question": "Q"})
+    assert found.decided[1] == "the column Q does not apply to squad"
 
 
 def test_questions_that_come_from_no_file():
@@ -198,7 +210,7 @@ def test_questions_that_come_from_no_file():
 
 def test_empty_questions_and_long_contexts(tmp_path):
     context = "x" * 1_000_000 + " Ada"
-    found = read_squad(write(tmp_path / "a.jsonl", lines({"question": "", "context": context, "answer": "Ada"})), training=True)
+    found = read_squad(write(tmp_path / "a.jsonl", lines({"question": "", "context": context, "answer": "Ada"})))
     assert found.answers == [[("Ada", 1_000_001)]] and "1 questions are empty" in found.decided
 
 
