@@ -15,7 +15,7 @@ from minift.cli import spelled as command_of
 from minift.errors import Diverged, look_up
 from minift.finetuned import predictions
 from minift.flags import spelled
-from minift.formats.huggingface import EXPORTED, FAMILIES
+from minift.formats.huggingface import can_export
 from minift.methods import METHODS
 from minift.methods.surgery import lengthened, mergeable
 from minift.models import MODELS
@@ -141,8 +141,7 @@ def print_results(run, parts: dict, task, training, scores: dict, progress, opti
     quoted, scored = shlex.quote(str(run.directory)), options.test or options.valid
     print(f"predict   python -m minift.predict {quoted} {parts['train'].example()}")
     print(f"evaluate  python -m minift.evaluate {quoted} --data {'DATA' if scored in (None, 'none') else shlex.quote(scored)}")
-    family = FAMILIES.get(run.template.architecture) if run.template.task["name"] in EXPORTED else None
-    if family and task.pool == family.pool and mergeable(training.model.body):
+    if can_export(run.template.architecture, run.template.task) and mergeable(training.model.body):
         print(f"export    {command_of('convert')} {quoted} --to hf --out {shlex.quote(f'{run.directory}-hf')}")
 
 
