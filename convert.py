@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int | None:
         "--as",
         dest="wanted",
         choices=["run", "body"],
-        help="of a transformers checkpoint: a run, ready to predict, or its body alone (default: a run where its head is of a task)",
+        help="of a transformers checkpoint: a run, ready to predict, or its body alone (default: a run if it has a task's head)",
     )
     parser.add_argument("--pairs", action="store_true", help="of such a run: a row is a pair of texts, which its files do not say")
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights written (default: as they are)")

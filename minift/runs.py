@@ -29,7 +29,7 @@ from minift.checkpoints import Lock, free_space, megabytes, tidy
 from minift.cli import spelled as script
 from minift.data.batching import Data
 from minift.data.examples import Examples
-from minift.errors import UserError, look_up
+from minift.errors import UserError, look_up, say
 from minift.flags import spelled
 from minift.methods.surgery import plain_name
 from minift.options import layout_of
@@ -121,7 +121,7 @@ class Run:
         except OSError as error:
             if not self.directory.is_dir():
                 raise UserError(f"{self.directory}: the directory is gone, so nothing can be saved any more") from None
-            print(f"note: metrics.jsonl cannot be written ({error.strerror}); tried again later", file=sys.stderr)
+            say(f"note: metrics.jsonl cannot be written ({error.strerror}); tried again later")
 
     def write_lines(self) -> None:
         content = self.unwritten.encode()

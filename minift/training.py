@@ -9,7 +9,7 @@ tests/reference/test_trajectory.py, tests/test_accumulate.py, tests/contract/tes
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -227,7 +227,8 @@ def fit(
             else:
                 progress.best, progress.best_epoch, progress.best_step = rank, epoch + 1, progress.step
                 line += "  kept"
-        print(line, flush=True)
+        with suppress(OSError):  # a log on a full disk, or a closed pipe, costs the line and not the run
+            print(line, flush=True)
         progress.epoch = epoch + 1
         progress.batches, progress.total, progress.count, progress.left_out = 0, 0.0, 0.0, 0
         saving.after_epoch()

@@ -1,8 +1,8 @@
 """The heads of the tasks: what transformers calls them, and what its config.json holds of a task. Written and read.
 
-A run goes out as the class of its task, with its labels as id2label. A directory whose `architectures` names such a class comes in as
-a run. What config.json has no field for (thresholds, lengths, how rows are decoded) stands in it under OURS, which transformers keeps
-and does not read; of a directory of others it is assumed, and said.
+A run goes out as the class of its task, with its labels as id2label. A directory whose `architectures` names such a class comes in
+as a run. What config.json has no field for (thresholds, lengths, how rows are decoded) stands in it under OURS, which transformers
+keeps and does not read; of a directory of others it is assumed, and said.
 
 Two heads change on the way. That of text-regression goes out with the scaling of the targets folded in, W deviation and
 b deviation + mean, so that transformers gives true units. The decoder of masked-lm is the table of the word vectors, so it is not
@@ -38,7 +38,7 @@ class Head(NamedTuple):
 
 
 TEXT = ("bert", "roberta", "xlm-roberta")
-POOLED = {"bert": {"": "classifier"}} | dict.fromkeys(TEXT[1:], {"": "classifier.out_proj"})
+POOLED = {"bert": {"": "classifier"}} | {name: {"": "classifier.out_proj"} for name in TEXT[1:]}
 OF_IMAGES = {"resnet": {"": "classifier.1"}}
 BERT_LM = {"dense": "cls.predictions.transform.dense", "norm": "cls.predictions.transform.LayerNorm", "": "cls.predictions"}
 ROBERTA_LM = {"dense": "lm_head.dense", "norm": "lm_head.layer_norm", "": "lm_head"}

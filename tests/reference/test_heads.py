@@ -65,9 +65,7 @@ def fine_tuned(directory: Path, task: str, kind: str, **config) -> Path:
 def randomised(model):
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
-        if parameter.ndim > 1 and "embeddings" not in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-        elif name.endswith("bias"):
+        if (parameter.ndim > 1 and "embeddings" not in name) or name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.3)
     return model
 
