@@ -50,9 +50,9 @@ HEADS = {
     "text-regression": Head("SequenceClassification", "regression", POOLED),
     "image-classification": Head("ImageClassification", "single_label_classification", OF_IMAGES),
     "multi-label-image-classification": Head("ImageClassification", "multi_label_classification", OF_IMAGES),
-    "token-classification": Head("TokenClassification", None, dict.fromkeys(TEXT, {"": "classifier"})),
-    "question-answering": Head("QuestionAnswering", None, dict.fromkeys(TEXT, {"": "qa_outputs"})),
-    "masked-lm": Head("MaskedLM", None, {"bert": BERT_LM} | dict.fromkeys(TEXT[1:], ROBERTA_LM)),
+    "token-classification": Head("TokenClassification", None, {name: {"": "classifier"} for name in TEXT}),
+    "question-answering": Head("QuestionAnswering", None, {name: {"": "qa_outputs"} for name in TEXT}),
+    "masked-lm": Head("MaskedLM", None, {"bert": BERT_LM} | {name: ROBERTA_LM for name in TEXT[1:]}),
 }
 
 

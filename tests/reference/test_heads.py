@@ -274,7 +274,7 @@ def test_regression_goes_out_in_true_units_and_not_in_scaled_ones(tmp_path):
     convert.main([str(tmp_path / "run"), "--to", "hf", "--out", str(tmp_path / "hf")])
     checkpoint = read(tmp_path / "run" / "model")
     mean, deviation = checkpoint.task["mean"], checkpoint.task["deviation"]
-    call, task = outputs(tmp_path / "run" / "model")
+    call, _ = outputs(tmp_path / "run" / "model")
     model = theirs_of(tmp_path / "hf", "text-regression")
     given = inputs_of("bert", CONFIG.vocab_size)
     with torch.inference_mode():
