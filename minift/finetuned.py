@@ -48,6 +48,9 @@ class FineTuned:
         if theirs["base"] != self.checkpoint.base:
             names = f"{theirs['base_name']} ({theirs['base'][:12]}...), not to {self.checkpoint.base_name}"
             raise UserError(f"attach: {directory} belongs to {names} ({self.checkpoint.base[:12]}...)")
+        tokenizers = {self.checkpoint.base_tokenizer, theirs.get("base_tokenizer")} - {None}  # older runs do not know theirs
+        if len(tokenizers) > 1:
+            raise UserError(f"attach: {directory} was trained with another tokenizer over the same weights")
         device = str(next(self.model.parameters()).device)
         self.attached[name] = assemble(read(place_of(directory), self.checkpoint.origin), device)
 

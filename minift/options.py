@@ -1,5 +1,6 @@
 """The flags of train.py that all tasks share: help and range beside each. A task has its own in minift/tasks/flags.py."""
 
+import os
 from dataclasses import dataclass, fields, make_dataclass
 
 from minift.data.layout import LAYOUTS, Layout
@@ -56,6 +57,11 @@ class Options:
     monitor: str | None = flag(None, "metric that chooses the epoch to keep; unset: the task's first")
     patience: int | None = flag(None, "epochs without a better one after which training stops; unset: never", least=1)
     checkpoint_activations: bool = flag(False, "compute activations again in the backward pass: less memory, more time")
+    on_nonfinite: str = flag(
+        "stop",
+        "an update whose loss or gradient is infinite or NaN is never made; stop: the run ends, skip: it is counted",
+        choices=("stop", "skip"),
+    )
     precision: str = flag(
         "auto",
         "float32, bfloat16, float16; auto: bfloat16 where products of the model's shapes are faster in it",
@@ -66,6 +72,14 @@ class Options:
     plan: bool = flag(False, "show stages, learning rates, steps, estimates of time and memory; then stop")
     device: str | None = flag(None, "cpu, cuda, ...; unset: cuda where there is one")
     out: str | None = flag(None, "directory of the run; unset: runs/DATA-MODEL-METHOD")
+    save_minutes: float = flag(
+        10.0, "from one checkpoint to the next, 0: after every step; --resume RUN continues from them", least=0
+    )
+    keep: int | None = flag(
+        None,
+        "checkpoints that stay, also when the run has finished, so that --epochs can be raised; unset: 1, until then",
+        least=1,
+    )
 
 
 # Flags of gradient steps, with which an exact solver has nothing to do
@@ -132,6 +146,13 @@ def check(options) -> None:
     if options.train is None and described:
         raise UserError(f"{', '.join(map(spelled, described))} without --train: the embedded sample has its own layout and "
                         "split; give --train FILE")  # fmt: skip
+    for split in ("valid", "test"):
+        files = [getattr(options, name) for name in ("train", split)]
+        if all(path and os.path.exists(path) for path in files) and os.path.samefile(*files):
+            instead = ", and 10 % of the training rows are held back" if split == "valid" else ""
+            raise UserError(
+                f"--{split} {files[1]}: it is the training file, so its figures would say nothing; leave it out{instead}"
+            )
     if options.valid is not None and is_set(options, "split_seed"):
         raise UserError("--split-seed with --valid: nothing is split off the training file")
     if options.valid == "none" and options.monitor is not None:

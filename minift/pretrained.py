@@ -6,7 +6,7 @@ config.json         minift (version of this layout) and the fields of Checkpoint
 tokenizer.json      as the tokenizers library reads it; none beside a model of images
 
 A run that has trained a part of its model holds a delta: of the body only what differs from its base, and no tokenizer. The base is
-found by name and known by the sha256 of its model.safetensors.
+found by name and known by the sha256 of its model.safetensors and of its tokenizer.json.
 """
 
 import hashlib
@@ -64,6 +64,7 @@ class Checkpoint:
     preprocessing: dict | None = None  # of a model of images: the fields of data.images.Preprocessing that belong to the weights
     pool: str | None = None  # what it recommends for a frozen body, cls or mean; None where it says nothing
     base: str | None = None  # of a run: sha256 of the model.safetensors that it started from
+    base_tokenizer: str | None = None  # likewise of its tokenizer.json, where it has one
     base_name: str | None = None  # of a run: its --model, by which that is found again
     method: str | None = None  # of a run: its --method
     delta: bool = False  # of a run: whether the file holds only what differs from the base
@@ -381,7 +382,11 @@ def read_base(directory: Path, run: Checkpoint) -> Checkpoint:
     found = [place for place in found if is_converted(place) and (place / "model.safetensors").is_file()]
     for place in found:
         if sha256(place / "model.safetensors") == run.base:
-            return read(place)
+            tokenizer = place / "tokenizer.json"
+            if run.base_tokenizer is None or (tokenizer.is_file() and sha256(tokenizer) == run.base_tokenizer):
+                return read(place)
+            raise UserError(f"{directory} was trained with another tokenizer than {tokenizer} (sha256 {run.base_tokenizer[:12]}... "
+                            "is expected); put the right one back, or convert the base again")  # fmt: skip
     why = f"{found[0]} is another one" if found else "that is not there"
     raise UserError(
         f"{directory} holds what {run.method} has changed of {run.base_name} (sha256 {run.base[:12]}...), and {why}; "

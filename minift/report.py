@@ -3,6 +3,8 @@
 import shlex
 import shutil
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -10,10 +12,10 @@ import numpy as np
 from torch.nn import BatchNorm2d
 
 from minift.cli import spelled as command_of
-from minift.errors import look_up
+from minift.errors import Diverged, look_up
 from minift.finetuned import predictions
 from minift.flags import spelled
-from minift.formats.huggingface import EXPORTED, FAMILIES
+from minift.formats.huggingface import can_export
 from minift.methods import METHODS
 from minift.methods.surgery import lengthened, mergeable
 from minift.models import MODELS
@@ -113,6 +115,18 @@ def print_work(training, device, options) -> None:
     print(f"{work}, on {describe_device(device)}, {options.precision}{measured}", flush=True)
 
 
+@contextmanager
+def rows_named(examples, checkpoints) -> Iterator[None]:
+    """Training that diverges within tells the rows of its step by file and line, and the last good checkpoint."""
+    try:
+        yield
+    except Diverged as error:
+        rows = [examples.where(int(row)) for row in dict.fromkeys(error.rows)]
+        more = f" and {len(rows) - 5} more" if rows[5:] else ""
+        named = f"; the rows of the step: {', '.join(rows[:5])}{more}" if rows else ""
+        raise Diverged(f"{error}{named}{checkpoints.before()}") from None
+
+
 def print_results(run, parts: dict, task, training, scores: dict, progress, options) -> None:
     print()
     if scores:
@@ -127,8 +141,7 @@ def print_results(run, parts: dict, task, training, scores: dict, progress, opti
     quoted, scored = shlex.quote(str(run.directory)), options.test or options.valid
     print(f"predict   python -m minift.predict {quoted} {parts['train'].example()}")
     print(f"evaluate  python -m minift.evaluate {quoted} --data {'DATA' if scored in (None, 'none') else shlex.quote(scored)}")
-    family = FAMILIES.get(run.template.architecture) if run.template.task["name"] in EXPORTED else None
-    if family and task.pool == family.pool and mergeable(training.model.body):
+    if can_export(run.template.architecture, run.template.task) and mergeable(training.model.body):
         print(f"export    {command_of('convert')} {quoted} --to hf --out {shlex.quote(f'{run.directory}-hf')}")
 
 

@@ -44,8 +44,9 @@ class Start:
 
     task: type  # the class of the task
     checkpoint: Checkpoint
-    place: Path | None  # where the checkpoint lies; None: random weights
+    place: Path | None  # where the checkpoint lies; None: an architecture by name
     device: torch.device
+    random: bool = False  # whether its weights are left aside
 
 
 @dataclass
@@ -80,11 +81,14 @@ def start(options) -> Start:
             f"{name}: a run of {checkpoint.method}, whose layers are no longer plain; merge them first, where that is possible: "
             f"{command_of('convert')} {name} --to minift --out DIR"
         )
-    return Start(task, checkpoint, place, device)
+    return Start(task, checkpoint, place, device, options.init == "random")
 
 
-def resolve(given, start: Start) -> tuple[object, dict[str, str]]:
-    """(the options with a value for every flag but --epochs, flag -> where a value that was left open comes from)"""
+def resolve(given, start: Start, directory: Path | None = None) -> tuple[object, dict[str, str]]:
+    """(the options with a value for every flag but --epochs, flag -> where a value that was left open comes from)
+
+    directory: of a run that goes on.
+    """
     task, method = start.task, names_of(given.method)
     model = task.MODEL if given.model is None else given.model
     optimizer = task.OPTIMIZER if given.optimizer is None else given.optimizer
@@ -96,7 +100,7 @@ def resolve(given, start: Start) -> tuple[object, dict[str, str]]:
         "weight_decay": (task.WEIGHT_DECAY, f"{given.task}'s own"),
         "monitor": (next(iter(task.METRICS)), f"first of {given.task}"),
         "device": (str(start.device), "found"),
-        "out": (str(choose_directory(given.out, Path(given.train or "reviews"), model, given.method)), "free"),
+        "out": (str(directory or choose_directory(given.out, Path(given.train or "reviews"), model, given.method)), "free"),
     }
     defaults = {name: default for name, default in defaults.items() if getattr(given, name) is None}
     options = replace(given, **{name: value for name, (value, _) in defaults.items()})

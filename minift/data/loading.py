@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from minift.data.batching import Batch, Labelled
-from minift.data.decoding import START, ctrl_c_later, ignore_ctrl_c, open_image
+from minift.data.decoding import START, begin_worker, ctrl_c_later, open_image
 from minift.errors import UserError
 from minift.fields import ranged, read_fields
 
@@ -215,7 +215,7 @@ class Pictures(Labelled):
             batch_size=None,
             num_workers=workers,
             collate_fn=as_it_is,
-            worker_init_fn=ignore_ctrl_c,
+            worker_init_fn=begin_worker,
             multiprocessing_context=multiprocessing.get_context(START) if workers else None,
             generator=torch.Generator(),  # else the loader draws its workers' seeds from the global stream
         )
