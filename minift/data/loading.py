@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from minift.data.batching import Batch, Labelled
+from minift.data.batching import Batch, Labelled, without_lone
 from minift.data.decoding import START, begin_worker, ctrl_c_later, open_image
 from minift.errors import UserError
 from minift.fields import ranged, read_fields
@@ -196,6 +196,9 @@ class Pictures(Labelled):
         by_row = {name: None if (values := getattr(self, name)) is None else values[chosen] for name in ("counts", "even")}
         targets = tuple(values[chosen] for values in self.targets)
         return replace(self, files=[self.files[i] for i in chosen], targets=targets, **by_row)
+
+    def order(self, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+        return without_lone(super().order(batch_size, seed, epoch))
 
     def batches(self, order: list[np.ndarray], device: torch.device, epoch: int | None = None) -> Iterator[Batch]:
         """Batches with inputs ((B, 3, H, W) float32, channels last,).

@@ -73,7 +73,7 @@ class OfTexts(Pooled):
                 else "single texts, and here are pairs"
             )
             raise UserError(f"{examples.path}: the run was trained on {trained}")
-        tokens, types, cut = encode(checkpoint.tokenizer, examples.texts, examples.pairs, self.max_length)
+        tokens, types, uncut = encode(checkpoint.tokenizer, examples.texts, examples.pairs, self.max_length)
         targets = () if examples.labels is None else (self.targets(examples),)
         return Encoded(
             tokens,
@@ -82,7 +82,7 @@ class OfTexts(Pooled):
             targets,
             checkpoint.config["pad_token_id"],
             self.max_length,
-            cut,
+            uncut,
             **self.counted(targets, options),
         )
 
