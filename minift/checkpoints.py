@@ -107,7 +107,7 @@ class Checkpoints(Saving):
         needed, free = sum(tensor.nbytes for tensor in tensors.values()), free_space(self.place)
         if needed > free:
             raise UserError(f"it takes {megabytes(needed)}, and {self.place} has {megabytes(free)} free")
-        size = self.run.flush()
+        size = self.run.sync()
         with whole(self.place / name) as fresh:
             write_tensors(fresh / STATE, tensors)
             write_json(fresh / PROGRESS, {"progress": asdict(self.progress), "metrics": size})

@@ -133,7 +133,7 @@ class Run:
             self.written = file.tell()
         self.unwritten = ""
 
-    def flush(self) -> int:
+    def sync(self) -> int:
         """The size of metrics.jsonl, with all of it on the disk. Raises UserError where it cannot be written."""
         try:
             self.write_lines()
@@ -259,6 +259,8 @@ def stopped_in(directory: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
+        if stop.args:  # it is said already
+            raise
         kept = f"the best epoch so far is in {directory}" if (directory / "model").is_dir() else "before an epoch was over"
         raise type(stop)(f"{kept}; to continue: {resume_command(directory)}") from None
 

@@ -276,13 +276,8 @@ def train_epoch(
     mean = progress.total / progress.count if progress.count else math.nan
     line = f"{heading}  {units / (time.perf_counter() - start):,.0f} rows/s  train loss {mean:.4f}"
     if progress.left_out:
-        why = (
-            "loss or gradient not finite"
-            if progress.nonfinite
-            else "gradients beyond float16"
-            if scaler
-            else "nothing in them counts"
-        )
+        why = "gradients beyond float16" if scaler else "nothing in them counts"
+        why = "loss or gradient not finite" if progress.nonfinite else why
         line += f"  {progress.left_out} steps without an update: {why}"
     return line
 

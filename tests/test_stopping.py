@@ -147,6 +147,12 @@ def test_stopped_while_scoring(tmp_path, flags, monkeypatch, scoring):
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
 
+def test_stopped_while_it_loads(stopped, monkeypatch):
+    monkeypatch.setattr(TextClassification, "prepare", lambda *arguments: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt, match=f"--resume {stopped}$"):
+        start("--resume", stopped)
+
+
 def test_what_was_scored_after_the_checkpoint_is_not_taken_for_the_best(tmp_path, flags, stopped):
     before = weights(stopped)
     (stopped / "model" / "model.safetensors").unlink()  # a link: the checkpoint has the file still
