@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from minift import cache
 from minift.adapting import adapt, default_epochs, default_lr, lr_factors, names_of, parse_methods
@@ -123,8 +124,7 @@ def prepare(options, task, parts: dict[str, Examples], checkpoint: Checkpoint) -
 
 def choose_epochs(options, train: Data) -> tuple[object, dict[str, str], int]:
     """(the options with --epochs, where its value comes from if it was unset, steps of an epoch)"""
-    units = sum(map(len, train.order(options.batch_size, options.seed, 0)))
-    steps = math.ceil(math.ceil(units / options.batch_size) / options.accumulate)
+    steps = math.ceil(len(train.order(options.batch_size, options.seed, 0)) / options.accumulate)
     if getattr(options, "solver", "gradient") == "lbfgs":
         return replace(options, epochs=0), {"epochs": "none for lbfgs"}, steps
     if options.epochs is not None:
@@ -179,6 +179,7 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int)
     except ValueError as error:
         raise UserError(f"--precision {options.precision}: {error}") from None
     precision = autocast(choice.dtype, model)
+    check_lone(options, body, train, start.device)
     frozen = cache.depth(body)
     if options.cache != "auto" and not frozen:
         raise UserError(f"--cache {options.cache} with --method {options.method}: the lowest stage trains, so nothing can be kept")
@@ -216,6 +217,25 @@ def inputs_like(data: Data, rows: int, device: torch.device) -> tuple[Tensor | N
     middle = np.argsort(data.lengths, kind="stable")[len(data) // 2]
     batch = next(iter(data.batches([np.array([middle])], device)))
     return tuple(x if x is None else x.expand(rows, *x.shape[1:]) for x in batch.inputs)
+
+
+def check_lone(options, body: nn.Module, train: Data, device: torch.device) -> None:
+    """A BatchNorm that trains has no statistics of a batch of one unit where its map is 1 x 1."""
+    norms = [m for m in body.modules() if isinstance(m, _BatchNorm) and m.affine and m.weight.requires_grad]
+    if not norms or min(map(len, train.order(options.batch_size, options.seed, 0))) > 1:
+        return
+    values = []
+    hooks = [m.register_forward_pre_hook(lambda m, inputs: values.append(inputs[0].numel() // m.num_features)) for m in norms]
+    training = body.training
+    with torch.no_grad():
+        body.eval()(*inputs_like(train, 1, device))
+    body.train(training)
+    for hook in hooks:
+        hook.remove()
+    if min(values) == 1:
+        one = f"--batch-size {options.batch_size}" if options.batch_size == 1 else "one training row"
+        raise UserError(f"{one}: BatchNorm takes its statistics from a batch, and the smallest maps of these images are 1 x 1, "
+                        "so a batch must have two rows or more")  # fmt: skip
 
 
 def check_positions(options, body: nn.Module) -> None:

@@ -119,6 +119,19 @@ def shuffled(lengths: np.ndarray, batch_size: int, seed: int, epoch: int, even: 
     return [batches[i] for i in random.permutation(len(batches))]
 
 
+def without_lone(batches: list[np.ndarray]) -> list[np.ndarray]:
+    """The same batches, but a last one of a single unit, wherever it stands, has joined the one before it, or the first the next.
+
+    BatchNorm takes its statistics from a batch, and those of one unit say nothing, or are not defined at all.
+    """
+    lone = next((i for i, units in enumerate(batches) if len(units) == 1), None)
+    if lone is None or max(map(len, batches)) == 1:  # batches of one are what was asked for
+        return batches
+    other = lone - 1 if lone else 1
+    joined = np.concatenate([batches[other], batches[lone]])
+    return [joined if i == other else units for i, units in enumerate(batches) if i != lone]
+
+
 def by_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """All units once, the longest first: a memory that is too small shows at once, and nothing is random."""
     return in_order(np.argsort(-lengths, kind="stable"), batch_size)

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from minift.data.batching import Batch, Labelled
+from minift.data.batching import Batch, Labelled, without_lone
 from minift.data.decoding import START, begin_worker, ctrl_c_later, open_image
 from minift.errors import UserError
+from minift.fields import ranged, read_fields
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
@@ -31,10 +32,10 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 class Preprocessing:
     """What a checkpoint's pictures went through; a photo must go through the same. Sizes in pixels, colours as shares of white."""
 
-    resize: int  # of the shorter side
-    crop: int  # side of the square that is cut from the centre
-    mean: tuple[float, float, float]  # red, green, blue
-    std: tuple[float, float, float]
+    resize: int = ranged(least=1, most=10_000)  # of the shorter side
+    crop: int = ranged(least=1, most=10_000)  # side of the square that is cut from the centre
+    mean: tuple[float, float, float] = ranged(least=-100, most=100)  # red, green, blue
+    std: tuple[float, float, float] = ranged(above=0, most=100)
     interpolation: str = "bilinear"
     antialias: bool = True
 
@@ -43,8 +44,17 @@ class Preprocessing:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.interpolation not in INTERPOLATIONS:
             raise UserError(f"preprocessing: interpolation {self.interpolation!r}: known are {', '.join(INTERPOLATIONS)}")
+        if self.crop > self.resize:
+            raise UserError(
+                f"preprocessing: crop {self.crop} of pictures whose shorter side is {self.resize}: the rest would be black"
+            )
         if not self.antialias:
             raise UserError("preprocessing: antialias false: PIL, which resizes, always smooths what it shrinks; set it to true")
+
+    @classmethod
+    def of(cls, stored: dict) -> "Preprocessing":
+        """That which a JSON file describes. Raises UserError for what is none."""
+        return read_fields(cls, stored, "preprocessing")
 
 
 IMAGENET_V1 = Preprocessing(256, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # torchvision's IMAGENET1K_V1
@@ -186,6 +196,9 @@ class Pictures(Labelled):
         by_row = {name: None if (values := getattr(self, name)) is None else values[chosen] for name in ("counts", "even")}
         targets = tuple(values[chosen] for values in self.targets)
         return replace(self, files=[self.files[i] for i in chosen], targets=targets, **by_row)
+
+    def order(self, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+        return without_lone(super().order(batch_size, seed, epoch))
 
     def batches(self, order: list[np.ndarray], device: torch.device, epoch: int | None = None) -> Iterator[Batch]:
         """Batches with inputs ((B, 3, H, W) float32, channels last,).

@@ -60,8 +60,9 @@ def split(examples: Examples, share: float, seed: int) -> tuple[np.ndarray, np.n
     if not any(wanted.values()):
         wanted = {name: min(1, len(rows[name]) - 1) for name in rows}
         if n := sum(wanted.values()):
-            which = "" if examples.strata() is None else ", one of each class that has two or more"
-            examples.decided.append(f"{share * 100:g} % rounds to no {examples.UNIT} of any class: {n:,} held back{which}")
+            plain = examples.strata() is None
+            of, each = ("", "") if plain else (" of any class", ", one of each class that has two or more")
+            examples.decided.append(f"{share * 100:g} % rounds to no {examples.UNIT}{of}: {n:,} held back{each}")
     random = np.random.default_rng(seed)
     if groups is None or len(set(groups)) == len(groups):
         held = [random.permutation(rows[name])[: wanted[name]] for name in sorted(rows)]

@@ -28,14 +28,14 @@ class Encoded(Labelled):
     targets: tuple[np.ndarray, ...]  # what a batch has as targets, (N, ...) each; () in prediction
     pad: int  # id of the padding token
     max_length: int
-    cut: int  # rows that max_length has shortened
+    uncut: np.ndarray  # (N) tokens of each row before max_length has shortened it
     smoothing: float = 0.0  # label smoothing in training
 
     def describe(self) -> dict[str, int]:
         return {
-            "median tokens": int(np.median(self.lengths)),
-            "longest": int(self.lengths.max()),
-            f"cut by {self.max_length}": self.cut,
+            "median tokens": int(np.median(self.uncut)),
+            "longest": int(self.uncut.max()),
+            f"cut by {self.max_length}": int((self.uncut > self.lengths).sum()),
         }
 
     def batches(self, order: list[np.ndarray], device: torch.device, epoch: int | None = None) -> Iterator[Batch]:
@@ -62,21 +62,27 @@ def padded(rows: list[np.ndarray], real: np.ndarray, value: int) -> Tensor:
 
 def encode(
     tokenizer: Tokenizer, texts: list[str], pairs: list[str] | None, max_length: int
-) -> tuple[list[np.ndarray], list[np.ndarray] | None, int]:
-    """(ids of each row with the special tokens, token types where rows are pairs, rows that were cut)
+) -> tuple[list[np.ndarray], list[np.ndarray] | None, np.ndarray]:
+    """(ids of each row with the special tokens, token types where rows are pairs, (N) tokens of each row before it was cut)
 
     A text longer than max_length is cut at its end; of a pair the longer text is cut first, a token at a time.
     """
-    tokenizer = truncating(tokenizer, max_length)
+    whole, tokenizer = without_truncation(tokenizer), truncating(tokenizer, max_length)
     rows = texts if pairs is None else list(zip(texts, pairs, strict=True))
-    tokens, types, cut = [], None if pairs is None else [], 0
+    special = tokenizer.num_special_tokens_to_add(is_pair=False)
+    tokens, types, uncut = [], None if pairs is None else [], []
     for start in range(0, len(rows), CHUNK):
-        encodings = tokenizer.encode_batch_fast(rows[start : start + CHUNK])
+        chunk = rows[start : start + CHUNK]
+        encodings = tokenizer.encode_batch_fast(chunk)
         tokens += [np.array(e.ids, dtype=np.int64) for e in encodings]
-        cut += sum(bool(e.overflowing) for e in encodings)
-        if types is not None:
-            types += [np.array(e.type_ids, dtype=np.int64) for e in encodings]
-    return tokens, types, cut
+        if types is None:
+            uncut += [len(e.ids) + sum(len(rest.ids) - special for rest in e.overflowing) for e in encodings]
+            continue
+        types += [np.array(e.type_ids, dtype=np.int64) for e in encodings]
+        cut = [i for i, e in enumerate(encodings) if e.overflowing]
+        lengths = dict(zip(cut, map(len, whole.encode_batch_fast([chunk[i] for i in cut])), strict=True))
+        uncut += [lengths.get(i, len(e.ids)) for i, e in enumerate(encodings)]
+    return tokens, types, np.array(uncut, dtype=np.int64)
 
 
 @functools.lru_cache(maxsize=8)
@@ -84,6 +90,14 @@ def truncating(tokenizer: Tokenizer, max_length: int) -> Tokenizer:
     """A copy that cuts at max_length. The original may serve other threads and runs, so nothing is ever set on it."""
     tokenizer = Tokenizer.from_str(tokenizer.to_str())
     tokenizer.enable_truncation(max_length, strategy="longest_first")
+    return tokenizer
+
+
+@functools.lru_cache(maxsize=8)
+def without_truncation(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy that cuts nothing."""
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())
+    tokenizer.no_truncation()
     return tokenizer
 
 

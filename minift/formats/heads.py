@@ -52,7 +52,7 @@ HEADS = {
     "multi-label-image-classification": Head("ImageClassification", "multi_label_classification", OF_IMAGES),
     "token-classification": Head("TokenClassification", None, {name: {"": "classifier"} for name in TEXT}),
     "question-answering": Head("QuestionAnswering", None, {name: {"": "qa_outputs"} for name in TEXT}),
-    "masked-lm": Head("MaskedLM", None, {"bert": BERT_LM} | dict.fromkeys(TEXT[1:], ROBERTA_LM)),
+    "masked-lm": Head("MaskedLM", None, {"bert": BERT_LM} | {name: ROBERTA_LM for name in TEXT[1:]}),
 }
 
 OUTPUTS = {"text-regression": 1, "question-answering": 2}  # of heads whose rows are no labels

@@ -378,7 +378,11 @@ def from_processor(raw: dict, said: list[str]) -> Preprocessing | None:
     else:
         resize = crop = size
         said.append(f"{kind} does not crop; taken as resizing the shorter side to {size} and cropping the middle {size} x {size}")
-    return Preprocessing(resize, crop, tuple(mean), tuple(std), RESAMPLE[raw["resample"]])
+    chosen = {"resize": resize, "crop": crop, "mean": mean, "std": std, "interpolation": RESAMPLE[raw["resample"]]}
+    try:
+        return Preprocessing.of(chosen)
+    except UserError:  # as a square that is larger than the picture
+        return None
 
 
 def one_side(size: object) -> int | None:
@@ -398,7 +402,7 @@ def is_number(value: object) -> bool:
 
 def write_preprocessing(directory: Path, checkpoint: Checkpoint, config) -> None:
     """BitImageProcessor's fields say resize and crop as they are; ResNets' usual ConvNextImageProcessor has a ratio to round."""
-    p = asdict(Preprocessing(**checkpoint.preprocessing))
+    p = asdict(Preprocessing.of(checkpoint.preprocessing))
     write_json(
         directory / "preprocessor_config.json",
         {

@@ -65,7 +65,7 @@ class Classification(Pooled):
         rows = self.rows_of(parts["train"])
         if absent := [label for label, n in rows.items() if not n]:
             notes.append(f"no training row has the label {listed(absent)}, which {options.label_names} names: it is never learned")
-        if "valid" in parts and (absent := [label for label, n in self.rows_of(parts["valid"]).items() if not n]):
+        if "valid" in parts and (absent := [label for label, n in self.rows_of(parts["valid"]).items() if rows[label] and not n]):
             notes.append(f"no validation row has the label {listed(absent)}: the figures of it say nothing")
         if len(self.labels) > 6:
             counts = Counter(rows).most_common()

@@ -16,6 +16,7 @@ from minift.data.loading import Pictures, Preprocessing
 from minift.data.texts import Texts
 from minift.data.tokenising import Encoded, encode
 from minift.errors import UserError
+from minift.fields import ranged
 from minift.tasks.task import Task
 
 
@@ -36,7 +37,7 @@ class OfTexts(Pooled):
     """A text, or a pair of texts, a row."""
 
     pool: str  # what the body pools to: cls or mean
-    max_length: int  # tokens of a row
+    max_length: int = ranged(least=3)  # tokens of a row
     pairs: bool  # whether a row is a pair of texts
 
     MODEL: ClassVar = "minilm-l6"
@@ -72,7 +73,7 @@ class OfTexts(Pooled):
                 else "single texts, and here are pairs"
             )
             raise UserError(f"{examples.path}: the run was trained on {trained}")
-        tokens, types, cut = encode(checkpoint.tokenizer, examples.texts, examples.pairs, self.max_length)
+        tokens, types, uncut = encode(checkpoint.tokenizer, examples.texts, examples.pairs, self.max_length)
         targets = () if examples.labels is None else (self.targets(examples),)
         return Encoded(
             tokens,
@@ -81,7 +82,7 @@ class OfTexts(Pooled):
             targets,
             checkpoint.config["pad_token_id"],
             self.max_length,
-            cut,
+            uncut,
             **self.counted(targets, options),
         )
 
@@ -106,7 +107,7 @@ class OfImages(Pooled):
     def prepare(self, examples: Images, checkpoint, options=None, workers: int = 0) -> Pictures:
         targets = () if examples.labels is None else (self.targets(examples),)
         counted = self.counted(targets, options)
-        pictures = Pictures(examples.files, targets, Preprocessing(**checkpoint.preprocessing), workers=workers, **counted)
+        pictures = Pictures(examples.files, targets, Preprocessing.of(checkpoint.preprocessing), workers=workers, **counted)
         if options is None:
             return pictures
         if options.views is not None and options.augment == "none":

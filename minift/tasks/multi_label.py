@@ -81,7 +81,7 @@ class MultiLabel(Pooled):
         notes, rows = [], self.rows_of(parts["train"])
         if absent := [label for label, n in rows.items() if not n]:
             notes.append(f"no training row has the label {listed(absent)}, which {options.label_names} names: it is never learned")
-        if "valid" in parts and (absent := [label for label, n in self.rows_of(parts["valid"]).items() if not n]):
+        if "valid" in parts and (absent := [label for label, n in self.rows_of(parts["valid"]).items() if rows[label] and not n]):
             notes.append(f"no validation row has the label {listed(absent)}: its average precision and F1 are 0 and count in the "
                          "means; its threshold cannot be chosen by itself")  # fmt: skip
         sizes = Counter(map(len, parts["train"].labels))

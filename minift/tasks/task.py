@@ -15,9 +15,8 @@ Axes: B units of a batch.
 """
 
 import json
-import typing
 from collections.abc import Iterable, Iterator
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from minift.data.batching import Batch, Data
 from minift.data.examples import Examples
 from minift.data.layout import Layout
 from minift.errors import UserError, look_up
+from minift.fields import read_fields, shown
 from minift.tasks import TASKS
 
 
@@ -178,27 +178,6 @@ def of(stored: dict) -> Task:
     values = {key: value for key, value in stored.items() if key != "name"}
     name = stored.get("name")
     if not isinstance(name, str):
-        raise UserError(f"task: the name is {name!r}; expected one of {', '.join(TASKS)}")
+        raise UserError(f"task: the name is {shown(name)}; expected one of {', '.join(TASKS)}")
     cls = look_up(TASKS, name, "task")
-    types = {f.name: typing.get_type_hints(cls)[f.name] for f in fields(cls)}
-    required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
-    if not required <= values.keys() <= types.keys():
-        raise UserError(f"task: {name} has the fields {', '.join(types)}, and here are {', '.join(values) or 'none'}")
-    for key, value in values.items():
-        if not fits(value, types[key]):
-            raise UserError(f"task: {key} is {str(value)[:60]!r}, which is not what {name} has there")
-    return cls(**values)
-
-
-def fits(value, kind) -> bool:
-    """Whether a value from a JSON file is of this type: a plain type, X | Y, list[X] or dict[str, X]."""
-    inner = typing.get_args(kind)
-    if typing.get_origin(kind) is list:
-        return isinstance(value, list) and all(fits(one, inner[0]) for one in value)
-    if typing.get_origin(kind) is dict:
-        return isinstance(value, dict) and all(fits(one, inner[1]) for one in value.values())
-    if inner:
-        return any(fits(value, one) for one in inner)
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    return read_fields(cls, values, f"task: {name}")
