@@ -43,7 +43,7 @@ OF_IMAGES = {"resnet": {"": "classifier.1"}}
 BERT_LM = {"dense": "cls.predictions.transform.dense", "norm": "cls.predictions.transform.LayerNorm", "": "cls.predictions"}
 ROBERTA_LM = {"dense": "lm_head.dense", "norm": "lm_head.layer_norm", "": "lm_head"}
 
-# Task -> its head. Of the tasks that share a class the first is meant where config.json has no problem_type.
+# Task -> its head. Of the tasks that share a class the first is meant where config.json names no problem_type.
 HEADS = {
     "text-classification": Head("SequenceClassification", "single_label_classification", POOLED),
     "multi-label-classification": Head("SequenceClassification", "multi_label_classification", POOLED),
@@ -54,6 +54,8 @@ HEADS = {
     "question-answering": Head("QuestionAnswering", None, {name: {"": "qa_outputs"} for name in TEXT}),
     "masked-lm": Head("MaskedLM", None, {"bert": BERT_LM} | {name: ROBERTA_LM for name in TEXT[1:]}),
 }
+
+OUTPUTS = {"text-regression": 1, "question-answering": 2}  # of heads whose rows are no labels
 
 
 def has_head(architecture: str, task: str) -> bool:
@@ -174,7 +176,7 @@ def fields_in(directory: Path, config: dict, family, checkpoint: Checkpoint, rep
     labels, rows = [], None
     if name != "masked-lm":
         rows = len(rows_of(report.outside, HEADS[name], checkpoint.architecture))
-        expected = {"text-regression": 1, "question-answering": 2}.get(name)
+        expected = OUTPUTS.get(name)
         if expected not in (None, rows):
             raise ValueError(f"the head has {rows} outputs, and that of {name} has {expected}")
         labels = labels_in(config, rows, report) if expected is None else []
