@@ -109,8 +109,9 @@ def run_once(given, record: dict | None = None) -> dict | None:
     # Model and optimizer
     training = setup.build(options, given, start, task, data["train"], steps_per_epoch)
     options, measured = setup.with_precision(options, training)
-    report.print_model(training, start, options)
-    report.print_settings(given, options, origins | why | measured)
+    if not options.quiet:
+        report.print_model(training, start, options)
+        report.print_settings(given, options, origins | why | measured)
     if options.plan:
         print_plan(training, data, options)
         return None

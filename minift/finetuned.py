@@ -24,7 +24,7 @@ from minift.tasks.task import Model, of
 from minift.training import Scores, evaluate, outputs_by_row
 
 
-@dataclass
+@dataclass(repr=False)
 class FineTuned:
     """A trained model with all that it takes to use it."""
 
@@ -34,6 +34,20 @@ class FineTuned:
     precision: AbstractContextManager  # as `optim.precision.autocast` makes it
     frozen: FrozenStages | None  # the stages that were frozen in training, run as they were then
     attached: dict[str | None, "FineTuned"] = field(default_factory=dict)  # other runs over the same base; None: the one loaded
+
+    def __repr__(self) -> str:
+        """One line: what it does, with which model."""
+        labels = f", {len(self.labels)} labels" if self.labels else ""
+        weights = sum(p.numel() for p in self.model.parameters())
+        device = next(self.model.parameters()).device
+        method = f", {names_of(self.checkpoint.method)}" if self.checkpoint.method else ""
+        body = f"{self.checkpoint.architecture}{method}, {weights:,} parameters"
+        return f"<minift run of {self.checkpoint.task['name']}: {body}{labels}, {device}>"
+
+    @property
+    def labels(self) -> list[str] | None:
+        """The names of the classes or tags, in the order of their ids; None for a task that has none."""
+        return getattr(self.task, "labels", None)
 
     def attach(self, directory: str | Path, name: str) -> None:
         """Read another run's delta over the base that is in memory already. `use` then switches to it. name: one not in use.
@@ -141,6 +155,9 @@ def place_of(directory: str | Path) -> Path:
         raise UserError(f"{directory}: no such directory; expected a run's directory, as runs/NAME")
     recover(directory / "model")
     place = directory / "model" if (directory / "model").is_dir() else directory
+    if several := sorted(str(run.parent) for run in directory.glob("*/model") if place == directory):
+        shown = ", ".join(several[:10]) + (", ..." if several[10:] else "")
+        raise UserError(f"{directory} holds several runs; give one of them: {shown}")
     config = read_config(place)
     if config.get("task") is None:
         raise UserError(

@@ -6,6 +6,7 @@ import typing
 from collections.abc import Container
 from dataclasses import Field, fields
 
+import minift
 from minift.errors import UserError
 from minift.fields import expected, ranged
 
@@ -15,6 +16,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str = "", add_help: bool = True):
         super().__init__(prog=prog, description=description, add_help=add_help, allow_abbrev=False)
+        if add_help:
+            self.add_argument("--version", action="version", version=f"minift {minift.__version__}")
 
     def error(self, message: str):
         raise UserError(f"{message}; --help lists the flags")

@@ -70,6 +70,7 @@ class Options:
     seed: int = flag(42, "of the head's start, the order of the rows and dropout", least=0, below=2**62)
     seeds: int = flag(1, "runs with this seed and the following ones, in OUT/seed-S, and what they have in common", least=1)
     plan: bool = flag(False, "show stages, learning rates, steps, estimates of time and memory; then stop")
+    quiet: bool = flag(False, "print no tables of the model, the settings and the labels, and no worst rows")
     device: str | None = flag(None, "cpu, cuda, ...; unset: cuda where there is one")
     out: str | None = flag(None, "directory of the run; unset: runs/DATA-MODEL-METHOD")
     save_minutes: float = flag(

@@ -134,9 +134,9 @@ def print_results(run, parts: dict, task, training, scores: dict, progress, opti
         epoch = f"epoch {progress.best_epoch}" if progress.best_epoch else ""
         print(table([epoch, "rows", *header], [[split, len(parts[split]), *s.metrics.values()] for split, s in scores.items()]))
         last = list(scores)[-1]
-        if shown_table := scores[last].meter.table():
+        if not options.quiet and (shown_table := scores[last].meter.table()):
             print(f"\n{shown_table}  ({last})\n")
-    if "valid" in scores and task.by_row:
+    if "valid" in scores and task.by_row and not options.quiet:
         print_worst(run, parts["valid"], task, training, scores["valid"].losses, options)
     quoted, scored = shlex.quote(str(run.directory)), options.test or options.valid
     print(f"predict   python -m minift.predict {quoted} {parts['train'].example()}")

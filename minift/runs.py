@@ -11,6 +11,7 @@ import shlex
 import shutil
 import statistics
 import sys
+import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
@@ -30,6 +31,7 @@ from minift.cli import spelled as script
 from minift.data.batching import Data
 from minift.data.examples import Examples
 from minift.errors import UserError, look_up, say
+from minift.fields import fits, shown
 from minift.flags import spelled
 from minift.methods.surgery import plain_name
 from minift.options import layout_of
@@ -202,6 +204,8 @@ class Run:
             "best_step": progress.best_step,
             "precision": str(training.precision.dtype).removeprefix("torch."),
         }
+        if details := {split: d for split, s in scores.items() if (d := s.meter.details())}:
+            result["details"] = details
         if progress.nonfinite:
             result["nonfinite"] = progress.nonfinite
         self.write_json("result.json", result)
@@ -271,7 +275,7 @@ def resume_command(directory: Path) -> str:
 
 # ---- what a run stands on ----
 
-FREE = ("epochs", "device", "workers", "train", "valid", "test", "out")  # flags that may differ where a run goes on
+FREE = ("epochs", "device", "workers", "train", "valid", "test", "out", "quiet")  # flags that may differ where a run goes on
 SPLITS = ("train", "valid", "test")
 
 
@@ -343,24 +347,41 @@ def read_record(path: Path) -> dict:
     if path.name == "config.json":
         parts = {"flags": dict, "data": dict, "versions": dict, "threads": int}
         if wrong := [name for name, kind in parts.items() if not isinstance(record.get(name), kind)]:
-            raise UserError(f"{path}: {wrong[0]} is {record.get(wrong[0])!r:.60}; was the file edited?")
+            raise UserError(f"{path}: {wrong[0]} is {shown(record.get(wrong[0]))}; was the file edited?")
+        known = {"epochs": int, "device": str, "precision": str}
+        if wrong := [name for name, kind in known.items() if not fits(record["flags"].get(name), kind)]:
+            raise UserError(f"{path}: flags: {wrong[0]} is {shown(record['flags'].get(wrong[0]))}; was the file edited?")
+        base = record.get("base")
+        if base is not None and not (fits(base, dict[str, str | None]) and {"weights", "tokenizer"} <= base.keys()):
+            raise UserError(f"{path}: base is {shown(base)}; was the file edited?")
+        record["base"] = base
     return record
 
 
 def repeated(options: type, record: dict, line: dict) -> object:
     """The flags of a run that is run again. line: those that were typed now, which win."""
-    known = {f.name for f in fields(options)}
-    if unknown := sorted(record["given"].keys() - known):
-        raise UserError(f"{spelled(unknown[0])}: the run was started with this flag, which this version does not have")
+    check_flags(options, record["given"], "given")
     flags = record["given"] | {"out": None}
-    if "flags" in record and flags["precision"] == "auto":
-        flags["precision"] = record["flags"]["precision"]  # measured then; another one gives other bits
+    if "flags" in record and flags.get("precision", "auto") == "auto":
+        flags["precision"] = record["flags"].get("precision", "auto")  # measured then; another one gives other bits
     return options(**flags | line)
+
+
+def check_flags(options: type, stored: dict, what: str) -> None:
+    """Raises UserError where flags that a run has recorded are not those of this version, or not of their types."""
+    types, known = typing.get_type_hints(options), {f.name: f for f in fields(options)}
+    for name, value in stored.items():
+        if name not in known:
+            raise UserError(f"{spelled(name)}: the run was started with this flag, which this version does not have")
+        several = value if isinstance(value, tuple) and known[name].metadata["several"] else (value,)
+        if not all(fits(one, types[name]) or (one is None and known[name].default is None) for one in several):
+            raise UserError(f"{what}: {name} is {shown(value)}, which is no value of {spelled(name)}; was the file edited?")
 
 
 def continued(options: type, record: dict, line: dict, directory: Path) -> object:
     """The flags of a run that goes on. line: those that were typed now. Raises UserError for those that must stay as they were."""
     then = record.get("flags", record["given"])
+    check_flags(options, then, "flags")
     for name, value in line.items():
         if value == then.get(name) or (name in FREE and name not in ("epochs", "out")):
             continue

@@ -27,7 +27,7 @@ from minift.optim.measure import choose
 from minift.optim.precision import autocast
 from minift.optim.schedules import SCHEDULES, check_factors, warmup_steps
 from minift.optim.unfreezing import UNFREEZING
-from minift.pretrained import Checkpoint, check_shapes, find, read, untrained
+from minift.pretrained import Checkpoint, check_path, check_shapes, find, read, untrained
 from minift.runs import choose_directory
 from minift.specs import parse
 from minift.tasks import TASKS
@@ -72,6 +72,8 @@ def start(options) -> Start:
     """Look up the task and the device, read the checkpoint."""
     task = look_up(TASKS, options.task, "--task")
     parse_methods(options.method, typed=True)  # a mistake in it is answered before anything is read
+    if options.out is not None:
+        check_path(Path(options.out))
     device = choose_device(options.device)
     name = task.MODEL if options.model is None else options.model
     checkpoint = untrained(name) if options.init == "random" else None

@@ -158,6 +158,16 @@ class Confusion(Meter):
     def metrics(self) -> dict[str, float]:
         return classification_metrics(self.matrix)
 
+    def details(self) -> dict:
+        """by_label: precision, recall, F1 and rows of every class. confusion: right label -> predicted label -> rows, but for 0."""
+        figures = {name: values.tolist() for name, values in per_class(self.matrix).items()}
+        by_label = {label: {name: values[i] for name, values in figures.items()} for i, label in enumerate(self.labels)}
+        confusion = {
+            label: {self.labels[j]: int(row[j]) for j in np.flatnonzero(row)}
+            for label, row in zip(self.labels, self.matrix, strict=True)
+        }
+        return {"by_label": by_label, "confusion": confusion}
+
     def table(self) -> str:
         """Precision, recall, F1 and rows of every class; the confusion matrix beside them where it is not too wide."""
         figures = per_class(self.matrix)
@@ -169,4 +179,8 @@ class Confusion(Meter):
         if len(self.labels) <= 8:
             header += [f"-> {label[:12]}" for label in self.labels]
             rows = [row + self.matrix[i].tolist() for i, row in enumerate(rows)]
-        return table(header, rows)
+            return table(header, rows)
+        left_out = (
+            f"the confusion matrix, {len(self.labels)} x {len(self.labels)}, is too wide to print; result.json of a run holds it"
+        )
+        return f"{table(header, rows)}\n({left_out})"

@@ -44,6 +44,10 @@ class Meter:
         """The figures under the names of the task's METRICS; None where one is undefined."""
         raise NotImplementedError
 
+    def details(self) -> dict:
+        """What result.json has of a split besides the metrics; empty: nothing."""
+        return {}
+
     def table(self) -> str:
         """What to print of a split besides the metrics; empty: nothing."""
         return ""
