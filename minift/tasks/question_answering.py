@@ -13,9 +13,9 @@ the context in a window, its step of 128 is an overlap of r - 128 here; transfor
 that do not hold the whole answer are trained on [CLS], as in both of these, also where every question has an answer.
 
 An answer is trained on the tokens that overlap its characters; of several gold answers the first is taken. Predicted is the user's
-own text, from the first character of the best span's first token to the last one of its last token. The best span is the
-exact maximum of s[first] + e[last] over all windows, where first <= last < first + max_answer_length, both lie in the context, and `first`
-is in the window in which it has the most context. Where some training questions have no answer (SQuAD 2.0),
+own text, from the first character of the best span's first token to the last one of its last token. The best span is the exact
+maximum of s[first] + e[last] over all windows, where first <= last < first + max_answer_length, both lie in the context, and
+`first` is in the window in which it has the most context. Where some training questions have no answer (SQuAD 2.0),
 
     margin = min over the windows of (s[CLS] + e[CLS]) - (s[first] + e[last]),    no answer where margin > threshold
 
