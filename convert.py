@@ -52,8 +52,9 @@ def main(argv: list[str]) -> int | None:
         "--as",
         dest="wanted",
         choices=["run", "body"],
-        help="of a transformers checkpoint: a run, ready to predict, or its body (default: a run where its head is of a task)",
+        help="of a transformers checkpoint: a run, ready to predict, or its body alone (default: a run where a task has its head)",
     )
+    parser.add_argument("--label-names", help="of a directory of peft or adapters: file of its labels, a name a line, or .json")
     parser.add_argument("--pairs", action="store_true", help="of such a run: a row is a pair of texts, which its files do not say")
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights written (default: as they are)")
     parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
@@ -79,6 +80,7 @@ def bring_in(arguments: argparse.Namespace) -> int | None:
         return bring_in_run(arguments)
     if arguments.base:
         raise UserError(f"--base {arguments.base}: {arguments.source} is no directory of peft or of the adapters library")
+    refuse_flags(arguments, ("label_names",), f"{arguments.source} is no directory of peft or of the adapters library")
     if arguments.pairs and arguments.wanted == "body":
         raise UserError("--pairs is for a run, and --as body takes the body alone")
     from minift.pretrained import read as read_converted
@@ -106,15 +108,19 @@ def bring_in(arguments: argparse.Namespace) -> int | None:
 
 def bring_in_run(arguments: argparse.Namespace) -> None:
     """A directory of peft or of the adapters library as a run."""
+    from minift.data.labels import read_label_names
     from minift.formats import adapters, peft
     from minift.pretrained import write
 
     place = Path(arguments.source)
-    refuse_flags(arguments, ("wanted", "dtype", "revision", "preprocessing", "check"), f"{place} holds what was added to a model")
+    refuse_flags(
+        arguments, ("wanted", "pairs", "dtype", "revision", "preprocessing", "check"), f"{place} holds what was added to a model"
+    )
     if arguments.out is None:
         raise UserError(f"{place}: say where the run is to be with --out, as runs/{place.resolve().name}")
     out = new_place(arguments.out)
-    checkpoint = (peft.read if peft.is_peft(place) else adapters.read_run)(place, arguments.base)
+    labels = arguments.label_names and list(read_label_names(arguments.label_names).values())
+    checkpoint = (peft.read if peft.is_peft(place) else adapters.read_run)(place, arguments.base, labels)
     write(out, checkpoint)
     print(f"read     {place}: {checkpoint.method} over {checkpoint.base_name}")
     print(f"run      {described(checkpoint.task)}")
@@ -131,7 +137,7 @@ def described(task: dict) -> str:
 def refuse_flags(arguments: argparse.Namespace, names: tuple[str, ...], why: str) -> None:
     for name in names:
         if getattr(arguments, name):
-            raise UserError(f"--{'as' if name == 'wanted' else name}: {why}")
+            raise UserError(f"--{'as' if name == 'wanted' else name.replace('_', '-')}: {why}")
 
 
 def source_of(arguments: argparse.Namespace) -> tuple[str, Callable]:
@@ -207,7 +213,7 @@ def export(arguments: argparse.Namespace) -> int | None:
 
     if arguments.out is None:
         raise UserError(f"--to {arguments.to}: say where with --out {'FILE.pth' if arguments.to == 'torchvision' else 'DIR'}")
-    outward = ("revision", "preprocessing", "base", "wanted", "pairs")
+    outward = ("revision", "preprocessing", "base", "label_names", "wanted", "pairs")
     refuse_flags(arguments, outward, "belongs to what is brought in; with --to there is nothing")
     place = find(arguments.source)
     out = new_place(arguments.out)
@@ -300,9 +306,9 @@ def export_to_adapters(checkpoint, out: Path) -> None:
 
 def tell_how(checkpoint, out: Path, load: str) -> None:
     """How the other library loads what was written, over the same base."""
-    labels = len(checkpoint.task["labels"])
+    rows, other = len(checkpoint.head["weight"]), ", ignore_mismatched_sizes=True" if checkpoint.origin.task else ""
     print(f"written  {out}; for BASE, what it goes onto: {spelled('convert')} {checkpoint.base_name} --to hf --out BASE")
-    print(f"         model = transformers.{auto_class(checkpoint)}.from_pretrained('BASE', num_labels={labels})")
+    print(f"         model = transformers.{auto_class(checkpoint)}.from_pretrained('BASE', num_labels={rows}{other})")
     print(f"         {load}")
 
 

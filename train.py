@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     flags = vars(parser.parse(argv, flags_of_other_tasks(task)))
     del flags["resume"], flags["config"]
     if record:
-        from minift.runs import continued, repeated
+        from minift.runs import continued, repeated, stopped_in
 
         line = {name: value for name, value in flags.items() if value is not None}
         given = continued(options, record, line, directory) if directory else repeated(options, record, line)
@@ -49,8 +49,11 @@ def main(argv: list[str]) -> None:
         run_grid(given, directory)
     elif given.seeds > 1:
         run_seeds(given, directory)
+    elif directory:
+        with stopped_in(directory):  # while it loads
+            run_once(given, record)
     else:
-        run_once(given, directory and record)
+        run_once(given)
 
 
 def read_earlier(resume: str | None, config: str | None) -> tuple[dict | None, Path | None]:

@@ -27,7 +27,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from minift.errors import Terminated, UserError
+from minift.errors import Diverged, Terminated, UserError, say
 from minift.optim.precision import LossScaler
 from minift.pretrained import recover, sha256, whole, write_json, write_tensors
 from minift.training import Log, Progress, Saving, Training, out_of_patience
@@ -88,7 +88,7 @@ class Checkpoints(Saving):
         try:
             self.write(name)
         except UserError as error:
-            print(f"note: no checkpoint at step {self.progress.step}: {error}{self.before()}", file=sys.stderr)
+            say(f"note: no checkpoint at step {self.progress.step}: {error}{self.before()}")
         else:
             self.last = name
             newest = sorted(listed(self.place), key=position, reverse=True)
@@ -107,7 +107,7 @@ class Checkpoints(Saving):
         needed, free = sum(tensor.nbytes for tensor in tensors.values()), free_space(self.place)
         if needed > free:
             raise UserError(f"it takes {megabytes(needed)}, and {self.place} has {megabytes(free)} free")
-        size = self.run.flush()
+        size = self.run.sync()
         with whole(self.place / name) as fresh:
             write_tensors(fresh / STATE, tensors)
             write_json(fresh / PROGRESS, {"progress": asdict(self.progress), "metrics": size})
@@ -292,6 +292,11 @@ class Signals:
         self.patient = True
         try:
             yield
+        except (UserError, RuntimeError) as error:
+            if isinstance(error, Diverged):
+                raise
+            self.check()  # a worker that the same signal has killed as it began, which stops the loop anywhere: nothing is saved
+            raise
         finally:
             self.patient = False
         self.check()

@@ -59,9 +59,10 @@ def command(main: Callable[[list[str]], int | None], name: str) -> None:
     sys.exit(code)
 
 
-def say(message: str, code: int) -> int:
+def say(message: str, code: int = 0) -> int:
+    """To standard error. Where that cannot be written, as to a file on a full disk, training is worth more than the message."""
     with suppress(OSError):
-        print(message, file=sys.stderr)
+        print(message, file=sys.stderr, flush=True)
     return code
 
 

@@ -150,10 +150,8 @@ def check(options) -> None:
     for split in ("valid", "test"):
         files = [getattr(options, name) for name in ("train", split)]
         if all(path and os.path.exists(path) for path in files) and os.path.samefile(*files):
-            instead = ", and 10 % of the training rows are held back" if split == "valid" else ""
-            raise UserError(
-                f"--{split} {files[1]}: it is the training file, so its figures would say nothing; leave it out{instead}"
-            )
+            held = ", and 10 % of the training rows are held back" if split == "valid" else ""
+            raise UserError(f"--{split} {files[1]}: it is the training file, so its figures would say nothing; leave it out{held}")
     if options.valid is not None and is_set(options, "split_seed"):
         raise UserError("--split-seed with --valid: nothing is split off the training file")
     if options.valid == "none" and options.monitor is not None:

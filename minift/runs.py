@@ -30,7 +30,7 @@ from minift.checkpoints import Lock, free_space, megabytes, tidy
 from minift.cli import spelled as script
 from minift.data.batching import Data
 from minift.data.examples import Examples
-from minift.errors import UserError, look_up
+from minift.errors import UserError, look_up, say
 from minift.fields import fits, shown
 from minift.flags import spelled
 from minift.methods.surgery import plain_name
@@ -123,7 +123,7 @@ class Run:
         except OSError as error:
             if not self.directory.is_dir():
                 raise UserError(f"{self.directory}: the directory is gone, so nothing can be saved any more") from None
-            print(f"note: metrics.jsonl cannot be written ({error.strerror}); tried again later", file=sys.stderr)
+            say(f"note: metrics.jsonl cannot be written ({error.strerror}); tried again later")
 
     def write_lines(self) -> None:
         content = self.unwritten.encode()
@@ -135,7 +135,7 @@ class Run:
             self.written = file.tell()
         self.unwritten = ""
 
-    def flush(self) -> int:
+    def sync(self) -> int:
         """The size of metrics.jsonl, with all of it on the disk. Raises UserError where it cannot be written."""
         try:
             self.write_lines()
@@ -263,6 +263,8 @@ def stopped_in(directory: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
+        if stop.args:  # it is said already
+            raise
         kept = f"the best epoch so far is in {directory}" if (directory / "model").is_dir() else "before an epoch was over"
         raise type(stop)(f"{kept}; to continue: {resume_command(directory)}") from None
 

@@ -9,7 +9,7 @@ tests/reference/test_trajectory.py, tests/test_accumulate.py, tests/contract/tes
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -227,7 +227,8 @@ def fit(
             else:
                 progress.best, progress.best_epoch, progress.best_step = rank, epoch + 1, progress.step
                 line += "  kept"
-        print(line, flush=True)
+        with suppress(OSError):  # a log on a full disk, or a closed pipe, costs the line and not the run
+            print(line, flush=True)
         progress.epoch = epoch + 1
         progress.batches, progress.total, progress.count, progress.left_out = 0, 0.0, 0.0, 0
         saving.after_epoch()
@@ -275,13 +276,8 @@ def train_epoch(
     mean = progress.total / progress.count if progress.count else math.nan
     line = f"{heading}  {units / (time.perf_counter() - start):,.0f} rows/s  train loss {mean:.4f}"
     if progress.left_out:
-        why = (
-            "loss or gradient not finite"
-            if progress.nonfinite
-            else "gradients beyond float16"
-            if scaler
-            else "nothing in them counts"
-        )
+        why = "gradients beyond float16" if scaler else "nothing in them counts"
+        why = "loss or gradient not finite" if progress.nonfinite else why
         line += f"  {progress.left_out} steps without an update: {why}"
     return line
 

@@ -28,6 +28,20 @@ def assert_stops_cleanly(arguments: list, begun: Path, said: str) -> None:
             os.killpg(script.pid, signal.SIGKILL)
 
 
+def assert_nobody_stays(arguments: list, begun: Path) -> None:
+    """kill -9 for the script alone, once the file `begun` is there: its worker processes end as well."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    script = subprocess.Popen([sys.executable, *arguments], start_new_session=True, env=environment)
+    try:
+        wait_for(begun.exists, 60)
+        script.kill()
+        script.wait()
+        wait_for(lambda: not group_lives(script.pid), 10)
+    finally:
+        if group_lives(script.pid):
+            os.killpg(script.pid, signal.SIGKILL)
+
+
 def wait_for(condition: Callable[[], bool], seconds: float) -> None:
     limit = time.monotonic() + seconds
     while not condition():

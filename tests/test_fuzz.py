@@ -1,7 +1,7 @@
 """Files of strangers, changed at random: each is read, or refused in one line. Nothing ends in a traceback.
 
-The inputs are a function of the code alone (derandomised): what fails here fails everywhere. Each test prints how many it has tried;
-`-m slow` tries 10,000 in all, the ordinary suite as many as a minute allows.
+The inputs are a function of the code alone (derandomised): what fails here fails everywhere. Each test prints how many it has
+tried; `-m slow` tries 10,000 in all, the ordinary suite as many as a minute allows.
 """
 
 import json
@@ -165,8 +165,8 @@ def edit(file: Path, changes: list) -> None:
 
 # ---- data ----
 
-CELLS = ["good film", "bad", "", " ", "a, b", 'say "x"', "text", "label", "sentence", "score", "id", "1", "0", "-1", "1.5", "nan", "é",
-         "x\ty", "two\nlines", "\ufeff", "a.jpg", "pos", "neg", "pos|neg", "O", "B-PER", "-", "٣", "²", "1e999", "_"]  # fmt: skip
+CELLS = ["good film", "bad", "", " ", "a, b", 'say "x"', "text", "label", "sentence", "score", "id", "1", "0", "-1", "1.5", "nan",
+         "é", "x\ty", "two\nlines", "\ufeff", "a.jpg", "pos", "neg", "pos|neg", "O", "B-PER", "-", "٣", "²", "1e999", "_"]  # fmt: skip
 JSONS = [
     '"good"',
     '""',

@@ -108,7 +108,8 @@ def survive(nursery: Nursery, out: Path, flags: list, kills: int, seed: int) -> 
             child = nursery.start(*(["--resume", run] if begun else [*flags, "--out", run]))
             if hits < kills:
                 time.sleep(random_.uniform(0, seconds))
-                os.kill(child, random_.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
+                send = random_.choice([os.kill, os.killpg])  # the process alone, or its workers as well
+                send(child, random_.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
             code = nursery.wait(child)
             assert code in (0, -9, 130, 143), nursery.log.read_text()[-3000:]
             hits += code != 0

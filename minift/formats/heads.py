@@ -1,8 +1,8 @@
 """The heads of the tasks: what transformers calls them, and what its config.json holds of a task. Written and read.
 
-A run goes out as the class of its task, with its labels as id2label. A directory whose `architectures` names such a class comes in as
-a run. What config.json has no field for (thresholds, lengths, how rows are decoded) stands in it under OURS, which transformers keeps
-and does not read; of a directory of others it is assumed, and said.
+A run goes out as the class of its task, with its labels as id2label. A directory whose `architectures` names such a class comes in
+as a run. What config.json has no field for (thresholds, lengths, how rows are decoded) stands in it under OURS, which transformers
+keeps and does not read; of a directory of others it is assumed, and said.
 
 Two heads change on the way. That of text-regression goes out with the scaling of the targets folded in, W deviation and
 b deviation + mean, so that transformers gives true units. The decoder of masked-lm is the table of the word vectors, so it is not
@@ -38,22 +38,24 @@ class Head(NamedTuple):
 
 
 TEXT = ("bert", "roberta", "xlm-roberta")
-POOLED = {"bert": {"": "classifier"}} | dict.fromkeys(TEXT[1:], {"": "classifier.out_proj"})
+POOLED = {"bert": {"": "classifier"}} | {name: {"": "classifier.out_proj"} for name in TEXT[1:]}
 OF_IMAGES = {"resnet": {"": "classifier.1"}}
 BERT_LM = {"dense": "cls.predictions.transform.dense", "norm": "cls.predictions.transform.LayerNorm", "": "cls.predictions"}
 ROBERTA_LM = {"dense": "lm_head.dense", "norm": "lm_head.layer_norm", "": "lm_head"}
 
-# Task -> its head. Of the tasks that share a class the first is meant where config.json has no problem_type.
+# Task -> its head. Of the tasks that share a class the first is meant where config.json names no problem_type.
 HEADS = {
     "text-classification": Head("SequenceClassification", "single_label_classification", POOLED),
     "multi-label-classification": Head("SequenceClassification", "multi_label_classification", POOLED),
     "text-regression": Head("SequenceClassification", "regression", POOLED),
     "image-classification": Head("ImageClassification", "single_label_classification", OF_IMAGES),
     "multi-label-image-classification": Head("ImageClassification", "multi_label_classification", OF_IMAGES),
-    "token-classification": Head("TokenClassification", None, dict.fromkeys(TEXT, {"": "classifier"})),
-    "question-answering": Head("QuestionAnswering", None, dict.fromkeys(TEXT, {"": "qa_outputs"})),
-    "masked-lm": Head("MaskedLM", None, {"bert": BERT_LM} | dict.fromkeys(TEXT[1:], ROBERTA_LM)),
+    "token-classification": Head("TokenClassification", None, {name: {"": "classifier"} for name in TEXT}),
+    "question-answering": Head("QuestionAnswering", None, {name: {"": "qa_outputs"} for name in TEXT}),
+    "masked-lm": Head("MaskedLM", None, {"bert": BERT_LM} | {name: ROBERTA_LM for name in TEXT[1:]}),
 }
+
+OUTPUTS = {"text-regression": 1, "question-answering": 2}  # of heads whose rows are no labels
 
 
 def has_head(architecture: str, task: str) -> bool:
@@ -174,7 +176,7 @@ def fields_in(directory: Path, config: dict, family, checkpoint: Checkpoint, rep
     labels, rows = [], None
     if name != "masked-lm":
         rows = len(rows_of(report.outside, HEADS[name], checkpoint.architecture))
-        expected = {"text-regression": 1, "question-answering": 2}.get(name)
+        expected = OUTPUTS.get(name)
         if expected not in (None, rows):
             raise ValueError(f"the head has {rows} outputs, and that of {name} has {expected}")
         labels = labels_in(config, rows, report) if expected is None else []

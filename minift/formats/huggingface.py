@@ -253,8 +253,8 @@ def to_minift(where: Path, theirs: dict[str, Tensor], body: nn.Module, family: F
     if not taken:
         found = ", ".join(list(modern)[:3]) or "nothing"
         raise UserError(
-            f"{where}: none of its names begins as those of {family.name}Model do, with {', '.join((family.prefix, *family.roots))} "
-            f"(the first are {found})"
+            f"{where}: none of its names begins as those of {family.name}Model do, with "
+            f"{', '.join((family.prefix, *family.roots))} (the first are {found})"
         )
     report.outside = {name: modern[name] for name in sorted(modern.keys() - set(taken))}
     report.dropped += report.outside

@@ -65,9 +65,7 @@ def fine_tuned(directory: Path, task: str, kind: str, **config) -> Path:
 def randomised(model):
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
-        if parameter.ndim > 1 and "embeddings" not in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-        elif name.endswith("bias"):
+        if (parameter.ndim > 1 and "embeddings" not in name) or name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.3)
     return model
 
@@ -276,7 +274,7 @@ def test_regression_goes_out_in_true_units_and_not_in_scaled_ones(tmp_path):
     convert.main([str(tmp_path / "run"), "--to", "hf", "--out", str(tmp_path / "hf")])
     checkpoint = read(tmp_path / "run" / "model")
     mean, deviation = checkpoint.task["mean"], checkpoint.task["deviation"]
-    call, task = outputs(tmp_path / "run" / "model")
+    call, _ = outputs(tmp_path / "run" / "model")
     model = theirs_of(tmp_path / "hf", "text-regression")
     given = inputs_of("bert", CONFIG.vocab_size)
     with torch.inference_mode():

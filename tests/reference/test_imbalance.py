@@ -53,7 +53,7 @@ def test_a_step_is_torchs_weighted_cross_entropy_of_all_its_rows(k, smoothing):
     model = classifier(tiny_body(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), 3).double()
     recorder = Recorder(make_groups(model, 1.0, 0.0))
     training = Training(model, TASK, recorder, lambda step: 1.0, Float32())
-    fit(training, rows, None, Nowhere(), loop_options(accumulate=k, clip=1e9), Progress())
+    fit(training, rows, None, Nowhere(), loop_options(accumulate=k, clip=1e9), Progress(changed=True))
     weights, windows = torch.from_numpy(rows.weights), in_order(rows.order(4, 0, 0), k)
     assert len(windows) == len(recorder.steps)
     unlike = 0.0
