@@ -25,15 +25,14 @@ from pathlib import Path
 
 from minift.cli import is_checkout, spelled
 from minift.errors import UserError, command
+from minift.flags import Parser
 
 DTYPES = ("float32", "float16", "bfloat16")
 TOLERANCE = 1e-9  # of --check, in float64
 
 
 def main(argv: list[str]) -> int | None:
-    parser = argparse.ArgumentParser(
-        prog=spelled("convert"), description="Convert a checkpoint into minift's layout, or out of it with --to."
-    )
+    parser = Parser(spelled("convert"), "Convert a checkpoint into minift's layout, or out of it with --to.")
     parser.add_argument(
         "source",
         help="hub id; directory of a transformers checkpoint, of peft or of the adapters library; resnet50, resnet101 or resnet152 "
@@ -68,7 +67,7 @@ def main(argv: list[str]) -> int | None:
     parser.add_argument(
         "--check", action="store_true", help="compare every layer with the other library's model on the same weights"
     )
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse(argv)
     return export(arguments) if arguments.to else bring_in(arguments)
 
 
