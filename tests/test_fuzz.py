@@ -166,7 +166,7 @@ def edit(file: Path, changes: list) -> None:
 # ---- data ----
 
 CELLS = ["good film", "bad", "", " ", "a, b", 'say "x"', "text", "label", "sentence", "score", "id", "1", "0", "-1", "1.5", "nan",
-         "é", "x\ty", "two\nlines", "\ufeff", "a.jpg", "pos", "neg", "pos|neg", "O", "B-PER", "-", "٣", "²", "1e999", "_"]  # fmt: skip
+         "é", "x\ty", "two\nlines", "\ufeff", "a.jpg", "pos", "neg", "a|b", "O", "B-PER", "-", "٣", "²", "1e999", "_"]  # fmt: skip
 JSONS = [
     '"good"',
     '""',
