@@ -2,7 +2,9 @@
 
     python convert.py SOURCE [--out DIR] [--dtype float16] [--check]     SOURCE: hub id; directory of a transformers checkpoint;
                                                                          resnet50, -101 or -152 of torchvision, with -v1 its older
-                                                                         weights; FILE.pth or .safetensors in torchvision's names
+                                                                         weights; FILE.pth or .safetensors in torchvision's names.
+                                                                         What transformers has fine-tuned for a task comes in as a
+                                                                         run, its head and labels with it; --as body: without them
     python convert.py RUN-OR-DIR --to hf --out DIR [--check]             what AutoModel... and AutoTokenizer or AutoImageProcessor
                                                                          of transformers load
     python convert.py RUN-OR-DIR --to torchvision --out FILE [--check]   what load_state_dict of torchvision's ResNets takes
@@ -23,15 +25,14 @@ from pathlib import Path
 
 from minift.cli import is_checkout, spelled
 from minift.errors import UserError, command
+from minift.flags import Parser
 
 DTYPES = ("float32", "float16", "bfloat16")
 TOLERANCE = 1e-9  # of --check, in float64
 
 
 def main(argv: list[str]) -> int | None:
-    parser = argparse.ArgumentParser(
-        prog=spelled("convert"), description="Convert a checkpoint into minift's layout, or out of it with --to."
-    )
+    parser = Parser(spelled("convert"), "Convert a checkpoint into minift's layout, or out of it with --to.")
     parser.add_argument(
         "source",
         help="hub id; directory of a transformers checkpoint, of peft or of the adapters library; resnet50, resnet101 or resnet152 "
@@ -47,6 +48,14 @@ def main(argv: list[str]) -> int | None:
         "applies); with --to torchvision a file",
     )
     parser.add_argument("--base", help="of a directory of peft or adapters: the converted model below (default: the recorded one)")
+    parser.add_argument(
+        "--as",
+        dest="wanted",
+        choices=["run", "body"],
+        help="of a transformers checkpoint: a run, ready to predict, or its body alone (default: a run where a task has its head)",
+    )
+    parser.add_argument("--label-names", help="of a directory of peft or adapters: file of its labels, a name a line, or .json")
+    parser.add_argument("--pairs", action="store_true", help="of such a run: a row is a pair of texts, which its files do not say")
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights written (default: as they are)")
     parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
     parser.add_argument(
@@ -58,7 +67,7 @@ def main(argv: list[str]) -> int | None:
     parser.add_argument(
         "--check", action="store_true", help="compare every layer with the other library's model on the same weights"
     )
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse(argv)
     return export(arguments) if arguments.to else bring_in(arguments)
 
 
@@ -71,6 +80,9 @@ def bring_in(arguments: argparse.Namespace) -> int | None:
         return bring_in_run(arguments)
     if arguments.base:
         raise UserError(f"--base {arguments.base}: {arguments.source} is no directory of peft or of the adapters library")
+    refuse_flags(arguments, ("label_names",), f"{arguments.source} is no directory of peft or of the adapters library")
+    if arguments.pairs and arguments.wanted == "body":
+        raise UserError("--pairs is for a run, and --as body takes the body alone")
     from minift.pretrained import read as read_converted
     from minift.pretrained import sha256, weights_directory, write
 
@@ -85,32 +97,47 @@ def bring_in(arguments: argparse.Namespace) -> int | None:
         print(f"note     {said}")
     count = sum(parameter.numel() for parameter in checkpoint.empty_body(checkpoint.own_pool).parameters())
     print(f"body     {checkpoint.architecture}, {count:,} parameters, {description_of_inputs(checkpoint)}")
+    if checkpoint.task is not None:
+        print(f"run      {described(checkpoint.task)}")
     print(f"dropped  {', '.join(report.dropped) if report.dropped else 'nothing'}")
     print(f"written  {out}, sha256 of model.safetensors {sha256(out / 'model.safetensors')}")
+    if checkpoint.task is not None:
+        print(f"predict  python -m minift.predict {out} ...")
     return check(read_converted(out), place, arguments.dtype) if arguments.check else None
 
 
 def bring_in_run(arguments: argparse.Namespace) -> None:
     """A directory of peft or of the adapters library as a run."""
+    from minift.data.labels import read_label_names
     from minift.formats import adapters, peft
     from minift.pretrained import write
 
     place = Path(arguments.source)
-    refuse_flags(arguments, ("dtype", "revision", "preprocessing", "check"), f"{place} holds what was added to a model, as it is")
+    refuse_flags(
+        arguments, ("wanted", "pairs", "dtype", "revision", "preprocessing", "check"), f"{place} holds what was added to a model"
+    )
     if arguments.out is None:
         raise UserError(f"{place}: say where the run is to be with --out, as runs/{place.resolve().name}")
     out = new_place(arguments.out)
-    checkpoint = (peft.read if peft.is_peft(place) else adapters.read_run)(place, arguments.base)
+    labels = arguments.label_names and list(read_label_names(arguments.label_names).values())
+    checkpoint = (peft.read if peft.is_peft(place) else adapters.read_run)(place, arguments.base, labels)
     write(out, checkpoint)
     print(f"read     {place}: {checkpoint.method} over {checkpoint.base_name}")
-    print(f"labels   {', '.join(checkpoint.task['labels'])}")
+    print(f"run      {described(checkpoint.task)}")
     print(f"written  {out}; python -m minift.predict {out} ...")
+
+
+def described(task: dict) -> str:
+    """The task of a run, and its labels."""
+    labels = task.get("labels") or []
+    shown = ", ".join(labels[:12]) + (f" and {len(labels) - 12} more" if labels[12:] else "")
+    return f"{task['name']}: {shown}" if labels else task["name"]
 
 
 def refuse_flags(arguments: argparse.Namespace, names: tuple[str, ...], why: str) -> None:
     for name in names:
         if getattr(arguments, name):
-            raise UserError(f"--{name}: {why}")
+            raise UserError(f"--{'as' if name == 'wanted' else name.replace('_', '-')}: {why}")
 
 
 def source_of(arguments: argparse.Namespace) -> tuple[str, Callable]:
@@ -127,8 +154,11 @@ def source_of(arguments: argparse.Namespace) -> tuple[str, Callable]:
                         "not a hub repository")  # fmt: skip
     if arguments.preprocessing and not place.is_file():
         raise UserError(f"--preprocessing {arguments.preprocessing} belongs to a file in torchvision's names; {source} is none")
+    as_what = {"wanted": arguments.wanted, "pairs": arguments.pairs}
     if place.is_dir():
-        return place.resolve().name, partial(read_directory, place, source)
+        return place.resolve().name, partial(read_directory, place, source, **as_what)
+    if place.is_file() or source in torchvision.WEIGHTS:
+        refuse_flags(arguments, ("wanted", "pairs"), f"{source} holds weights in torchvision's names, of which the body is taken")
     if place.is_file():
         return place.stem, partial(read_file, place, arguments.preprocessing)
     if place.suffix in (".pth", ".pt", ".bin", ".safetensors"):
@@ -137,13 +167,13 @@ def source_of(arguments: argparse.Namespace) -> tuple[str, Callable]:
         if arguments.revision:
             raise UserError(f"--revision {arguments.revision}: {source} is torchvision's, whose weights are chosen by -v1 or -v2")
         return source, partial(read_published, source)
-    return source.rstrip("/").split("/")[-1], partial(read_from_hub, source, arguments.revision)
+    return source.rstrip("/").split("/")[-1], partial(read_from_hub, source, arguments.revision, **as_what)
 
 
-def read_directory(place: Path, source: str, revision: str | None = None):
+def read_directory(place: Path, source: str, revision: str | None = None, *, wanted: str | None, pairs: bool):
     from minift.formats import huggingface
 
-    return place, *huggingface.read(place, source, revision)
+    return place, *huggingface.read_with_head(place, source, revision, wanted, pairs)
 
 
 def read_file(place: Path, preprocessing: str | None):
@@ -159,11 +189,11 @@ def read_published(name: str):
     return place, *torchvision.read(place, name, revision=place.name)
 
 
-def read_from_hub(repository: str, revision: str | None):
+def read_from_hub(repository: str, revision: str | None, *, wanted: str | None, pairs: bool):
     from minift.formats import hub
 
     place, commit = hub.fetch(repository, revision)
-    return read_directory(place, repository, commit)
+    return read_directory(place, repository, commit, wanted=wanted, pairs=pairs)
 
 
 def description_of_inputs(checkpoint) -> str:
@@ -178,14 +208,21 @@ def description_of_inputs(checkpoint) -> str:
 
 
 def export(arguments: argparse.Namespace) -> int | None:
+    from minift.formats.heads import HEADS, folded, has_head
     from minift.pretrained import find, read
 
     if arguments.out is None:
         raise UserError(f"--to {arguments.to}: say where with --out {'FILE.pth' if arguments.to == 'torchvision' else 'DIR'}")
-    refuse_flags(arguments, ("revision", "preprocessing", "base"), "belongs to what is brought in; with --to there is nothing")
+    outward = ("revision", "preprocessing", "base", "label_names", "wanted", "pairs")
+    refuse_flags(arguments, outward, "belongs to what is brought in; with --to there is nothing")
     place = find(arguments.source)
     out = new_place(arguments.out)
     checkpoint = read(place)
+    if checkpoint.task is not None and not has_head(checkpoint.architecture, checkpoint.task["name"]) and arguments.to != "minift":
+        task = checkpoint.task["name"]
+        raise UserError(f"--to {arguments.to}: {place} is a run of {task}; heads are written of {' and '.join(HEADS)}")
+    if arguments.to != "minift":
+        checkpoint = folded(checkpoint)
     if arguments.to in ADDED:
         refuse_flags(arguments, ("dtype", "check"), f"--to {arguments.to} writes what the run has added as it is")
         return ADDED[arguments.to](checkpoint, out)
@@ -224,9 +261,10 @@ def export_to_minift(checkpoint, out: Path, source: str) -> None:
 
 def export_to_hf(checkpoint, out: Path, source: str) -> None:
     from minift.formats import huggingface
+    from minift.formats.heads import OURS
 
     family = huggingface.FAMILIES[checkpoint.architecture]
-    if checkpoint.task and checkpoint.task["pool"] != family.pool:
+    if checkpoint.task and not huggingface.can_export(checkpoint.architecture, checkpoint.task):
         raise UserError(
             f"{source}: the head reads pool={checkpoint.task['pool']}, which transformers' classifier cannot; "
             f"train with --pool {family.pool}"
@@ -234,6 +272,8 @@ def export_to_hf(checkpoint, out: Path, source: str) -> None:
     huggingface.write(out, checkpoint)
     inputs = "AutoTokenizer" if checkpoint.tokenizer else "AutoImageProcessor"
     print(f"written  {out}; load it with transformers.{auto_class(checkpoint)}.from_pretrained({str(out)!r}) and {inputs}")
+    if checkpoint.task and "thresholds" in checkpoint.task:
+        print(f"note     the thresholds of the labels stand in config.json ({OURS}); transformers does not read them")
 
 
 def export_to_torchvision(checkpoint, out: Path, source: str) -> None:
@@ -266,16 +306,17 @@ def export_to_adapters(checkpoint, out: Path) -> None:
 
 def tell_how(checkpoint, out: Path, load: str) -> None:
     """How the other library loads what was written, over the same base."""
-    labels = len(checkpoint.task["labels"])
+    rows, other = len(checkpoint.head["weight"]), ", ignore_mismatched_sizes=True" if checkpoint.origin.task else ""
     print(f"written  {out}; for BASE, what it goes onto: {spelled('convert')} {checkpoint.base_name} --to hf --out BASE")
-    print(f"         model = transformers.{auto_class(checkpoint)}.from_pretrained('BASE', num_labels={labels})")
+    print(f"         model = transformers.{auto_class(checkpoint)}.from_pretrained('BASE', num_labels={rows}{other})")
     print(f"         {load}")
 
 
 def auto_class(checkpoint) -> str:
     """The class of transformers that loads it."""
-    classifiers = {"bert": "AutoModelForSequenceClassification", "resnet": "AutoModelForImageClassification"}
-    return classifiers[checkpoint.architecture] if checkpoint.task else "AutoModel"
+    from minift.formats.heads import HEADS
+
+    return f"AutoModelFor{HEADS[checkpoint.task['name']].kind}" if checkpoint.task else "AutoModel"
 
 
 def new_place(out: str | Path) -> Path:
@@ -293,7 +334,7 @@ def cast(checkpoint, dtype: str | None) -> None:
 
     if dtype is None:
         return
-    for tensors in (checkpoint.tensors, checkpoint.head):
+    for tensors in (checkpoint.tensors, checkpoint.head, *checkpoint.heads.values()):
         for name, tensor in tensors.items():
             if tensor.is_floating_point():
                 tensors[name] = tensor.to(getattr(torch, dtype))
@@ -305,8 +346,9 @@ def cast(checkpoint, dtype: str | None) -> None:
 # ---- check ----
 
 # Architecture and library -> module here: module there whose output is compared; numbers as in the name tables of the model's file.
+BERT = {"embeddings": "embeddings", "layers.{}": "encoder.layer.{i}", "pooler": "pooler"}
 COMPARED = {
-    ("bert", "transformers"): {"embeddings": "embeddings", "layers.{}": "encoder.layer.{i}", "pooler": "pooler"},
+    **{(architecture, "transformers"): BERT for architecture in ("bert", "roberta", "xlm-roberta")},
     ("resnet", "transformers"): {"stem": "embedder", "blocks.{}": "encoder.stages.{g}.layers.{b}", "pooler": "pooler"},
     ("resnet", "torchvision"): {"stem": "maxpool", "blocks.{}": "layer{G}.{b}", "pooler": "avgpool"},
 }
@@ -321,13 +363,16 @@ def check(checkpoint, theirs: Path, dtype: str | None) -> int:
     import torch
 
     from minift.formats.huggingface import look_up_module
+    from minift.tasks.task import of
 
     cast(checkpoint, dtype)
-    pool = {"bert": checkpoint.own_pool, "resnet": "mean"}[checkpoint.architecture]
+    of_images = checkpoint.preprocessing is not None
+    task = of(checkpoint.task) if checkpoint.task else None
+    pool = task.pool if task else "mean" if of_images else checkpoint.own_pool
     body = checkpoint.body(pool, dtype=torch.float64).eval()
     library, version, whole, base = reference(checkpoint, theirs, body.config)
     whole.to(getattr(torch, dtype or "float32")).double().eval()
-    described, inputs, state, kept = {"bert": random_texts, "resnet": random_images}[checkpoint.architecture](body.config)
+    described, inputs, state, kept = (random_images if of_images else random_texts)(body.config)
 
     names = [name for names in body.stages.values() for name in names]
     table = COMPARED[checkpoint.architecture, library]
@@ -339,18 +384,26 @@ def check(checkpoint, theirs: Path, dtype: str | None) -> int:
 
         return hook
 
-    for name in names:
-        base.get_submodule(look_up_module(name, table, body.numbering())).register_forward_hook(keep(name))
+    theirs = {name: look_up_module(name, table, body.numbering()) for name in names}
+    if theirs.get("pooler") not in dict(base.named_modules()):  # of RoBERTa's classifier it is a part of the head
+        theirs.pop("pooler", None)
+    for name, there in theirs.items():
+        base.get_submodule(there).register_forward_hook(keep(name))
     with torch.inference_mode():
         output = whole(*inputs)
         for name, stage in zip(names, body.walk(), strict=True):
             state = stage(state)
+            if name not in theirs:
+                continue
             found[name] = state.pooled if name == "pooler" else state.hidden[kept]
             expected[name] = expected[name].flatten(1) if name == "pooler" else expected[name][kept]
-        if checkpoint.task is not None:
-            expected["head"] = output if isinstance(output, torch.Tensor) else output.logits
-            head = {name: tensor.double() for name, tensor in checkpoint.head.items()}
-            found["head"] = torch.nn.functional.linear(state.pooled, head["weight"], head["bias"])
+        if task is not None:
+            head = task.head(body).double().eval()
+            head.load_state_dict({name: tensor.double() for name, tensor in checkpoint.head.items()})
+            outputs, theirs_of_head = head(state, every_token(state)), outputs_of(output)
+            by_token = outputs.ndim == 3
+            found["head"] = outputs[kept] if by_token else outputs
+            expected["head"] = theirs_of_head[kept] if by_token else theirs_of_head
     worst = {name: (found[name] - expected[name]).abs().max().item() for name in found}
     print(f"\nlargest difference from {library} {version}, float64, {described}")
     for name, value in worst.items():
@@ -377,6 +430,27 @@ def reference(checkpoint, theirs: Path, config) -> tuple:
     return "transformers", transformers.__version__, whole, whole.base_model
 
 
+def every_token(state):
+    """A batch for a head: of masked-lm every token is one that was masked."""
+    import torch
+
+    from minift.data.batching import Batch
+
+    tokens = getattr(state, "tokens", None)
+    if tokens is None:
+        return Batch((), (), None, None)
+    return Batch((), (torch.arange(tokens.shape[1]).expand_as(tokens), tokens), None, None)
+
+
+def outputs_of(output):
+    """(B, outputs) or (B, S, outputs) of transformers' or torchvision's model; of question answering start and end side by side."""
+    import torch
+
+    if isinstance(output, torch.Tensor):
+        return output
+    return torch.stack([output.start_logits, output.end_logits], -1) if "start_logits" in output else output.logits
+
+
 def random_texts(config) -> tuple:
     """(what they are, inputs of transformers' model, State to begin with, which positions are compared)."""
     import torch
@@ -384,7 +458,7 @@ def random_texts(config) -> tuple:
     from minift.models.bert import State
 
     generator = torch.Generator().manual_seed(0)
-    length = min(64, config.max_position_embeddings)
+    length = min(64, config.max_length)
     tokens = torch.randint(config.vocab_size, (4, length), generator=generator)
     mask = torch.arange(length) < torch.tensor([length, length // 2, length // 4, 3])[:, None]
     types = (torch.arange(length) >= length // 3).long().expand_as(tokens) % config.type_vocab_size

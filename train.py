@@ -7,6 +7,7 @@ minift/training.py.
 import gc
 import os
 import time
+from contextlib import closing
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -19,12 +20,25 @@ from minift.tasks import TASKS
 
 def main(argv: list[str]) -> None:
     first = Parser("train.py", add_help=False)
-    first.add_argument("--task", default=Options.task)
-    task = first.parse_known_args(argv)[0].task
+    for name in ("--task", "--resume", "--config"):
+        first.add_argument(name)
+    named = first.parse_known_args(argv)[0]
+    record, directory = read_earlier(named.resume, named.config)
+    task = named.task or (record["given"]["task"] if record else Options.task)
     options = options_of(task)
     parser = Parser("train.py", "Fine-tune a model; without flags, on the embedded sample.")
-    add_flags(parser, options)
-    given = options(**vars(parser.parse(argv, flags_of_other_tasks(task))))
+    parser.add_argument("--resume", metavar="RUN", help="continue a run that was stopped, given its directory")
+    parser.add_argument("--config", metavar="FILE", help="run it again: config.json of a run; other flags on the line win")
+    add_flags(parser, options, inherited="as the run has it" if record else None)
+    flags = vars(parser.parse(argv, flags_of_other_tasks(task)))
+    del flags["resume"], flags["config"]
+    if record:
+        from minift.runs import continued, repeated, stopped_in
+
+        line = {name: value for name, value in flags.items() if value is not None}
+        given = continued(options, record, line, directory) if directory else repeated(options, record, line)
+    else:
+        given = options(**flags)
     if given.method == "help":
         from minift.report import list_methods
 
@@ -32,30 +46,58 @@ def main(argv: list[str]) -> None:
         return
     check(given)
     if any(isinstance(getattr(given, name), tuple) for name in GRID):
-        run_grid(given)
+        run_grid(given, directory)
     elif given.seeds > 1:
-        run_seeds(given)
+        run_seeds(given, directory)
+    elif directory:
+        with stopped_in(directory):  # while it loads
+            run_once(given, record)
     else:
         run_once(given)
 
 
-def run_once(given) -> dict | None:
-    """One run from options to results: what it writes to result.json; None where --plan stops before training."""
+def read_earlier(resume: str | None, config: str | None) -> tuple[dict | None, Path | None]:
+    """(what the run that is continued or repeated was started with, its directory where it is continued)"""
+    if resume is not None and config is not None:
+        raise UserError("--resume with --config: one continues a run, the other starts it again in a new directory; give one")
+    if resume is None and config is None:
+        return None, None
+    from minift.runs import SEVERAL, read_record
+
+    if config is not None:
+        return read_record(Path(config)), None
+    directory = Path(resume)
+    if not directory.is_dir():
+        raise UserError(f"--resume {resume}: no such directory; expected that of a run, as runs/NAME")
+    several = directory / SEVERAL
+    return read_record(several if several.is_file() else directory / "config.json"), directory
+
+
+def run_once(given, record: dict | None = None) -> dict | None:
+    """One run from options to results: what it writes to result.json; None where --plan stops before training.
+
+    record: the config.json of a run that goes on in --out.
+    """
     started = time.perf_counter()
     gc.collect()  # the model of the run before
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large tensors in huge pages: 4 % of a step on a CPU
 
     from minift import cache, report, setup
+    from minift.checkpoints import Checkpoints, Signals
     from minift.data.splits import read_splits
     from minift.optim.precision import without_tf32
     from minift.plan import print_plan
-    from minift.runs import Run, stopped_in
+    from minift.runs import Run, finished, stopped_in
     from minift.solve import solve
     from minift.training import Progress, fit
 
+    directory = Path(given.out) if record else None
+    if record and (result := finished(directory, record, given)):
+        return result
+
     # Options
     start = setup.start(given)
-    options, origins = setup.resolve(given, start)
+    options, origins = setup.resolve(given, start, directory)
 
     # Data
     parts = read_splits(options, start.task, layout_of(options, start.task.LAYOUT))
@@ -67,46 +109,62 @@ def run_once(given) -> dict | None:
     # Model and optimizer
     training = setup.build(options, given, start, task, data["train"], steps_per_epoch)
     options, measured = setup.with_precision(options, training)
-    report.print_model(training, start, options)
-    report.print_settings(given, options, origins | why | measured)
+    if not options.quiet:
+        report.print_model(training, start, options)
+        report.print_settings(given, options, origins | why | measured)
     if options.plan:
         print_plan(training, data, options)
         return None
 
     # Train
-    run = Run.create(options, start, training)
-    report.print_work(training, start.device, options)
-    setup_seconds = time.perf_counter() - started
-    with stopped_in(run.directory), without_tf32():
+    if record:
+        run = Run.reopen(directory, record, options, start, training, parts)
+    else:
+        run = Run.create(options, given, start, training, parts)
+    with closing(run), stopped_in(run.directory), Signals() as signals, without_tf32():
+        checkpoints = Checkpoints(run, options, signals)
+        report.print_work(training, start.device, options)
+        setup_seconds = time.perf_counter() - started
         seen, seconds = cache.keep(data, training.model.body, training.precision, start.device, options, run.directory)
         progress = Progress(seconds_training=seconds)
         if getattr(options, "solver", "gradient") == "lbfgs":
             solve(training, seen["train"], seen.get("valid"), run, options, progress)
         else:
-            fit(training, seen["train"], seen.get("valid"), run, options, progress)
+            with signals.patiently(), report.rows_named(parts["train"], checkpoints):
+                fit(training, seen["train"], seen.get("valid"), run, options, progress, checkpoints)
 
-    # Results of what was saved
-    task, scores = run.score(training, seen, options, progress)
-    result = run.finish(training, scores, progress, setup_seconds, start.device)
+        # Results of what was saved
+        task, scores = run.score(training, seen, options, progress)
+        result = run.finish(training, scores, progress, setup_seconds, start.device)
     report.print_results(run, parts, task, training, scores, progress, options)
     return result
 
 
-def run_seeds(given) -> None:
-    """The same run with several seeds, and what they have in common. A seed that diverges is counted."""
-    from minift.runs import directory_of, summarise
+def run_seeds(given, directory: Path | None = None) -> None:
+    """The same run with several seeds, and what they have in common. A seed that diverges is counted.
 
-    directory = directory_of(given)
+    directory: where they were interrupted and go on.
+    """
+    from minift.runs import begin_several, summarise
+
+    if directory and (directory / "result.json").is_file():
+        return print(f"{directory}: all {given.seeds} seeds have finished")
+    directory = directory or begin_several(given)
     seeds = list(range(given.seed, given.seed + given.seeds))
     runs = {f"seed-{seed}": replace(given, seed=seed, seeds=1, out=str(directory / f"seed-{seed}")) for seed in seeds}
     print(summarise(directory, seeds, list(run_each(runs, directory, "seeds").values()), higher_is_better(given.task)))
 
 
-def run_grid(given) -> None:
-    """A run for every combination of the flags that have several values; the best on the validation rows is kept."""
-    from minift.runs import choose_best, directory_of
+def run_grid(given, directory: Path | None = None) -> None:
+    """A run for every combination of the flags that have several values; the best on the validation rows is kept.
 
-    directory, runs = directory_of(given), {}
+    directory: where they were interrupted and go on.
+    """
+    from minift.runs import begin_several, choose_best, keep_best
+
+    if directory and (directory / "grid.json").is_file():
+        return keep_best(directory)
+    directory, runs = directory or begin_several(given), {}
     several = [name for name in GRID if isinstance(getattr(given, name), tuple)]
     for values in product(*(getattr(given, name) for name in several)):
         chosen = dict(zip(several, values, strict=True))
@@ -118,17 +176,28 @@ def run_grid(given) -> None:
 
 
 def run_each(runs: dict[str, object], directory: Path, what: str) -> dict[str, dict | None]:
-    """The results of several runs; None for one that diverged. what: they are, as seeds."""
+    """The results of several runs; None for one that diverged. what: they are, as seeds. One that was interrupted goes on."""
+    from minift.runs import continued, read_record, resume_command
+
     results = {}
     for label, options in runs.items():
         if done := next(filter(None, results.values()), None):
             options = replace(options, precision=done["precision"])  # measured once
         print(f"\n======== {label}\n", flush=True)
+        place, record = Path(options.out), None
+        if (place / "config.json").is_file() and (place / "config.json").stat().st_size:
+            record = read_record(place / "config.json")
+            line = {name: value for name in ("device", "workers") if (value := getattr(options, name, None)) is not None}
+            options = continued(type(options), record, line, place)
+        else:
+            (place / "config.json").unlink(missing_ok=True)
         try:
-            results[label] = run_once(options)
+            results[label] = run_once(options, record)
         except Diverged as error:
             print(f"{label} diverged: {error}")
             results[label] = None
+        except KeyboardInterrupt as stop:
+            raise type(stop)(f"in {label}; to continue: {resume_command(directory)}") from None
     if not any(results.values()):
         raise UserError(f"all {len(runs)} runs have diverged; try a lower --lr")
     print(f"\n======== {len(runs)} {what}, in {directory}\n")

@@ -1,6 +1,11 @@
 """minift: fine-tuning from scratch in PyTorch, each mechanism proved equal to its reference."""
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "load"]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str):

@@ -3,8 +3,11 @@
 import errno
 import importlib
 import os
+import re
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 
 class UserError(Exception):
@@ -12,40 +15,87 @@ class UserError(Exception):
 
 
 class Diverged(UserError):
-    """Training whose loss or weights are no longer finite."""
+    """Training whose loss or weights are no longer finite. rows: the numbers of the training rows of that step, where it is one."""
+
+    def __init__(self, message: str, rows=()):
+        super().__init__(message)
+        self.rows = rows
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which the system sends where it ends a process in good order."""
 
 
 def command(main: Callable[[list[str]], int | None], name: str) -> None:
-    """Run a command line's `main` and leave the process: 0 or what main returns, 2 after a mistake, 130 after Ctrl-C."""
+    """Run a command line's `main` and leave the process: 0 or what main returns, 2 after a mistake, 130 after Ctrl-C, 143 after
+    SIGTERM.
+    """
+    open_streams()
     sys.stdout.reconfigure(errors="backslashreplace")  # a text may hold what the terminal's encoding cannot show
+    signal.signal(signal.SIGTERM, terminate)
     try:
         code = main(sys.argv[1:]) or 0
         sys.stdout.flush()
     except UserError as error:
         said = str(error)
-        print(said if said.startswith(f"{name}: ") else f"{name}: {said}", file=sys.stderr)
-        code = 2
+        code = say(said if said.startswith(f"{name}: ") else f"{name}: {said}", 2)
     except KeyboardInterrupt as stop:
-        print(f"\n{name}: stopped{f', {stop}' if stop.args else ''}", file=sys.stderr)
-        code = 130
+        said = f"\n{name}: stopped{f', {stop}' if stop.args else ''}"
+        code = say(said, 143 if isinstance(stop, Terminated) else 130)
     except BrokenPipeError:  # the reader of the pipe has seen enough, as in `... | head`
-        drop_output()
+        for number in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
         code = 141
-    except OSError as error:  # a directory that may not be written; a full disk, whose error names no file
-        if error.filename is None and error.errno not in FULL:
+    except OSError as error:  # a directory that may not be written, a full disk
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO):
             raise
-        print(f"{name}: {error.filename or 'writing failed'}: {error.strerror}", file=sys.stderr)
-        drop_output()  # which may be what could not be written
-        code = 2
+        code = say(f"{name}: {error.filename or 'writing has failed'}: {error.strerror}", 2)
+        if error.filename is None:  # what standard output still holds cannot be written either
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except (MemoryError, RuntimeError) as error:
+        if not (said := out_of_memory(error, name)):
+            raise
+        code = say(f"{name}: {said}", 2)
     sys.exit(code)
 
 
-FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+def say(message: str, code: int = 0) -> int:
+    """To standard error. Where that cannot be written, as to a file on a full disk, training is worth more than the message."""
+    with suppress(OSError):
+        print(message, file=sys.stderr, flush=True)
+    return code
 
 
-def drop_output() -> None:
-    """So that Python, when it ends, does not fail to write what is still in the buffer."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def open_streams() -> None:
+    """Where the caller has closed standard output or standard error, nothing hears what is written there."""
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:  # else the next file that is opened takes their numbers
+        pass
+    os.close(handle)
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:
+            setattr(sys, stream, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+
+
+def terminate(number: int, frame) -> None:
+    raise Terminated
+
+
+SMALLER = {
+    "train": "a smaller --batch-size (with --accumulate for the same step), --checkpoint-activations or, for texts, --max-length",
+    "predict": "a smaller --batch-size",
+}
+
+
+def out_of_memory(error: Exception, name: str) -> str | None:
+    """What to say where there is not enough memory, of the machine or of a GPU; None: the error is another one."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory|bad_alloc", text):
+        return None
+    figures = re.findall(
+        r"ried to allocate [\d.,]+ \w+|GPU \d+ has a total capacity of [\d.]+ \w+ of which [\d.]+ \w+ is free", text
+    )
+    figures = ["t" + figure if figure.startswith("ried") else figure for figure in figures]
+    return f"out of memory ({'; '.join(figures) or text[:150] or 'of the machine'}); try {SMALLER.get(name, 'a machine with more')}"
 
 
 def look_up(table: dict[str, str], name: str, what: str):

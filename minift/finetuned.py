@@ -12,18 +12,19 @@ from torch import Tensor, nn
 
 from minift.adapting import names_of
 from minift.cache import FrozenStages, OnTheFly
+from minift.cli import spelled as command_of
 from minift.data.batching import Data
 from minift.data.examples import Examples
 from minift.data.layout import Layout
 from minift.errors import UserError
 from minift.methods.surgery import wrappers
 from minift.optim.precision import autocast
-from minift.pretrained import Checkpoint, read, read_config
+from minift.pretrained import Checkpoint, read, read_config, read_description, recover
 from minift.tasks.task import Model, of
 from minift.training import Scores, evaluate, outputs_by_row
 
 
-@dataclass
+@dataclass(repr=False)
 class FineTuned:
     """A trained model with all that it takes to use it."""
 
@@ -34,19 +35,36 @@ class FineTuned:
     frozen: FrozenStages | None  # the stages that were frozen in training, run as they were then
     attached: dict[str | None, "FineTuned"] = field(default_factory=dict)  # other runs over the same base; None: the one loaded
 
+    def __repr__(self) -> str:
+        """One line: what it does, with which model."""
+        labels = f", {len(self.labels)} labels" if self.labels else ""
+        weights = sum(p.numel() for p in self.model.parameters())
+        device = next(self.model.parameters()).device
+        method = f", {names_of(self.checkpoint.method)}" if self.checkpoint.method else ""
+        body = f"{self.checkpoint.architecture}{method}, {weights:,} parameters"
+        return f"<minift run of {self.checkpoint.task['name']}: {body}{labels}, {device}>"
+
+    @property
+    def labels(self) -> list[str] | None:
+        """The names of the classes or tags, in the order of their ids; None for a task that has none."""
+        return getattr(self.task, "labels", None)
+
     def attach(self, directory: str | Path, name: str) -> None:
         """Read another run's delta over the base that is in memory already. `use` then switches to it. name: one not in use.
 
         Raises UserError where either run holds a whole model, or the other belongs to another base.
         """
         self.check_name("attach", name)
-        theirs = read_config(place_of(directory))
+        theirs = read_description(place_of(directory))
         for is_delta, run in ((self.checkpoint.delta, "the run that was loaded"), (theirs.get("delta"), directory)):
             if not is_delta:
                 raise UserError(f"attach: {run} holds a whole model and not a delta, so there is no base to share")
         if theirs["base"] != self.checkpoint.base:
             names = f"{theirs['base_name']} ({theirs['base'][:12]}...), not to {self.checkpoint.base_name}"
             raise UserError(f"attach: {directory} belongs to {names} ({self.checkpoint.base[:12]}...)")
+        tokenizers = {self.checkpoint.base_tokenizer, theirs.get("base_tokenizer")} - {None}  # older runs do not know theirs
+        if len(tokenizers) > 1:
+            raise UserError(f"attach: {directory} was trained with another tokenizer over the same weights")
         device = str(next(self.model.parameters()).device)
         self.attached[name] = assemble(read(place_of(directory), self.checkpoint.origin), device)
 
@@ -135,11 +153,17 @@ def place_of(directory: str | Path) -> Path:
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory; expected a run's directory, as runs/NAME")
+    recover(directory / "model")
     place = directory / "model" if (directory / "model").is_dir() else directory
+    if several := sorted(str(run.parent) for run in directory.glob("*/model") if place == directory):
+        shown = ", ".join(several[:10]) + (", ..." if several[10:] else "")
+        raise UserError(f"{directory} holds several runs; give one of them: {shown}")
     config = read_config(place)
     if config.get("task") is None:
-        raise UserError(f"{directory}: a body without a head; train one first: python train.py --model {directory} --train FILE")
-    if "batch_size" not in (config.get("settings") or {}):
+        raise UserError(
+            f"{directory}: a body without a head; train one first: {command_of('train')} --model {directory} --train FILE"
+        )
+    if read_description(place).get("settings") is None:
         raise UserError(f"{place / 'config.json'}: settings do not say how the run read its data")
     return place
 
@@ -161,9 +185,9 @@ def assemble(checkpoint: Checkpoint, device: str | None) -> FineTuned:
         body = replace(checkpoint, tensors=tensors).tuned_body(copy=False)
         model = Model(body, task.head(body))
     model.head.load_state_dict({name: tensor.float() for name, tensor in checkpoint.head.items()})
-    model = model.to(device, memory_format=torch.channels_last).eval()
-    precision = autocast(getattr(torch, checkpoint.settings.get("precision", "float32")), model)
-    frozen = checkpoint.settings.get("frozen", 0)
+    model = model.to(device, torch.float32, memory_format=torch.channels_last).eval()  # whatever the caller's default dtype is
+    precision = autocast(getattr(torch, checkpoint.settings["precision"]), model)
+    frozen = checkpoint.settings["frozen"]
     stages = FrozenStages(model.body, frozen, precision) if frozen else None
     return FineTuned(model, task, replace(checkpoint, tensors={}, head={}, grafts={}, origin=origin), precision, stages)
 
@@ -200,7 +224,7 @@ def combined(runs: list[tuple[FineTuned, float]]) -> FineTuned:
         method=f"lora:rank={sum(ranks)},alpha={sum(ranks)},sites={'|'.join(map(re.escape, sites))}",
         grafts=grafts,
         head={name: sum(head[name] for head in heads) for name in heads[0]},
-        settings=first.settings | {"frozen": min(run.settings.get("frozen", 0) for run, _ in runs)},
+        settings=first.settings | {"frozen": min(run.settings["frozen"] for run, _ in runs)},
     )
     return assemble(checkpoint, str(next(first.model.parameters()).device))
 
@@ -210,7 +234,8 @@ def choose_device(name: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {name}: not available here ({str(error).splitlines()[0][:150]})") from None
+        assert torch.ones(2, device=device).sum().item() == 2  # meta holds no numbers
+    except Exception as error:  # each of torch's backends raises what it likes
+        why = str(error).splitlines()[:1] or ["it does not compute"]
+        raise UserError(f"--device {name}: not available here ({why[0][:150]})") from None
     return device

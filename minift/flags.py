@@ -2,12 +2,13 @@
 
 import argparse
 import difflib
-import math
 import typing
 from collections.abc import Container
-from dataclasses import Field, field, fields
+from dataclasses import Field, fields
 
+import minift
 from minift.errors import UserError
+from minift.fields import expected, ranged
 
 
 class Parser(argparse.ArgumentParser):
@@ -15,6 +16,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str = "", add_help: bool = True):
         super().__init__(prog=prog, description=description, add_help=add_help, allow_abbrev=False)
+        if add_help:
+            self.add_argument("--version", action="version", version=f"minift {minift.__version__}")
 
     def error(self, message: str):
         raise UserError(f"{message}; --help lists the flags")
@@ -49,9 +52,7 @@ def flag(
     choices: the words that it takes. least, above, below, most: least <= value <= most, above < value < below; a number is always
     finite. several: values joined by commas are a grid, of which each run takes one.
     """
-    limits = {"at least": least, "above": above, "below": below, "at most": most}
-    limits = {words: limit for words, limit in limits.items() if limit is not None}
-    return field(default=default, metadata={"help": help, "choices": choices, "limits": limits, "several": several})
+    return ranged(default, choices=choices, least=least, above=above, below=below, most=most, help=help, several=several)
 
 
 def spelled(name: str) -> str:
@@ -103,21 +104,7 @@ def check_ranges(options) -> None:
 
 
 def check_range(f: Field, value) -> None:
-    choices, limits = f.metadata["choices"], f.metadata["limits"]
-    if choices and value not in choices:
-        raise UserError(f"{spelled(f.name)} {value}: expected {' or '.join([', '.join(choices[:-1]), choices[-1]])}")
-    if isinstance(value, str | bool):
-        if value == "":
-            raise UserError(f"{spelled(f.name)} is empty: give it a value or leave it out")
-        return
-    holds = {
-        "at least": lambda limit: value >= limit,
-        "above": lambda limit: value > limit,
-        "below": lambda limit: value < limit,
-        "at most": lambda limit: value <= limit,
-    }
-    if not math.isfinite(value) or not all(holds[words](limit) for words, limit in limits.items()):
-        what = " and ".join(f"{words} {limit:g}" for words, limit in limits.items())
-        raise UserError(
-            f"{spelled(f.name)} {value}: expected a {'whole ' if isinstance(f.default, int) else ''}number {what}".rstrip()
-        )
+    if value == "" and not f.metadata["choices"]:
+        raise UserError(f"{spelled(f.name)} is empty: give it a value or leave it out")
+    if range_of := expected(f, value, isinstance(f.default, int)):
+        raise UserError(f"{spelled(f.name)} {value}: expected {range_of}")

@@ -35,6 +35,8 @@ def merge_run(checkpoint: Checkpoint) -> tuple[Checkpoint, Report]:
 
     The logits are compared in float32, on 64 rows of the training file, drawn with a fixed seed, where that file is still there.
     """
+    if checkpoint.settings is None:
+        raise UserError("config.json has no settings, which say how the run reads its data; merge where it was made")
     tuned = assemble(replace(checkpoint, settings=checkpoint.settings | {"precision": "float32"}), "cpu")
     body = tuned.model.body
     try:

@@ -1,8 +1,10 @@
 """The flags of train.py that all tasks share: help and range beside each. A task has its own in minift/tasks/flags.py."""
 
+import os
+import sys
 from dataclasses import dataclass, fields, make_dataclass
 
-from minift.data.layout import ImageLayout, Layout, TextLayout
+from minift.data.layout import LAYOUTS, Layout
 from minift.errors import UserError, look_up
 from minift.flags import check_ranges, flag, spelled
 from minift.tasks import FLAGS
@@ -56,6 +58,11 @@ class Options:
     monitor: str | None = flag(None, "metric that chooses the epoch to keep; unset: the task's first")
     patience: int | None = flag(None, "epochs without a better one after which training stops; unset: never", least=1)
     checkpoint_activations: bool = flag(False, "compute activations again in the backward pass: less memory, more time")
+    on_nonfinite: str = flag(
+        "stop",
+        "an update whose loss or gradient is infinite or NaN is never made; stop: the run ends, skip: it is counted",
+        choices=("stop", "skip"),
+    )
     precision: str = flag(
         "auto",
         "float32, bfloat16, float16; auto: bfloat16 where products of the model's shapes are faster in it",
@@ -64,16 +71,25 @@ class Options:
     seed: int = flag(42, "of the head's start, the order of the rows and dropout", least=0, below=2**62)
     seeds: int = flag(1, "runs with this seed and the following ones, in OUT/seed-S, and what they have in common", least=1)
     plan: bool = flag(False, "show stages, learning rates, steps, estimates of time and memory; then stop")
+    quiet: bool = flag(False, "print no tables of the model, the settings and the labels, and no worst rows")
     device: str | None = flag(None, "cpu, cuda, ...; unset: cuda where there is one")
     out: str | None = flag(None, "directory of the run; unset: runs/DATA-MODEL-METHOD")
+    save_minutes: float = flag(
+        10.0, "from one checkpoint to the next, 0: after every step; --resume RUN continues from them", least=0
+    )
+    keep: int | None = flag(
+        None,
+        "checkpoints that stay, also when the run has finished, so that --epochs can be raised; unset: 1, until then",
+        least=1,
+    )
 
 
 # Flags of gradient steps, with which an exact solver has nothing to do
 GRADIENT = (
     *("epochs", "accumulate", "optimizer", "lr", "head_lr", "layer_decay", "weight_decay", "decay_rule", "schedule", "warmup"),
-    *("clip", "label_smoothing", "mixup", "cutmix", "patience"),
+    *("clip", "label_smoothing", "mixup", "cutmix", "patience", "class_weights", "sampler"),
 )
-READING = {f.name for kind in (TextLayout, ImageLayout) for f in fields(kind)}
+READING = {f.name for kind in LAYOUTS for f in fields(kind)}
 GRID = [f.name for f in fields(Options) if f.metadata["several"]]
 
 
@@ -84,10 +100,14 @@ def options_of(task: str) -> type:
 
 
 def flags_of_other_tasks(task: str) -> dict[str, str]:
-    """Flag -> to which task it belongs, of the flags that this task does not have."""
+    """Flag -> to which tasks it belongs, of the flags that this task does not have."""
     own = {f.name for f in fields(options_of(task))}
-    strange = {f.name: name for name in FLAGS for f in fields(look_up(FLAGS, name, "--task")) if f.name not in own}
-    return {spelled(flag): f"belongs to {name}, and the task is {task}" for flag, name in strange.items()}
+    strange: dict[str, list[str]] = {}
+    for name in FLAGS:
+        for f in fields(look_up(FLAGS, name, "--task")):
+            if f.name not in own:
+                strange.setdefault(f.name, []).append(name)
+    return {spelled(flag): f"belongs to {', '.join(names)}, and the task is {task}" for flag, names in strange.items()}
 
 
 def layout_of(options, kind: type[Layout]) -> Layout:
@@ -120,12 +140,17 @@ def check(options) -> None:
         check_lbfgs(options)
     elif is_set(options, "l2"):
         raise UserError(f"--l2 {options.l2}: it is the penalty of --solver lbfgs; add that flag")
+    if is_set(options, "class_weights") and is_set(options, "sampler"):
+        raise UserError("--class-weights balanced with --sampler balanced: a rare class would count twice over; give one of them")
     if options.patience is not None and options.valid == "none":
         raise UserError("--patience with --valid none: without validation rows no epoch is better than another")
     described = sorted(name for name in {*READING, "valid", "test", "split_seed"} if is_set(options, name))
     if options.train is None and described:
         raise UserError(f"{', '.join(map(spelled, described))} without --train: the embedded sample has its own layout and "
                         "split; give --train FILE")  # fmt: skip
+    files = (options.train, options.valid)
+    if all(path and os.path.exists(path) for path in files) and os.path.samefile(*files):
+        print(f"note: --valid {options.valid} is the training file: its figures say nothing of other rows", file=sys.stderr)
     if options.valid is not None and is_set(options, "split_seed"):
         raise UserError("--split-seed with --valid: nothing is split off the training file")
     if options.valid == "none" and options.monitor is not None:

@@ -8,6 +8,7 @@ from minift.data.layout import Layout
 from minift.errors import UserError, command
 from minift.evaluate import add_layout_flags, given_of, layout_of
 from minift.flags import Parser
+from minift.outputs import by_row, check_out, write_official, write_rows
 
 
 def main(argv: list[str]) -> None:
@@ -18,7 +19,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--data", help="file of texts, or directory of images, instead")
     parser.add_argument(
         "--out",
-        help="file for the predictions, one JSON object for each row; of answers to questions a .json holds {id: text}, as SQuAD's "
+        help="file for the predictions: .csv, .tsv, else JSON lines; of answers to questions a .json holds {id: text}, as SQuAD's "
         "scripts read it (default: print them)",
     )
     parser.add_argument("--batch-size", type=int, help="rows of a batch (default: as in training)")
@@ -34,8 +35,7 @@ def main(argv: list[str]) -> None:
         raise UserError("texts on the command line have no layout; the flags that describe a file go with --data FILE")
     if arguments.batch_size is not None and arguments.batch_size < 1:
         raise UserError(f"--batch-size {arguments.batch_size}: expected a whole number at least 1")
-    if arguments.out and Path(arguments.out).exists():
-        raise UserError(f"--out {arguments.out}: exists already; give another name or delete it")
+    check_out(arguments.out)
 
     from tqdm import tqdm
 
@@ -63,19 +63,15 @@ def main(argv: list[str]) -> None:
         for text, prediction in zip(arguments.input, made, strict=True):
             print(f"{tuned.task.show(prediction)}  {text}")
         return
-    bar = tqdm(zip(rows.inputs(), made, strict=True), total=len(rows), unit="row", leave=False, disable=None)
-    if tuned.task.OFFICIAL and Path(arguments.out or "").suffix.lower() == ".json":
-        key, value = tuned.task.OFFICIAL
-        lines = [json.dumps({one[key]: prediction[value] for one, prediction in bar}, ensure_ascii=False, indent=1) + "\n"]
-    else:
-        lines = (json.dumps(one | prediction, ensure_ascii=False) + "\n" for one, prediction in bar)
+    bar = tqdm(by_row(rows, made), total=len(rows), unit="row", leave=False, disable=None)
     if not arguments.out:
-        sys.stdout.writelines(lines)
+        sys.stdout.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in bar)
         return
-    Path(arguments.out).absolute().parent.mkdir(parents=True, exist_ok=True)
-    with Path(arguments.out).open("w", encoding="utf-8", errors="backslashreplace") as file:  # names of files may be no UTF-8
-        file.writelines(lines)
-    print(f"{len(rows):,} predictions in {arguments.out}", file=sys.stderr)
+    if tuned.task.OFFICIAL and Path(arguments.out).suffix.lower() == ".json":
+        written = write_official(arguments.out, bar, *tuned.task.OFFICIAL)
+    else:
+        written = write_rows(arguments.out, bar)
+    print(f"{written:,} predictions in {arguments.out}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """The directory of a converted checkpoint and the model/ of a run, read and written: the same layout.
 
-model.safetensors   the body under minift's names; a run's head beside it as head.weight, head.bias
+model.safetensors   the body under minift's names; a run's head beside it as head.weight, head.bias; of a converted checkpoint
+                    heads of its pretraining as pretrained.TASK.NAME, as pretrained.masked-lm.dense.weight
 config.json         minift (version of this layout) and the fields of Checkpoint that are not tensors
 tokenizer.json      as the tokenizers library reads it; none beside a model of images
 
 A run that has trained a part of its model holds a delta: of the body only what differs from its base, and no tokenizer. The base is
-found by name and known by the sha256 of its model.safetensors.
+found by name and known by the sha256 of its model.safetensors and of its tokenizer.json.
 """
 
 import hashlib
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from minift.adapting import adapt_saved
 from minift.cli import CHECKOUT, is_checkout, spelled
 from minift.errors import UserError, look_up
+from minift.fields import fits, ranged, read_fields, shown
 from minift.methods.surgery import delta, load_delta, plain_name
 from minift.models import MODELS
 from minift.models.resnet import DEPTHS
@@ -36,8 +38,19 @@ from minift.tasks.task import of
 
 LAYOUT = 1
 HEAD = "head."
-ELSEWHERE = ("tensors", "tokenizer", "head", "grafts", "origin")  # fields of Checkpoint that do not stand in config.json
+PRETRAINED = "pretrained."
+ELSEWHERE = ("tensors", "tokenizer", "head", "heads", "grafts", "origin")  # fields of Checkpoint that do not stand in config.json
 PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of a run: how its data was read and batched."""
+
+    batch_size: int = ranged(least=1, most=1_000_000)
+    precision: str = ranged("float32", choices=PRECISIONS)
+    frozen: int = ranged(0, least=0, most=100_000)  # modules of `body.walk()` below all that has trained
+    layout: dict = field(default_factory=dict)  # the fields of the task's LAYOUT
 
 
 @dataclass
@@ -51,6 +64,7 @@ class Checkpoint:
     preprocessing: dict | None = None  # of a model of images: the fields of data.images.Preprocessing that belong to the weights
     pool: str | None = None  # what it recommends for a frozen body, cls or mean; None where it says nothing
     base: str | None = None  # of a run: sha256 of the model.safetensors that it started from
+    base_tokenizer: str | None = None  # likewise of its tokenizer.json, where it has one
     base_name: str | None = None  # of a run: its --model, by which that is found again
     method: str | None = None  # of a run: its --method
     delta: bool = False  # of a run: whether the file holds only what differs from the base
@@ -58,6 +72,7 @@ class Checkpoint:
     task: dict | None = None  # of a run: name and fields of the task
     settings: dict | None = None  # of a run: how its data was read and batched
     head: dict[str, Tensor] = field(default_factory=dict)  # of a run
+    heads: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # of a converted checkpoint: task -> its pretrained head
     grafts: dict[str, Tensor] = field(default_factory=dict)  # of a run: what its method has added to the plain body
     origin: "Checkpoint | None" = None  # of a run that has been read and holds a delta: its base
 
@@ -181,8 +196,15 @@ def read_config(directory: Path) -> dict:
     if "minift" not in config:
         raise UserError(f"{directory} is not converted yet: {spelled('convert')} {directory}")
     if config["minift"] != LAYOUT:
-        raise UserError(f"{path}: layout {config['minift']}, this minift reads layout {LAYOUT}; convert the checkpoint again")
+        raise UserError(
+            f"{path}: layout {shown(config['minift'])}, this minift reads layout {LAYOUT}; convert the checkpoint again"
+        )
     return config
+
+
+def read_description(directory: Path) -> dict:
+    """The same, checked, as this minift would have written it."""
+    return check_config(directory / "config.json", of_today(read_config(directory)))
 
 
 def read_json(path: Path) -> object:
@@ -196,7 +218,7 @@ def read_object(path: Path) -> dict:
     """A JSON file that holds an object."""
     content = read_json(path)
     if not isinstance(content, dict):
-        raise UserError(f"{path}: not a JSON object, but {content!r:.60}")
+        raise UserError(f"{path}: not a JSON object, but {shown(content)}")
     return content
 
 
@@ -272,13 +294,16 @@ def read(directory: Path, base: Checkpoint | None = None) -> Checkpoint:
 
     base: what the run's delta belongs to, where that has been read already; None: it is looked for.
     """
-    config = of_today(read_config(directory))
-    check_config(directory / "config.json", config)
+    config = read_description(directory)
     file = directory / "model.safetensors"
     tensors = read_tensors(file)
     head = {name.removeprefix(HEAD): tensors.pop(name) for name in list(tensors) if name.startswith(HEAD)}
     described = {key: value for key, value in config.items() if key != "minift"}
     checkpoint = Checkpoint(tensors=tensors, head=head, tokenizer=None, **described)
+    if checkpoint.task is None:
+        for name in [name for name in tensors if name.startswith(PRETRAINED)]:
+            task, _, leaf = name.removeprefix(PRETRAINED).partition(".")
+            checkpoint.heads.setdefault(task, {})[leaf] = tensors.pop(name)
     try:
         task = None if checkpoint.task is None else of(checkpoint.task)
         body = checkpoint.empty_body(task.pool if task else checkpoint.own_pool)
@@ -297,6 +322,7 @@ def read(directory: Path, base: Checkpoint | None = None) -> Checkpoint:
     checkpoint.grafts = {name: tensors.pop(name) for name in list(tensors) if name not in plain}
     if checkpoint.delta:
         checkpoint.origin = base or read_base(directory, checkpoint)
+        check_base(directory, checkpoint, body)
         checkpoint.tensors = {name: t for name, t in checkpoint.origin.tensors.items() if name in plain} | tensors
         checkpoint.tokenizer = checkpoint.origin.tokenizer
     elif not checkpoint.preprocessing:
@@ -304,22 +330,36 @@ def read(directory: Path, base: Checkpoint | None = None) -> Checkpoint:
     return checkpoint
 
 
-def check_config(path: Path, config: dict) -> None:
-    """What a config.json holds is of the types that Checkpoint has, and complete. The file may have been edited by hand."""
+def check_config(path: Path, config: dict) -> dict:
+    """What a config.json holds is of the types that Checkpoint has, and complete. The file may have been edited by hand.
+
+    Returns it with the values of what an older run or checkpoint did not write.
+    """
     types = typing.get_type_hints(Checkpoint)
     stored = {f.name for f in fields(Checkpoint)} - set(ELSEWHERE)
     wanted = {"architecture", "config", "source"}
     wanted |= {"base", "base_name", "method"} if config.get("delta") else set()
     for name in sorted(config.keys() - stored - {"minift"}):
-        raise UserError(f"{path}: {name} is no field of a checkpoint; known are {', '.join(sorted(stored))}")
+        raise UserError(f"{path}: {shown(name)} is no field of a checkpoint; known are {', '.join(sorted(stored))}")
     for name in sorted(stored & config.keys() | wanted):
-        if not isinstance(config.get(name), types[name]) or (name in wanted and config[name] is None):
-            raise UserError(
-                f"{path}: {name} is {config.get(name)!r}, and not what a checkpoint has there; convert or train it again"
-            )
-    settings = config.get("settings") or {}
-    if not isinstance(settings.get("batch_size", 1), int) or settings.get("precision", "float32") not in PRECISIONS:
-        raise UserError(f"{path}: settings are {settings!r}; expected a batch_size and a precision of {', '.join(PRECISIONS)}")
+        value = config.get(name)
+        if not fits(value, types[name]) or (name in wanted and value is None):
+            raise UserError(f"{path}: {name} is {shown(value)}, and not what a checkpoint has there; convert or train it again")
+    try:
+        model = look_up(MODELS, config["architecture"], "architecture").Config(**config["config"])
+        task = None if config.get("task") is None else of(config["task"])
+        settings = None if config.get("settings") is None else read_fields(Settings, config["settings"], "settings")
+        if task is not None and settings is not None:
+            read_fields(task.LAYOUT, settings.layout, "settings: layout")
+        if config.get("preprocessing") is not None:
+            from minift.data.loading import Preprocessing  # of images alone
+
+            Preprocessing.of(config["preprocessing"])
+        if (pool := config.get("pool")) not in (None, "cls", "mean"):
+            raise UserError(f"pool is {shown(pool)}; expected cls or mean")
+    except (UserError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from None
+    return config | {"config": asdict(model)} | ({} if settings is None else {"settings": asdict(settings)})
 
 
 def of_today(config: dict) -> dict:
@@ -342,12 +382,25 @@ def read_base(directory: Path, run: Checkpoint) -> Checkpoint:
     found = [place for place in found if is_converted(place) and (place / "model.safetensors").is_file()]
     for place in found:
         if sha256(place / "model.safetensors") == run.base:
-            return read(place)
+            tokenizer = place / "tokenizer.json"
+            if run.base_tokenizer is None or (tokenizer.is_file() and sha256(tokenizer) == run.base_tokenizer):
+                return read(place)
+            raise UserError(f"{directory} was trained with another tokenizer than {tokenizer} (sha256 {run.base_tokenizer[:12]}... "
+                            "is expected); put the right one back, or convert the base again")  # fmt: skip
     why = f"{found[0]} is another one" if found else "that is not there"
     raise UserError(
         f"{directory} holds what {run.method} has changed of {run.base_name} (sha256 {run.base[:12]}...), and {why}; "
         f"put the right one into {weights_directory()}, or name the directory that it lies in by MINIFT_WEIGHTS"
     )
+
+
+def check_base(directory: Path, run: Checkpoint, body: nn.Module) -> None:
+    """The weights of the base are those of the model that the run describes."""
+    shapes = {plain_name(name): tensor.shape for name, tensor in body.state_dict().items()}
+    for name, tensor in run.origin.tensors.items():
+        if name in shapes and shapes[name] != tensor.shape:
+            asked = f"config.json asks for {tuple(shapes[name])}"
+            raise UserError(f"{directory}: {name} of the base {run.base_name} is {tuple(tensor.shape)}, {asked}")
 
 
 def check_shapes(where: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor], wanted_by: str = "config.json") -> None:
@@ -372,6 +425,8 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
     known = checkpoint.origin.tensors if checkpoint.delta and checkpoint.origin else {}  # stands in the base
     own = {name: tensor for name, tensor in checkpoint.tensors.items() if tensor is not known.get(name)}
     tensors = own | checkpoint.grafts | {HEAD + name: tensor for name, tensor in checkpoint.head.items()}
+    for task, head in checkpoint.heads.items():
+        tensors |= {f"{PRETRAINED}{task}.{name}": tensor for name, tensor in head.items()}
     with whole(directory) as fresh:
         write_tensors(fresh / "model.safetensors", tensors)
         write_json(fresh / "config.json", {"minift": LAYOUT} | config)

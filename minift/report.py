@@ -3,16 +3,19 @@
 import shlex
 import shutil
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 from torch.nn import BatchNorm2d
 
-from minift.errors import look_up
+from minift.cli import spelled as command_of
+from minift.errors import Diverged, look_up
 from minift.finetuned import predictions
 from minift.flags import spelled
-from minift.formats.huggingface import EXPORTED, FAMILIES
+from minift.formats.huggingface import can_export
 from minift.methods import METHODS
 from minift.methods.surgery import lengthened, mergeable
 from minift.models import MODELS
@@ -35,9 +38,9 @@ def print_data(parts: dict, data: dict, task, notes: list[str]) -> None:
     print(table(["split", "rows", *task.columns(parts["train"]), *data["train"].describe()], rows))
     for note in notes:
         print(f"note: {note}")
-    seen = {tuple(row.values()) for row in parts["train"].inputs()}
+    seen = {str(row) for row in parts["train"].inputs()}  # a row may hold a list of words
     for split in [split for split in parts if split != "train"]:
-        shared = sum(tuple(row.values()) in seen for row in parts[split].inputs())
+        shared = sum(str(row) in seen for row in parts[split].inputs())
         if shared:
             print(f"note: {shared:,} of the {len(parts[split]):,} {split} rows are in the training rows too")
     print()
@@ -61,7 +64,9 @@ def print_model(training, start, options) -> None:
                      f"{mine[0].lr:g}" if mine else "", decays, mode])  # fmt: skip
     rows.append(["total", sum(row[1] for row in rows), sum(row[2] for row in rows), "", "", ""])
     origin = f"{shown(start.place)}, from {start.checkpoint.source}" if start.place else start.checkpoint.source
-    print(f"model  {origin}; newly initialised: {', '.join(training.new)}")
+    other_head = start.checkpoint.task and "head" in training.new
+    dropped = f"; its own head, of {start.checkpoint.task['name']}, is left out" if other_head else ""
+    print(f"model  {origin}; newly initialised: {', '.join(training.new) or 'nothing'}{dropped}")
     print(table(["stage", "parameters", "trainable", "lr", "weight decay", "mode"], rows))
     if taken := lengthened(model.body):
         print(f"note: the method takes {taken} positions before every text")
@@ -110,6 +115,18 @@ def print_work(training, device, options) -> None:
     print(f"{work}, on {describe_device(device)}, {options.precision}{measured}", flush=True)
 
 
+@contextmanager
+def rows_named(examples, checkpoints) -> Iterator[None]:
+    """Training that diverges within tells the rows of its step by file and line, and the last good checkpoint."""
+    try:
+        yield
+    except Diverged as error:
+        rows = [examples.where(int(row)) for row in dict.fromkeys(error.rows)]
+        more = f" and {len(rows) - 5} more" if rows[5:] else ""
+        named = f"; the rows of the step: {', '.join(rows[:5])}{more}" if rows else ""
+        raise Diverged(f"{error}{named}{checkpoints.before()}") from None
+
+
 def print_results(run, parts: dict, task, training, scores: dict, progress, options) -> None:
     print()
     if scores:
@@ -117,16 +134,15 @@ def print_results(run, parts: dict, task, training, scores: dict, progress, opti
         epoch = f"epoch {progress.best_epoch}" if progress.best_epoch else ""
         print(table([epoch, "rows", *header], [[split, len(parts[split]), *s.metrics.values()] for split, s in scores.items()]))
         last = list(scores)[-1]
-        if shown_table := scores[last].meter.table():
+        if not options.quiet and (shown_table := scores[last].meter.table()):
             print(f"\n{shown_table}  ({last})\n")
-    if "valid" in scores:
+    if "valid" in scores and task.by_row and not options.quiet:
         print_worst(run, parts["valid"], task, training, scores["valid"].losses, options)
     quoted, scored = shlex.quote(str(run.directory)), options.test or options.valid
     print(f"predict   python -m minift.predict {quoted} {parts['train'].example()}")
     print(f"evaluate  python -m minift.evaluate {quoted} --data {'DATA' if scored in (None, 'none') else shlex.quote(scored)}")
-    family = FAMILIES.get(run.template.architecture) if run.template.task["name"] in EXPORTED else None
-    if family and task.pool == family.pool and mergeable(training.model.body):
-        print(f"export    python convert.py {quoted} --to hf --out {shlex.quote(f'{run.directory}-hf')}")
+    if can_export(run.template.architecture, run.template.task) and mergeable(training.model.body):
+        print(f"export    {command_of('convert')} {quoted} --to hf --out {shlex.quote(f'{run.directory}-hf')}")
 
 
 def print_worst(run, examples, task, training, losses: np.ndarray, options) -> None:
@@ -138,7 +154,8 @@ def print_worst(run, examples, task, training, losses: np.ndarray, options) -> N
     made = predictions(training.model, task, data, options.batch_size, training.precision)
     for i, (prediction, content) in enumerate(zip(made, rows.inputs(), strict=True)):
         head = f"  {rows.place(i)}{task.compare(rows, i, prediction)}  "
-        print(head + short(" | ".join(map(str, content.values())), len(head)))
+        shown = (" ".join(value) if isinstance(value, list) else str(value) for value in content.values())
+        print(head + short(" | ".join(shown), len(head)))
     print()
 
 

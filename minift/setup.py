@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from minift import cache
 from minift.adapting import adapt, default_epochs, default_lr, lr_factors, names_of, parse_methods
 from minift.checkpointing import checkpoint_activations
+from minift.cli import spelled as command_of
 from minift.data.batching import Data
 from minift.data.examples import Examples
 from minift.errors import UserError, look_up
@@ -25,7 +27,7 @@ from minift.optim.measure import choose
 from minift.optim.precision import autocast
 from minift.optim.schedules import SCHEDULES, check_factors, warmup_steps
 from minift.optim.unfreezing import UNFREEZING
-from minift.pretrained import Checkpoint, find, read, untrained
+from minift.pretrained import Checkpoint, check_path, check_shapes, find, read, untrained
 from minift.runs import choose_directory
 from minift.specs import parse
 from minift.tasks import TASKS
@@ -43,8 +45,9 @@ class Start:
 
     task: type  # the class of the task
     checkpoint: Checkpoint
-    place: Path | None  # where the checkpoint lies; None: random weights
+    place: Path | None  # where the checkpoint lies; None: an architecture by name
     device: torch.device
+    random: bool = False  # whether its weights are left aside
 
 
 @dataclass
@@ -69,6 +72,8 @@ def start(options) -> Start:
     """Look up the task and the device, read the checkpoint."""
     task = look_up(TASKS, options.task, "--task")
     parse_methods(options.method, typed=True)  # a mistake in it is answered before anything is read
+    if options.out is not None:
+        check_path(Path(options.out))
     device = choose_device(options.device)
     name = task.MODEL if options.model is None else options.model
     checkpoint = untrained(name) if options.init == "random" else None
@@ -77,13 +82,16 @@ def start(options) -> Start:
     if checkpoint.grafts:
         raise UserError(
             f"{name}: a run of {checkpoint.method}, whose layers are no longer plain; merge them first, where that is possible: "
-            f"python convert.py {name} --to minift --out DIR"
+            f"{command_of('convert')} {name} --to minift --out DIR"
         )
-    return Start(task, checkpoint, place, device)
+    return Start(task, checkpoint, place, device, options.init == "random")
 
 
-def resolve(given, start: Start) -> tuple[object, dict[str, str]]:
-    """(the options with a value for every flag but --epochs, flag -> where a value that was left open comes from)"""
+def resolve(given, start: Start, directory: Path | None = None) -> tuple[object, dict[str, str]]:
+    """(the options with a value for every flag but --epochs, flag -> where a value that was left open comes from)
+
+    directory: of a run that goes on.
+    """
     task, method = start.task, names_of(given.method)
     model = task.MODEL if given.model is None else given.model
     optimizer = task.OPTIMIZER if given.optimizer is None else given.optimizer
@@ -95,7 +103,7 @@ def resolve(given, start: Start) -> tuple[object, dict[str, str]]:
         "weight_decay": (task.WEIGHT_DECAY, f"{given.task}'s own"),
         "monitor": (next(iter(task.METRICS)), f"first of {given.task}"),
         "device": (str(start.device), "found"),
-        "out": (str(choose_directory(given.out, Path(given.train or "reviews"), model, given.method)), "free"),
+        "out": (str(directory or choose_directory(given.out, Path(given.train or "reviews"), model, given.method)), "free"),
     }
     defaults = {name: default for name, default in defaults.items() if getattr(given, name) is None}
     options = replace(given, **{name: value for name, (value, _) in defaults.items()})
@@ -118,8 +126,7 @@ def prepare(options, task, parts: dict[str, Examples], checkpoint: Checkpoint) -
 
 def choose_epochs(options, train: Data) -> tuple[object, dict[str, str], int]:
     """(the options with --epochs, where its value comes from if it was unset, steps of an epoch)"""
-    units = sum(map(len, train.order(options.batch_size, options.seed, 0)))
-    steps = math.ceil(math.ceil(units / options.batch_size) / options.accumulate)
+    steps = math.ceil(len(train.order(options.batch_size, options.seed, 0)) / options.accumulate)
     if getattr(options, "solver", "gradient") == "lbfgs":
         return replace(options, epochs=0), {"epochs": "none for lbfgs"}, steps
     if options.epochs is not None:
@@ -145,7 +152,12 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int)
     new_pooler = task.pool == "cls" and checkpoint.own_pool is None
     if new_pooler and not {name for name in pretrained if name.startswith("pooler.")} <= trained.keys():
         raise UserError(f"{options.model} has no pooler, and {options.method} would not train a new one; add --pool mean")
-    model = Model(body, task.head(body)).to(start.device, memory_format=torch.channels_last)  # in which convolutions are fast
+    head = task.head(body)
+    known = task.pretrained_head(checkpoint) if options.init == "pretrained" else None
+    if known is not None:
+        check_shapes(start.place / "model.safetensors", known, head.state_dict(), options.task)
+        head.load_state_dict(known)
+    model = Model(body, head).to(start.device, memory_format=torch.channels_last)  # in which convolutions are fast
     groups = make_groups(
         model,
         options.lr,
@@ -169,6 +181,7 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int)
     except ValueError as error:
         raise UserError(f"--precision {options.precision}: {error}") from None
     precision = autocast(choice.dtype, model)
+    check_lone(options, body, train, start.device)
     frozen = cache.depth(body)
     if options.cache != "auto" and not frozen:
         raise UserError(f"--cache {options.cache} with --method {options.method}: the lowest stage trains, so nothing can be kept")
@@ -187,7 +200,7 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int)
         (Terms(),) if terms(body) is not None else (),
         steps=steps,
         seconds=choice.seconds,
-        new=("everything" if options.init == "random" else "head", *["pooler"] * new_pooler),
+        new=("everything",) if options.init == "random" else (*["head"] * (known is None), *["pooler"] * new_pooler),
         saved=list(trained) if has_base and not whole else None,
         frozen=frozen,
     )
@@ -208,10 +221,29 @@ def inputs_like(data: Data, rows: int, device: torch.device) -> tuple[Tensor | N
     return tuple(x if x is None else x.expand(rows, *x.shape[1:]) for x in batch.inputs)
 
 
+def check_lone(options, body: nn.Module, train: Data, device: torch.device) -> None:
+    """A BatchNorm that trains has no statistics of a batch of one unit where its map is 1 x 1."""
+    norms = [m for m in body.modules() if isinstance(m, _BatchNorm) and m.affine and m.weight.requires_grad]
+    if not norms or min(map(len, train.order(options.batch_size, options.seed, 0))) > 1:
+        return
+    values = []
+    hooks = [m.register_forward_pre_hook(lambda m, inputs: values.append(inputs[0].numel() // m.num_features)) for m in norms]
+    training = body.training
+    with torch.no_grad():
+        body.eval()(*inputs_like(train, 1, device))
+    body.train(training)
+    for hook in hooks:
+        hook.remove()
+    if min(values) == 1:
+        one = f"--batch-size {options.batch_size}" if options.batch_size == 1 else "one training row"
+        raise UserError(f"{one}: BatchNorm takes its statistics from a batch, and the smallest maps of these images are 1 x 1, "
+                        "so a batch must have two rows or more")  # fmt: skip
+
+
 def check_positions(options, body: nn.Module) -> None:
     """Virtual tokens before the text take positions of the model."""
     if taken := lengthened(body):
-        left = body.config.max_position_embeddings - taken
+        left = body.config.max_length - taken
         if options.max_length > left:
             raise UserError(
                 f"--max-length {options.max_length}: {options.method} takes {taken} of the model's positions, give {left} or less"

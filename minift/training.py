@@ -2,13 +2,14 @@
 
 The gradient of a step is that of sum(losses) / sum(counts) over its `accumulate` batches taken as one. What is random in the data
 is a function of (seed, epoch, unit), what is random in the model (dropout) of (seed, step, batch of the step): the state of a run
-holds no random state. Proved by tests/reference/test_trajectory.py, tests/test_accumulate.py and tests/contract/test_tasks.py.
+holds no random state, so that a run which is resumed in the middle of an epoch takes the same steps to the last bit. Proved by
+tests/reference/test_trajectory.py, tests/test_accumulate.py, tests/contract/test_tasks.py and tests/test_resume.py.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -29,11 +30,17 @@ LOOK = 10  # steps from one look at the losses to the next: a look makes a GPU w
 
 @dataclass
 class Progress:
-    """Where a run stands."""
+    """Where a run stands. With the weights and the state of the optimizer and of the loss scaler, all that `fit` needs to go on."""
 
-    epoch: int = 0  # finished ones
-    step: int = 0  # steps taken, skipped ones too
-    skipped: int = 0  # steps without an update
+    epoch: int = 0  # epochs that are over, and scored
+    batches: int = 0  # of the next epoch that have been trained on
+    total: float = 0.0  # of that epoch so far: the sum of the losses
+    count: float = 0.0  # what they count
+    left_out: int = 0  # of that epoch so far: steps without an update
+    step: int = 0  # steps taken, with or without an update
+    skipped: int = 0  # steps without an update, as nothing in them counts or as gradients overflow in float16
+    nonfinite: int = 0  # updates that were masked, as the loss or its gradient is infinite or NaN
+    changed: bool = False  # whether an update has changed a parameter
     best: tuple[float, float] | None = None  # of the epoch that is kept: the monitored metric, higher is better, and minus the loss
     best_epoch: int = 0
     best_step: int = 0
@@ -66,35 +73,21 @@ class Penalty:
         return None
 
 
-class Log:
-    """Losses of steps, left on the device until `look` fetches them together."""
+class Saving:
+    """Where `fit` can be interrupted and resumed. This one saves nothing; the one in minift/checkpoints.py does."""
 
-    def __init__(self, run, epoch: int):
-        self.run, self.epoch = run, epoch
-        self.pending, self.looked = [], time.perf_counter()
-        self.total, self.count = 0.0, 0.0  # of the epoch so far: sum of losses, and what they count
+    def begin(self, training: Training, scaler: LossScaler | None, progress: Progress) -> None:
+        """Put everything into the state of the checkpoint from which the run goes on, if there is one."""
 
-    def add(self, step: int, taken: "Step", lr: float, units: int) -> None:
-        self.pending.append((step, taken, lr, units))
+    def after_step(self, log: "Log") -> None:
+        """Save if it is time to."""
 
-    def look(self) -> dict[str, float]:
-        """Write what has come since the last look; the figures of the last step. Raises Diverged for a loss that is not finite."""
-        figures = torch.stack([torch.stack([t.loss, t.norm.to(t.loss)]) for _, t, _, _ in self.pending]).tolist()
-        now = time.perf_counter()
-        speed = sum(units for *_, units in self.pending) / (now - self.looked)
-        events, diverged = [], None
-        for (loss, norm), (step, taken, lr, _) in zip(figures, self.pending, strict=True):
-            common = {"epoch": self.epoch, "split": "train", "examples_per_second": speed}
-            events.append({"step": step, "loss": loss, "lr": lr, **common})
-            if taken.updated:
-                self.total, self.count = self.total + loss * taken.count, self.count + taken.count
-                if diverged is None and not (math.isfinite(loss) and math.isfinite(norm)):
-                    diverged = f"the loss is {loss} and the norm of its gradient {norm} at step {step}"
-        self.run.log(events)
-        if diverged:
-            raise Diverged(f"{diverged}: training has diverged; try a lower --lr")
-        self.pending, self.looked = [], now
-        return events[-1]
+    def scoring(self) -> AbstractContextManager:
+        """Entered around the scoring of an epoch, which may be interrupted anywhere."""
+        return nullcontext()
+
+    def after_epoch(self) -> None:
+        """Save if that is cheap."""
 
 
 @dataclass
@@ -105,6 +98,46 @@ class Step:
     norm: Tensor  # of all gradients, likewise
     count: float  # what the loss is a mean over
     updated: bool  # False where nothing counts, and where gradients overflow in float16
+
+
+class Log:
+    """Losses of steps, left on the device until `look` fetches them together.
+
+    skip: whether a step whose loss or gradient is not finite is counted and training goes on; else `look` raises Diverged.
+    """
+
+    def __init__(self, run, progress: Progress, skip: bool):
+        self.run, self.progress, self.skip = run, progress, skip
+        self.pending, self.looked = [], time.perf_counter()
+
+    def add(self, taken: Step, lr: float, rows: np.ndarray) -> None:
+        """rows: (units) the numbers of the rows of the step."""
+        self.pending.append((self.progress.step, taken, lr, rows))
+
+    def look(self) -> dict[str, float]:
+        """Write what has come since the last look; the figures of the last step. Raises Diverged."""
+        figures = torch.stack([torch.stack([t.loss, t.norm.to(t.loss)]) for _, t, _, _ in self.pending]).tolist()
+        now, progress = time.perf_counter(), self.progress
+        speed = sum(len(rows) for *_, rows in self.pending) / (now - self.looked)
+        events, diverged = [], None
+        for (loss, norm), (step, taken, lr, rows) in zip(figures, self.pending, strict=True):
+            common = {"epoch": progress.epoch + 1, "split": "train", "examples_per_second": speed}
+            events.append({"step": step, "loss": loss if math.isfinite(loss) else None, "lr": lr, **common})  # JSON has no NaN
+            if taken.updated and math.isfinite(loss) and math.isfinite(norm):
+                progress.total, progress.count = progress.total + loss * taken.count, progress.count + taken.count
+            elif taken.updated:
+                progress.nonfinite, progress.left_out = progress.nonfinite + 1, progress.left_out + 1
+                what = f"the loss is {loss} and the norm of its gradient {norm} at step {step}, learning rate {lr:.3g}"
+                diverged = diverged or Diverged(
+                    f"{what}: training has diverged; try a lower --lr, a longer --warmup, --precision float32, or "
+                    "--on-nonfinite skip",
+                    rows,
+                )
+        self.run.log(events)
+        self.pending, self.looked = [], now
+        if diverged and not self.skip:
+            raise diverged
+        return events[-1]
 
 
 def step(training: Training, batches: list[Batch], factor: float, options, scaler: LossScaler | None, progress: Progress) -> Step:
@@ -132,12 +165,25 @@ def step(training: Training, batches: list[Batch], factor: float, options, scale
         loss = loss + part.detach()
     updated = scaler is None or scaler.unscale(parameters)
     norm = clip_gradients(parameters, options.clip)
+    before = digest(parameters) if updated and factor > 0 and not progress.changed else None
     if updated:
         optimizer.step(factor, norm.isfinite())
+    if before is not None and norm.isfinite():
+        if digest(parameters) == before:
+            rate = factor * max(group.lr for group in optimizer.groups)
+            raise UserError(f"the first update (step {progress.step + 1}, learning rate {rate:.3g}) has changed no parameter; "
+                            "try a higher --lr")  # fmt: skip
+        progress.changed = True
     if scaler is not None:
         scaler.update(updated)
     optimizer.zero_grad()
     return Step(loss, norm, count, updated)
+
+
+def digest(parameters: list[Tensor]) -> list[int]:
+    """The sum of the bits of every parameter, taken as integers: it tells whether an update has changed anything."""
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return torch.stack([p.detach().view(integers[p.dtype.itemsize]).sum(dtype=torch.int64) for p in parameters]).tolist()
 
 
 def seed_dropout(*key: int) -> None:
@@ -145,67 +191,95 @@ def seed_dropout(*key: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
 
-def fit(training: Training, train: Data, valid: Data | None, run, options, progress: Progress) -> None:
+def fit(
+    training: Training, train: Data, valid: Data | None, run, options, progress: Progress, saving: Saving | None = None
+) -> None:
     """Train, score after every epoch, keep the best: what lies in the run's model/ at the end is the epoch that `monitor` chose.
 
     valid: None keeps the last epoch. run: takes events and weights. options: epochs, batch_size, accumulate, clip, seed, monitor,
-    patience. progress: where to go on. A tie in the monitored metric goes to the lower loss, then to the earlier epoch.
+    patience, on_nonfinite. progress: where to go on. saving: what the run can be resumed from; None: nothing.
+    A tie in the monitored metric goes to the lower loss, then to the earlier epoch.
     """
-    model, task, optimizer = training.model, training.task, training.optimizer
-    device = next(model.parameters()).device
+    model, task, saving = training.model, training.task, saving or Saving()
     scaler = LossScaler() if training.precision.dtype == torch.float16 else None
-    stages = list(dict.fromkeys(group.stage for group in optimizer.groups))
+    saving.begin(training, scaler, progress)
     if options.epochs == 0:
         run.save(model, task)
     for epoch in range(progress.epoch, options.epochs):
-        start = time.perf_counter()
-        model.train()
-        order, log = train.order(options.batch_size, options.seed, epoch), Log(run, epoch + 1)
-        steps, skipped = math.ceil(len(order) / options.accumulate), progress.skipped
-        bar = tqdm(total=sum(map(len, order)), desc=f"epoch {epoch + 1}/{options.epochs}", unit="row", leave=False, disable=None)
-        # closed here, where Ctrl-C is heard: left to the garbage collector, an end of worker processes would swallow it
-        with bar, closing(train.batches(order, device, epoch)) as stream:
-            for number in range(1, steps + 1):
-                if training.unfreezing and switch(model, optimizer.groups, training.unfreezing(stages, progress.step, epoch)):
-                    on = dict.fromkeys(group.stage for group in optimizer.groups if group.parameters[0].requires_grad)
-                    tqdm.write(f"step {progress.step + 1}: {', '.join(on)} train{'s' * (len(on) == 1)}")
-                batches = list(islice(stream, options.accumulate))
-                factor = training.schedule(progress.step - progress.skipped)
-                taken = step(training, batches, factor, options, scaler, progress)
-                progress.step += 1
-                progress.skipped += not taken.updated
-                units = sum(len(batch.rows) for batch in batches)
-                log.add(progress.step, taken, factor * optimizer.groups[-1].lr, units)
-                bar.update(units)
-                if number % LOOK == 0 or number == steps:
-                    last = log.look()
-                    bar.set_postfix(loss=f"{last['loss']:.3f}", lr=f"{last['lr']:.1e}")
-        progress.epoch = epoch + 1
-        seconds = time.perf_counter() - start
-        progress.seconds_training += seconds
-        mean = log.total / log.count if log.count else math.nan
-        line = f"epoch {epoch + 1}/{options.epochs}  {len(train) / seconds:,.0f} rows/s  train loss {mean:.4f}"
-        if skipped := progress.skipped - skipped:
-            line += f"  {skipped} steps skipped: {'gradients beyond float16' if scaler else 'nothing in them counts'}"
-        better = valid is None
+        if out_of_patience(options, progress):
+            print(f"stopped: no better {options.monitor} for {options.patience} epochs")
+            break
+        line = train_epoch(training, train, run, options, progress, scaler, saving)
+        better, rank = valid is None, None
         if valid is not None:
-            scores = evaluate(model, task, valid, options.batch_size, training.precision)
+            with saving.scoring():
+                scores = evaluate(model, task, valid, options.batch_size, training.precision)
             progress.seconds_evaluating += scores.seconds
             run.log([{"step": progress.step, "epoch": epoch + 1, "split": "valid", **scores.metrics}])
             line += "  valid " + "  ".join(f"{name} {figure(value)}" for name, value in scores.metrics.items())
             rank = rank_of(scores.metrics, options.monitor, task)
             better = progress.best is None or rank > progress.best
-            progress.best = rank if better else progress.best
         if better:
-            run.save(model, task)
-            progress.best_epoch, progress.best_step = progress.epoch, progress.step
-            line += "  kept"
-        print(line, flush=True)
-        if options.patience is not None and progress.epoch - progress.best_epoch >= options.patience:
-            print(f"stopped: no better {options.monitor} for {options.patience} epochs")
-            break
-    if options.epochs and progress.skipped == progress.step:
+            try:
+                run.save(model, task)
+            except UserError as error:  # a full disk costs this epoch, not the run
+                line += f"  not kept: {error}"
+            else:
+                progress.best, progress.best_epoch, progress.best_step = rank, epoch + 1, progress.step
+                line += "  kept"
+        with suppress(OSError):  # a log on a full disk, or a closed pipe, costs the line and not the run
+            print(line, flush=True)
+        progress.epoch = epoch + 1
+        progress.batches, progress.total, progress.count, progress.left_out = 0, 0.0, 0.0, 0
+        saving.after_epoch()
+    if options.epochs and progress.skipped + progress.nonfinite == progress.step:
         raise UserError(f"no step has updated a parameter{': try --precision bfloat16' if scaler else ''}")
+
+
+def out_of_patience(options, progress: Progress) -> bool:
+    return options.patience is not None and progress.epoch - progress.best_epoch >= options.patience
+
+
+def train_epoch(
+    training: Training, train: Data, run, options, progress: Progress, scaler: LossScaler | None, saving: Saving
+) -> str:
+    """The steps of an epoch from `progress.batches` on. Returns the line that tells of them."""
+    model, groups, start, before = training.model, training.optimizer.groups, time.perf_counter(), progress.seconds_training
+    stages, epoch = list(dict.fromkeys(group.stage for group in groups)), progress.epoch
+    device = next(model.parameters()).device
+    model.train()
+    log, order = Log(run, progress, options.on_nonfinite == "skip"), train.order(options.batch_size, options.seed, epoch)
+    done, order = sum(map(len, order[: progress.batches])), order[progress.batches :]
+    units, steps, heading = sum(map(len, order)), math.ceil(len(order) / options.accumulate), f"epoch {epoch + 1}/{options.epochs}"
+    bar = tqdm(total=done + units, initial=done, desc=heading, unit="row", leave=False, disable=None)
+    # closed here, where Ctrl-C is heard: left to the garbage collector, an end of worker processes would swallow it
+    with bar, closing(train.batches(order, device, epoch)) as stream:
+        for number in range(1, steps + 1):
+            if training.unfreezing and switch(model, groups, training.unfreezing(stages, progress.step, epoch)):
+                on = dict.fromkeys(group.stage for group in groups if group.parameters[0].requires_grad)
+                tqdm.write(f"step {progress.step + 1}: {', '.join(on)} train{'s' * (len(on) == 1)}")
+            batches = list(islice(stream, options.accumulate))
+            factor = training.schedule(progress.step - progress.skipped)
+            taken = step(training, batches, factor, options, scaler, progress)
+            progress.step += 1
+            progress.batches += len(batches)
+            progress.skipped += not taken.updated
+            progress.left_out += not taken.updated
+            rows = np.concatenate([batch.rows for batch in batches])
+            log.add(taken, factor * groups[-1].lr, rows)
+            bar.update(len(rows))
+            if number % LOOK == 0 or number == steps:
+                last = log.look()
+                bar.set_postfix(loss=f"{last['loss']:.3f}", lr=f"{last['lr']:.1e}")
+            progress.seconds_training = before + time.perf_counter() - start
+            saving.after_step(log)
+    mean = progress.total / progress.count if progress.count else math.nan
+    line = f"{heading}  {units / (time.perf_counter() - start):,.0f} rows/s  train loss {mean:.4f}"
+    if progress.left_out:
+        why = "gradients beyond float16" if scaler else "nothing in them counts"
+        why = "loss or gradient not finite" if progress.nonfinite else why
+        line += f"  {progress.left_out} steps without an update: {why}"
+    return line
 
 
 def figure(value: float | None) -> str:
@@ -220,7 +294,7 @@ def rank_of(metrics: dict[str, float | None], monitor: str, task) -> tuple[float
     loss, value = metrics["loss"], metrics[monitor]
     if not math.isfinite(loss):
         raise Diverged(f"the validation loss is {loss}: training has diverged; try a lower --lr")
-    if value is None:
+    if value is None or math.isnan(value):
         return -math.inf, -loss
     return value if task.METRICS.get(monitor) else -value, -loss
 

@@ -38,6 +38,7 @@ def logits(model: Model, batch: Batch) -> Tensor:
 def loop_options(**changes) -> SimpleNamespace:
     """The options that `fit` reads."""
     defaults = {"epochs": 1, "batch_size": 4, "accumulate": 1, "clip": 1.0, "seed": 0, "monitor": "loss", "patience": None}
+    defaults["on_nonfinite"] = "stop"
     return SimpleNamespace(**defaults | changes)
 
 
@@ -55,7 +56,7 @@ def train_with(
     model: Model, task, data, optimizer, run, schedule=lambda step: 1.0, unfreezing=None, penalties=(), **changes
 ) -> Progress:
     """`fit` without validation rows, in the type of the weights."""
-    progress = Progress()
+    progress = Progress(changed=True)  # an optimizer that takes the place of ours may change nothing
     training = Training(model, task, optimizer, schedule, Float32(), unfreezing, penalties)
     fit(training, data, None, run, loop_options(**changes), progress)
     return progress

@@ -1,6 +1,9 @@
 """A run in use from Python: inputs of any kind, threads, random streams, and runs of an older layout."""
 
+import csv
 import json
+import math
+import shutil
 import threading
 
 import pytest
@@ -9,7 +12,10 @@ from tiny import TEXTS, converted_directory, rows_file
 
 import minift
 import train
+from minift import evaluate, predict
 from minift.errors import UserError
+from minift.outputs import write_rows
+from minift.tasks.classification import Confusion
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +73,7 @@ def test_a_run_of_the_older_layout_is_read(directory, tmp_path):
     original = path.read_text()
     config, expected = json.loads(original), minift.load(directory).predict(TEXTS)
     moved = {name: config["task"].pop(name) for name in ("max_length", "pairs")}
+    config["task"].pop("written")
     config["settings"] |= moved | {"layout": config["settings"]["layout"] | {"skip_bad_images": False}}
     path.write_text(json.dumps(config))
     try:
@@ -75,3 +82,104 @@ def test_a_run_of_the_older_layout_is_read(directory, tmp_path):
         tuned.score(tuned.task.read(str(directory.parent / "rows.csv"), tuned.layout))
     finally:
         path.write_text(original)
+
+
+# ---- seen from Python, and by row ----
+
+
+def test_the_package_and_a_run_say_what_they_are(directory):
+    assert dir(minift) == sorted(minift.__all__) and "load" in dir(minift)
+    tuned = minift.load(directory, "cpu")
+    assert tuned.labels == ["negative", "positive"]
+    assert repr(tuned) == f"<minift run of text-classification: bert, lora, {weights(tuned):,} parameters, 2 labels, cpu>"
+
+
+def weights(tuned) -> int:
+    return sum(p.numel() for p in tuned.model.parameters())
+
+
+@pytest.fixture
+def table_of_rows(tmp_path):
+    """Columns of its own, one of which is called as what a prediction has."""
+    file = tmp_path / "rows.csv"
+    file.write_text('id,text,label,score\n7,the film was good,positive,a\n9,"a bad, slow book",negative,\n')
+    return file
+
+
+def test_predictions_carry_the_other_columns_of_the_row(directory, table_of_rows, tmp_path, capsys):
+    predict.main([str(directory), "--data", str(table_of_rows)])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [list(row) for row in rows] == [["text", "id", "data_label", "data_score", "label", "score", "probabilities"]] * 2
+    assert [row["id"] for row in rows] == ["7", "9"] and [row["data_label"] for row in rows] == ["positive", "negative"]
+    for name, delimiter in (("out.csv", ","), ("out.tsv", "\t")):
+        predict.main([str(directory), "--data", str(table_of_rows), "--out", str(tmp_path / name)])
+        with (tmp_path / name).open(newline="", encoding="utf-8") as file:
+            cells = list(csv.DictReader(file, delimiter=delimiter))
+        assert [one["text"] for one in cells] == ["the film was good", "a bad, slow book"]
+        assert [float(one["p(positive)"]) for one in cells] == [row["probabilities"]["positive"] for row in rows]
+        assert [one["label"] for one in cells] == [row["label"] for row in rows]
+    with pytest.raises(UserError, match="exists already"):
+        predict.main([str(directory), "--data", str(table_of_rows), "--out", str(tmp_path / "out.csv")])
+
+
+def test_predictions_that_are_stopped_leave_what_there_is(tmp_path):
+    def made():
+        yield {"text": "a", "label": "x"}
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match="the first 1 rows are in"):
+        write_rows(str(tmp_path / "p.jsonl"), made())
+    assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl.part"]
+    assert write_rows(str(tmp_path / "p.jsonl"), [{"text": "b"}]) == 1  # tried again
+    assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl"]
+
+
+def test_evaluate_writes_every_row(directory, table_of_rows, tmp_path, capsys):
+    evaluate.main([str(directory), "--data", str(table_of_rows), "--out", str(tmp_path / "rows.jsonl")])
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [row["gold"] for row in rows] == ["positive", "negative"]
+    for row in rows:
+        assert row["loss"] == pytest.approx(-math.log(row["probabilities"][row["gold"]]), rel=1e-4)
+
+
+def test_figures_of_every_label_are_in_the_result(directory):
+    result = json.loads((directory / "result.json").read_text())
+    details = result["details"]["valid"]
+    rows = {label: sum(by.values()) for label, by in details["confusion"].items()}
+    assert rows == {label: figures["rows"] for label, figures in details["by_label"].items()} and sum(rows.values()) == 4
+    right = sum(by.get(label, 0) for label, by in details["confusion"].items())
+    assert right / 4 == result["valid"]["accuracy"]
+
+
+def test_a_wide_confusion_matrix_is_said_to_be_left_out():
+    wide, narrow = Confusion([str(i) for i in range(9)]), Confusion(["a", "b"])
+    assert "the confusion matrix, 9 x 9, is too wide to print" in wide.table() and "matrix" not in narrow.table()
+
+
+def test_a_directory_of_several_runs_names_them(directory, tmp_path):
+    for seed in (1, 2):
+        shutil.copytree(directory, tmp_path / "runs" / f"seed-{seed}")
+    with pytest.raises(UserError, match=r"holds several runs; give one of them: .*seed-1, .*seed-2"):
+        minift.load(tmp_path / "runs")
+
+
+def test_quiet_leaves_out_tables(tmp_path, capsys):
+    flags = [
+        "--train",
+        str(rows_file(tmp_path / "rows.csv")),
+        "--model",
+        str(converted_directory(tmp_path / "base")),
+        "--epochs",
+        "1",
+    ]
+    train.main([*flags, "--precision", "float32", "--out", str(tmp_path / "run"), "--quiet"])
+    out = capsys.readouterr().out
+    assert "epoch 1/1" in out and "accuracy" in out
+    assert not any(words in out for words in ("weight decay", "given", "worst of", "precision  recall"))
+
+
+def test_version(capsys):
+    for main in (train.main, predict.main, evaluate.main):
+        with pytest.raises(SystemExit) as stop:
+            main(["--version"])
+        assert stop.value.code == 0 and capsys.readouterr().out == f"minift {minift.__version__}\n"

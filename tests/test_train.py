@@ -390,16 +390,16 @@ def test_several_seeds_and_what_they_have_in_common(tmp_path, base, capsys):
 def test_a_seed_that_diverges_is_counted_and_the_others_stay(tmp_path, base, capsys, monkeypatch):
     run_once = train.run_once
 
-    def diverging(options):
+    def diverging(options, record=None):
         if options.seed == 43:
             raise Diverged("the loss is nan at step 3")
-        return run_once(options)
+        return run_once(options, record)
 
     monkeypatch.setattr(train, "run_once", diverging)
     directory = run(tmp_path, base, seeds=3)
     assert result(directory)["diverged"] == 1 and len(result(directory)["valid"]["loss"]["values"]) == 2
     assert "seed-43 diverged: the loss is nan" in capsys.readouterr().out
-    monkeypatch.setattr(train, "run_once", lambda options: diverging(replace(options, seed=43)))
+    monkeypatch.setattr(train, "run_once", lambda options, record=None: diverging(replace(options, seed=43)))
     with pytest.raises(UserError, match="all 2 runs have diverged"):
         run(tmp_path, base, "none", seeds=2)
 

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minift.data.balance import evenly
+
 WINDOW = 50  # batches
 
 
@@ -23,8 +25,9 @@ class Batch:
     inputs: tuple[Tensor | None, ...]  # of the body's forward, (B, ...) each
     targets: tuple[Tensor, ...]  # what the head and the loss read, (B, ...) each; () in prediction
     rows: np.ndarray  # (B) the number of the row of each unit
-    counts: Tensor  # (B) float32 on the CPU: what the loss of each unit is a sum over, as 1 label, n words; 0 where nothing counts
+    counts: Tensor  # (B) floats on the CPU: what the loss of each unit is a sum over, as 1 label, n words; 0 where nothing counts
     smoothing: float = 0.0  # label smoothing: a training batch's
+    weights: Tensor | None = None  # (C) of the classes in the loss: a training batch's; None: all 1
     state: tuple | None = None  # the body's State after its first `done` modules; None: the body starts from `inputs`
     done: int = 0
 
@@ -35,7 +38,8 @@ class Batch:
             return (x.to(device, non_blocking=True) if isinstance(x, Tensor) else x for x in tensors)
 
         state = None if self.state is None else self.state._make(move(self.state))
-        return replace(self, inputs=tuple(move(self.inputs)), targets=tuple(move(self.targets)), state=state)
+        (weights,) = move((self.weights,))
+        return replace(self, inputs=tuple(move(self.inputs)), targets=tuple(move(self.targets)), weights=weights, state=state)
 
 
 class Data:
@@ -74,19 +78,58 @@ class Data:
         return {}
 
 
-def shuffled(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+@dataclass(kw_only=True)
+class Labelled(Data):
+    """Rows of one unit each, and how training counts them. Evaluation counts all rows alike.
+
+    A subclass has the fields targets, a tuple of arrays (N, ...), and smoothing as well.
+    """
+
+    count: int = 1  # what the loss of a row is a sum over: 1 label, or L labels each of which it has or not
+    weights: np.ndarray | None = None  # (C) of the classes in the loss of training
+    counts: np.ndarray | None = None  # (N) what the loss of a row is a sum over in training; None: `count`
+    even: np.ndarray | None = None  # (N) classes that an epoch of training draws equally often; None: every row once
+
+    def order(self, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+        return shuffled(self.lengths, batch_size, seed, epoch, self.even)
+
+    def outline(self, units: np.ndarray, epoch: int | None) -> Batch:
+        targets = tuple(torch.from_numpy(values[units]) for values in self.targets)
+        batch = Batch((), targets, units, torch.full((len(units),), float(self.count)))
+        if epoch is None:
+            return batch
+        counts = batch.counts if self.counts is None else torch.from_numpy(self.counts[units])
+        weights = None if self.weights is None else torch.from_numpy(self.weights)
+        return replace(batch, counts=counts, smoothing=self.smoothing, weights=weights)
+
+
+def shuffled(lengths: np.ndarray, batch_size: int, seed: int, epoch: int, even: np.ndarray | None = None) -> list[np.ndarray]:
     """All units once, in batches in random order. Units are shuffled, sorted by length within windows of 50 batches, and cut.
 
-    lengths: (N). Returns arrays of unit numbers; of each window's batches only the last may be shorter than batch_size.
+    lengths: (N). even: (N) the class of each unit; as many units are then drawn as there are, from all classes equally many.
+    Returns arrays of unit numbers; of each window's batches only the last may be shorter than batch_size.
     """
     random = np.random.default_rng((seed, epoch))
-    order = random.permutation(len(lengths))
+    order = random.permutation(len(lengths) if even is None else evenly(even, random))
     window = WINDOW * batch_size
     batches = []
     for start in range(0, len(order), window):
         units = order[start : start + window]
         batches += in_order(units[np.argsort(lengths[units], kind="stable")], batch_size)
     return [batches[i] for i in random.permutation(len(batches))]
+
+
+def without_lone(batches: list[np.ndarray]) -> list[np.ndarray]:
+    """The same batches, but a last one of a single unit, wherever it stands, has joined the one before it, or the first the next.
+
+    BatchNorm takes its statistics from a batch, and those of one unit say nothing, or are not defined at all.
+    """
+    lone = next((i for i, units in enumerate(batches) if len(units) == 1), None)
+    if lone is None or max(map(len, batches)) == 1:  # batches of one are what was asked for
+        return batches
+    other = lone - 1 if lone else 1
+    joined = np.concatenate([batches[other], batches[lone]])
+    return [joined if i == other else units for i, units in enumerate(batches) if i != lone]
 
 
 def by_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:

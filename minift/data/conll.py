@@ -16,7 +16,6 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 
 from minift.data.examples import Examples, check_characters, listed
@@ -38,7 +37,7 @@ class Tagged(Examples):
     words: list[list[str]]
     tags: list[list[str]] | None = None
     documents: list[int] | None = None  # number of each sentence's document; None: the file does not say
-    texts: list[str] | None = None  # the sentences as they were written, where the words were split from a text
+    texts: list[str | None] | None = None  # the sentences as they were written; None where words were given
     word_a_line: bool = False  # the words of a sentence stand on as many lines
 
     ROWS = ("words", "tags", "documents", "texts")
@@ -46,9 +45,8 @@ class Tagged(Examples):
 
     def inputs(self) -> list[dict]:
         """The words of each sentence, as predictions repeat them, and the text that they were split from."""
-        if self.texts is None:
-            return [{"tokens": words} for words in self.words]
-        return [{"text": text, "tokens": words} for text, words in zip(self.texts, self.words, strict=True)]
+        texts = self.texts or [None] * len(self)
+        return [({} if text is None else {"text": text}) | {"tokens": words} for text, words in zip(texts, self.words, strict=True)]
 
     def example(self) -> str:
         return '"a sentence"'
@@ -67,14 +65,48 @@ class Tagged(Examples):
 
     def text(self, row: int) -> str:
         """The sentence as it was written; where the file holds words, these joined by blanks."""
-        return " ".join(self.words[row]) if self.texts is None else self.texts[row]
+        written = self.texts and self.texts[row]
+        return " ".join(self.words[row]) if written is None else written
 
     def offsets(self, row: int) -> list[tuple[int, int]]:
         """(first character, character after the last) of each word in text(row)."""
-        if self.texts is not None:
-            return [match.span() for match in re.finditer(r"\S+", self.texts[row])]
-        ends = [end - 1 for end in accumulate(len(word) + 1 for word in self.words[row])]
-        return [(end - len(word), end) for end, word in zip(ends, self.words[row], strict=True)]
+        text, spans, at = self.text(row), [], 0
+        for word in self.words[row]:
+            at = text.index(word, at)
+            spans.append((at, at + len(word)))
+            at += len(word)
+        return spans
+
+
+# What stands before and behind a word without being a part of it; no apostrophe, which may be
+OPENING, CLOSING = '([{<"\u201c\u2018\u00ab\u00bf\u00a1', '.,;:!?)]}>"\u201d\u00bb\u2026'
+CHUNK = re.compile(rf"([{re.escape(OPENING)}]*)(.*?)([{re.escape(CLOSING)}]*)", re.DOTALL)
+POSSESSIVE = re.compile(r"(.{2,})(['\u2019]s)", re.DOTALL | re.IGNORECASE)
+
+
+def punctuation_apart(words: list[str]) -> list[str]:
+    """The words of a text that was split at blanks, with the punctuation around them as words of its own, as corpora have it.
+
+    Also 's after two letters or more. The last dot of what holds another one (U.S.) or is one letter (J.) stays, and so does what
+    has no letter or digit, as :-) and ...
+    """
+    apart = []
+    for chunk in words:
+        opening, core, closing = CHUNK.fullmatch(chunk).groups()
+        if not re.search(r"\w", core):
+            apart.append(chunk)
+            continue
+        if closing.startswith(".") and ("." in core or (len(core) == 1 and core.isalpha())):
+            core, closing = core + ".", closing[1:]
+        possessive = POSSESSIVE.fullmatch(core)
+        apart += [*opening, *(possessive.groups() if possessive else [core]), *closing]
+    return apart
+
+
+def has_punctuation_apart(examples: Tagged) -> bool:
+    """Whether in these sentences punctuation stands more often by itself than at the end of a word."""
+    ends = [len(word) == 1 for words in examples.words for word in words if word[-1] in ",;:!?."]
+    return 2 * sum(ends) > len(ends)
 
 
 def read_conll(
@@ -254,12 +286,11 @@ def from_inputs(source: Iterable, text_column: str | None, label_column: str | N
         word_key = json_key(where, list(item), text_column, "text", WORDS) if isinstance(item, dict) else "words"
         value = item[word_key] if isinstance(item, dict) else item.split() if isinstance(item, str) else item
         words.append(as_words(where, value, word_key))
-        texts.append(item if isinstance(item, str) else " ".join(words[-1]))
+        texts.append(item if isinstance(item, str) else None)
         if labelled:
             tag_key = json_key(where, list(item), label_column, "label", TAGS)
             tags.append(as_tags(where, item[tag_key], tag_key, len(words[-1])))
-    split = any(text != " ".join(sentence) for text, sentence in zip(texts, words, strict=True))
-    return Tagged(Path(), words, tags if labelled else None, None, texts if split else None, given=True)
+    return Tagged(Path(), words, tags if labelled else None, None, texts if any(texts) else None, given=True)
 
 
 def json_key(where: str, keys: list[str], given: str | None, role: str, usual: tuple[str, ...]) -> str:

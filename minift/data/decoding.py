@@ -211,7 +211,7 @@ def verdicts(files: list[Path], workers: int) -> Iterator[str | None]:
     if workers < 1:
         yield from map(verdict, files)
         return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(START), initializer=ignore_ctrl_c)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(START), initializer=begin_worker, initargs=(0, False))
     try:
         with ctrl_c_later():
             found = pool.map(verdict, files, chunksize=16)
@@ -226,29 +226,49 @@ def verdicts(files: list[Path], workers: int) -> Iterator[str | None]:
 
 @contextmanager
 def ctrl_c_later() -> Iterator[None]:
-    """For the start and the end of workers: Ctrl-C waits until it is over.
+    """For the start and the end of workers: Ctrl-C and SIGTERM wait until it is over.
 
-    In the midst of a fork or a finaliser Python swallows it; a worker that has not come to `ignore_ctrl_c` dies with a traceback.
+    In the midst of a fork or a finaliser Python swallows what a handler raises; a worker that has not come to `begin_worker` dies
+    with a traceback.
     """
     if threading.current_thread() is not threading.main_thread():  # no other thread is interrupted, or may set a handler
         yield
         return
     came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in before.items() if callable(handler)}  # others raise nothing
+    for number in before:
+        signal.signal(number, lambda number, frame: came.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if came:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(came[0])
 
 
-def ignore_ctrl_c(worker: int = 0) -> None:
-    """For a worker: Ctrl-C reaches all processes of a terminal, and the parent is the one that ends the others.
+def begin_worker(worker: int = 0, patient: bool = True) -> None:
+    """For a worker: signals reach all processes of a terminal or a job, and the parent is the one that ends the others.
 
-    A forked worker has the handler of `ctrl_c_later` anyway; one that is spawned begins with Python's own.
+    Ctrl-C is ignored. patient: the first SIGTERM is ignored too, so that a batch on its way still arrives; torch and
+    multiprocessing send another to a worker that hangs. A worker whose parent is gone, even by kill -9, ends itself.
     """
+    came: list[int] = []
+
+    def terminate(number: int, frame) -> None:
+        if came:
+            os._exit(143)
+        came.append(number)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, terminate if patient else signal.SIG_DFL)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def note_of(file: Path) -> str | None:

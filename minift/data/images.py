@@ -15,7 +15,7 @@ from pathlib import Path
 from minift.data.columns import USUAL, choose_columns, is_header, other_columns, resolve
 from minift.data.examples import Examples, check_characters, listed
 from minift.data.folders import Kind, all_files, class_folders
-from minift.data.labels import alike, keep_part, read_labels
+from minift.data.labels import alike, keep_part, read_labels, strata_of
 from minift.data.layout import ImageLayout, not_for_directories
 from minift.data.table import Table, read_table
 from minift.errors import UserError
@@ -49,7 +49,7 @@ class Images(Examples):
         return str(self.files[row]) if self.lines is None else super().where(row)
 
     def strata(self) -> list[str] | None:
-        return self.labels if self.labels and isinstance(self.labels[0], str) else None
+        return strata_of(self.labels)
 
 
 def read_images(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from minift.data.encoding import decode, read_bytes
 from minift.data.examples import Examples, check_characters
 from minift.data.layout import Layout
 from minift.data.table import Table
@@ -96,7 +97,8 @@ def as_name(cell) -> str | None:
     if isinstance(cell, str):
         return cell.strip() or None
     if isinstance(cell, list | dict):
-        raise ValueError(f"one label is expected, found {json.dumps(cell)[:60]}")
+        several = "; for several labels a row: --task multi-label-classification" if isinstance(cell, list) else ""
+        raise ValueError(f"one label is expected, found {json.dumps(cell)[:60]}{several}")
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return None
     return json.dumps(cell)
@@ -193,7 +195,72 @@ def is_whole(name: str) -> bool:
     return re.fullmatch(r"-?\d{1,18}", name, re.ASCII) is not None
 
 
+# ---- splitting ----
+
+
+def strata_of(labels: list | None) -> list[str] | None:
+    """For each row what a split shall keep in proportion: its class, or of several labels the rarest; None for numbers."""
+    if not labels or not isinstance(labels[0], str | list):
+        return None
+    if isinstance(labels[0], str):
+        return labels
+    counts = Counter(one for several in labels for one in several)
+    return [min(several, key=lambda one: (counts[one], one), default="") for several in labels]
+
+
 # ---- names and ids ----
+
+
+def name_labels(examples: Examples, file: str | None) -> tuple[list[str], list[str] | None]:
+    """(names of the labels in the order of their ids, how the examples write them; None: by these names)
+
+    file: one that names every label; None: the labels are called what the examples call them.
+    """
+    if file is None:
+        return label_names(examples), None
+    names = read_label_names(file)
+    for row, several in enumerate(examples.labels):
+        for one in several if isinstance(several, list) else (several,):
+            if one not in names:
+                known = f"{', '.join(list(names)[:8])}{', ...' if len(names) > 8 else ''}"
+                raise UserError(f"{examples.where(row)}: the label {one!r} has no name in {file} (it names {known}); "
+                                "a name a line counts from 0; other labels take a JSON file of {label: name}")  # fmt: skip
+    return list(names.values()), list(names)
+
+
+def read_label_names(file: str) -> dict[str, str]:
+    """Label as the data has it -> its name, in the order of the ids.
+
+    file: a name a line, of the labels 0, 1, ...; or with the extension .json a list of names or an object {label: name}, as
+    id2label in the config.json of transformers. Raises UserError, with file and line. Test: tests/data/test_labels.py.
+    """
+    path, raw = read_bytes(file)
+    text = decode(path, raw, "utf-8", [])
+    if path.suffix.lower() == ".json":
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{file}: not valid JSON ({error})") from None
+        found = found.get("id2label", found) if isinstance(found, dict) else found
+        if not isinstance(found, dict | list):
+            raise UserError(f"{file}: a list of names, or an object of label and name, is expected, found {text[:40]!r}")
+        pairs = list(found.items()) if isinstance(found, dict) else [(str(i), name) for i, name in enumerate(found)]
+        places = [f"{file}: the label {label}" for label, _ in pairs]
+    else:
+        pairs = [(str(i), name) for i, name in enumerate(text.rstrip("\n").split("\n"))]
+        places = [f"{file}:{i + 1}" for i in range(len(pairs))]
+    seen: dict[str, str] = {}
+    for (_, name), place in zip(pairs, places, strict=True):
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(f"{place}: a name is expected, found {json.dumps(name)[:60]}")
+        check_characters(name, place)
+        if name.strip() in seen:
+            raise UserError(f"{place}: the name {name.strip()!r} stands for another label too ({seen[name.strip()]})")
+        seen[name.strip()] = place
+    if len(pairs) < 2:
+        raise UserError(f"{file}: {len(pairs)} name; two or more are expected")
+    names = {label: name.strip() for label, name in pairs}
+    return {label: names[label] for label in in_order(names)}
 
 
 def label_names(examples: Examples) -> list[str]:

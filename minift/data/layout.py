@@ -36,11 +36,27 @@ class TextLayout(Layout):
 
 
 @dataclass(frozen=True)
+class DocumentLayout(Layout):
+    """Of running text, a table of texts, or a directory of text files."""
+
+    OF_FILES: ClassVar = ("encoding",)
+
+    documents: str = flag(
+        "auto",
+        "of plain text: lines, a document a line; blank-lines, which part them; auto: blank-lines where there are any",
+        choices=("auto", "lines", "blank-lines"),
+    )
+
+
+@dataclass(frozen=True)
 class ImageLayout(Layout):
     """A table of paths, or a directory."""
 
     skip_bad_images: bool = flag(False, "leave out images that cannot be read, counted; else they are listed and nothing starts")
     workers: int | None = flag(None, "processes that read images; unset: one for each core, at most 8", least=0)
+
+
+LAYOUTS = (TextLayout, DocumentLayout, ImageLayout)
 
 
 def not_for_directories(layout: Layout) -> list[str]:

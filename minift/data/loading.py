@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from minift.data.batching import Batch, Data
-from minift.data.decoding import START, ctrl_c_later, ignore_ctrl_c, open_image
+from minift.data.batching import Batch, Labelled, without_lone
+from minift.data.decoding import START, begin_worker, ctrl_c_later, open_image
 from minift.errors import UserError
+from minift.fields import ranged, read_fields
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
@@ -31,10 +32,10 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 class Preprocessing:
     """What a checkpoint's pictures went through; a photo must go through the same. Sizes in pixels, colours as shares of white."""
 
-    resize: int  # of the shorter side
-    crop: int  # side of the square that is cut from the centre
-    mean: tuple[float, float, float]  # red, green, blue
-    std: tuple[float, float, float]
+    resize: int = ranged(least=1, most=10_000)  # of the shorter side
+    crop: int = ranged(least=1, most=10_000)  # side of the square that is cut from the centre
+    mean: tuple[float, float, float] = ranged(least=-100, most=100)  # red, green, blue
+    std: tuple[float, float, float] = ranged(above=0, most=100)
     interpolation: str = "bilinear"
     antialias: bool = True
 
@@ -43,8 +44,17 @@ class Preprocessing:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.interpolation not in INTERPOLATIONS:
             raise UserError(f"preprocessing: interpolation {self.interpolation!r}: known are {', '.join(INTERPOLATIONS)}")
+        if self.crop > self.resize:
+            raise UserError(
+                f"preprocessing: crop {self.crop} of pictures whose shorter side is {self.resize}: the rest would be black"
+            )
         if not self.antialias:
             raise UserError("preprocessing: antialias false: PIL, which resizes, always smooths what it shrinks; set it to true")
+
+    @classmethod
+    def of(cls, stored: dict) -> "Preprocessing":
+        """That which a JSON file describes. Raises UserError for what is none."""
+        return read_fields(cls, stored, "preprocessing")
 
 
 IMAGENET_V1 = Preprocessing(256, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # torchvision's IMAGENET1K_V1
@@ -140,7 +150,7 @@ def drawing(*key: int) -> Iterator[None]:
 
 
 @dataclass
-class Pictures(Data):
+class Pictures(Labelled):
     """Image files, with or without classes, on their way into a model. A unit is a picture.
 
     views: epoch e takes the draws of epoch e % views, so that what frozen stages make of a picture recurs; mixing, which joins the
@@ -149,7 +159,7 @@ class Pictures(Data):
     """
 
     files: list[Path]
-    targets: tuple[np.ndarray, ...]  # what a batch has as targets: (N) ids of the classes; () in prediction
+    targets: tuple[np.ndarray, ...]  # what a batch has as targets, (N, ...) each; () in prediction
     preprocessing: Preprocessing
     classes: int = 0  # needed where pictures are mixed
     augment: str = "none"
@@ -183,11 +193,12 @@ class Pictures(Data):
         return self.augment == "none" and self.variants is not None
 
     def take(self, chosen: np.ndarray) -> "Pictures":
-        return replace(self, files=[self.files[i] for i in chosen], targets=tuple(values[chosen] for values in self.targets))
+        by_row = {name: None if (values := getattr(self, name)) is None else values[chosen] for name in ("counts", "even")}
+        targets = tuple(values[chosen] for values in self.targets)
+        return replace(self, files=[self.files[i] for i in chosen], targets=targets, **by_row)
 
-    def outline(self, units: np.ndarray, epoch: int | None) -> Batch:
-        targets = tuple(torch.from_numpy(values[units]) for values in self.targets)
-        return Batch((), targets, units, torch.ones(len(units)), 0.0 if epoch is None else self.smoothing)
+    def order(self, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+        return without_lone(super().order(batch_size, seed, epoch))
 
     def batches(self, order: list[np.ndarray], device: torch.device, epoch: int | None = None) -> Iterator[Batch]:
         """Batches with inputs ((B, 3, H, W) float32, channels last,).
@@ -207,7 +218,7 @@ class Pictures(Data):
             batch_size=None,
             num_workers=workers,
             collate_fn=as_it_is,
-            worker_init_fn=ignore_ctrl_c,
+            worker_init_fn=begin_worker,
             multiprocessing_context=multiprocessing.get_context(START) if workers else None,
             generator=torch.Generator(),  # else the loader draws its workers' seeds from the global stream
         )
@@ -225,6 +236,8 @@ class Pictures(Data):
                     with drawing(self.seed, epoch, int(units[0]), PER_BATCH):
                         images, labels = mix(images, *batch.targets)
                     batch = replace(batch, targets=(labels,))
+                    if batch.weights is not None:  # a share of a label counts as a row with that share of its weight
+                        batch = replace(batch, counts=(labels.double() @ batch.weights).cpu())
                 yield replace(batch, inputs=(images.contiguous(memory_format=torch.channels_last),))
         finally:
             with ctrl_c_later():

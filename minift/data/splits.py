@@ -14,7 +14,7 @@ def read_splits(options, task: type, layout) -> dict[str, Examples]:
     """The splits that there are: train, valid, test. options: train.py's. task: has `read`. layout: how files are read."""
     if options.train is None:
         if options.task != "text-classification":
-            raise UserError(f"--task {options.task}: the embedded sample is one of texts; give --train")
+            raise UserError(f"--task {options.task}: the embedded sample is for text-classification; give --train FILE")
         rows = task.read(str(REVIEWS), layout)
         splits = np.array([reviews_split(f"{text}\t{label}") for text, label in zip(rows.texts, rows.labels, strict=True)])
         return {name: rows.take(np.flatnonzero(splits == name)) for name in ("train", "valid", "test")}
@@ -60,8 +60,9 @@ def split(examples: Examples, share: float, seed: int) -> tuple[np.ndarray, np.n
     if not any(wanted.values()):
         wanted = {name: min(1, len(rows[name]) - 1) for name in rows}
         if n := sum(wanted.values()):
-            which = "" if examples.strata() is None else ", one of each class that has two or more"
-            examples.decided.append(f"{share * 100:g} % rounds to no {examples.UNIT} of any class: {n:,} held back{which}")
+            plain = examples.strata() is None
+            of, each = ("", "") if plain else (" of any class", ", one of each class that has two or more")
+            examples.decided.append(f"{share * 100:g} % rounds to no {examples.UNIT}{of}: {n:,} held back{each}")
     random = np.random.default_rng(seed)
     if groups is None or len(set(groups)) == len(groups):
         held = [random.permutation(rows[name])[: wanted[name]] for name in sorted(rows)]

@@ -10,7 +10,7 @@ from minift.data.columns import choose_columns, is_header, other_columns
 from minift.data.encoding import decode, read_bytes
 from minift.data.examples import Examples, check_characters, listed
 from minift.data.folders import Kind, all_files, class_folders
-from minift.data.labels import alike, keep_part, read_labels
+from minift.data.labels import alike, keep_part, read_labels, strata_of
 from minift.data.layout import TextLayout, not_for_directories
 from minift.data.table import Table, read_table
 from minift.errors import UserError
@@ -43,7 +43,7 @@ class Texts(Examples):
         return super().where(row) if self.files is None else str(self.files[row])
 
     def strata(self) -> list[str] | None:
-        return self.labels if self.labels and isinstance(self.labels[0], str) else None
+        return strata_of(self.labels)
 
 
 def read_texts(source: str | Path | Iterable, layout: TextLayout, labelled: bool = True, label: str = "name") -> Texts:

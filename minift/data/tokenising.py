@@ -5,6 +5,7 @@ Axes: B rows of a batch, S its longest row.
 
 import functools
 import itertools
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -14,13 +15,13 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from minift.data.batching import Batch, Data
+from minift.data.batching import Batch, Labelled
 
 CHUNK = 1000  # rows a call: what the tokenizer holds of a row besides its ids is many times as large
 
 
 @dataclass
-class Encoded(Data):
+class Encoded(Labelled):
     """Texts or pairs of texts as token ids, one unit a row."""
 
     tokens: list[np.ndarray]  # one array of ids a row
@@ -29,19 +30,15 @@ class Encoded(Data):
     targets: tuple[np.ndarray, ...]  # what a batch has as targets, (N, ...) each; () in prediction
     pad: int  # id of the padding token
     max_length: int
-    cut: int  # rows that max_length has shortened
+    uncut: np.ndarray  # (N) tokens of each row before max_length has shortened it
     smoothing: float = 0.0  # label smoothing in training
 
     def describe(self) -> dict[str, int]:
         return {
-            "median tokens": int(np.median(self.lengths)),
-            "longest": int(self.lengths.max()),
-            f"cut by {self.max_length}": self.cut,
+            "median tokens": int(np.median(self.uncut)),
+            "longest": int(self.uncut.max()),
+            f"cut by {self.max_length}": int((self.uncut > self.lengths).sum()),
         }
-
-    def outline(self, units: np.ndarray, epoch: int | None) -> Batch:
-        targets = tuple(torch.from_numpy(values[units]) for values in self.targets)
-        return Batch((), targets, units, torch.ones(len(units)), 0.0 if epoch is None else self.smoothing)
 
     def batches(self, order: list[np.ndarray], device: torch.device, epoch: int | None = None) -> Iterator[Batch]:
         for units in order:
@@ -67,21 +64,27 @@ def padded(rows: list[np.ndarray], real: np.ndarray, value: int) -> Tensor:
 
 def encode(
     tokenizer: Tokenizer, texts: list[str], pairs: list[str] | None, max_length: int
-) -> tuple[list[np.ndarray], list[np.ndarray] | None, int]:
-    """(ids of each row with the special tokens, token types where rows are pairs, rows that were cut)
+) -> tuple[list[np.ndarray], list[np.ndarray] | None, np.ndarray]:
+    """(ids of each row with the special tokens, token types where rows are pairs, (N) tokens of each row before it was cut)
 
     A text longer than max_length is cut at its end; of a pair the longer text is cut first, a token at a time.
     """
-    tokenizer = truncating(tokenizer, max_length)
+    whole, tokenizer = uncut(tokenizer), truncating(tokenizer, max_length)
     rows = texts if pairs is None else list(zip(texts, pairs, strict=True))
-    tokens, types, cut = [], None if pairs is None else [], 0
+    special = tokenizer.num_special_tokens_to_add(is_pair=False)
+    tokens, types, before = [], None if pairs is None else [], []
     for start in range(0, len(rows), CHUNK):
-        encodings = tokenizer.encode_batch_fast(rows[start : start + CHUNK])
+        chunk = rows[start : start + CHUNK]
+        encodings = tokenizer.encode_batch_fast(chunk)
         tokens += [np.array(e.ids, dtype=np.int64) for e in encodings]
-        cut += sum(bool(e.overflowing) for e in encodings)
-        if types is not None:
-            types += [np.array(e.type_ids, dtype=np.int64) for e in encodings]
-    return tokens, types, cut
+        if types is None:
+            before += [len(e.ids) + sum(len(rest.ids) - special for rest in e.overflowing) for e in encodings]
+            continue
+        types += [np.array(e.type_ids, dtype=np.int64) for e in encodings]
+        cut = [i for i, e in enumerate(encodings) if e.overflowing]
+        lengths = dict(zip(cut, map(len, whole.encode_batch_fast([chunk[i] for i in cut])), strict=True))
+        before += [lengths.get(i, len(e.ids)) for i, e in enumerate(encodings)]
+    return tokens, types, np.array(before, dtype=np.int64)
 
 
 @functools.lru_cache(maxsize=8)
@@ -90,6 +93,53 @@ def truncating(tokenizer: Tokenizer, max_length: int) -> Tokenizer:
     tokenizer = Tokenizer.from_str(tokenizer.to_str())
     tokenizer.enable_truncation(max_length, strategy="longest_first")
     return tokenizer
+
+
+# ---- words that stand apart ----
+
+
+def encode_words(tokenizer: Tokenizer, rows: list[list[str]]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """(ids of each row without special tokens, of each row the position of each word's first token; -1: the word has none)
+
+    The ids are those of transformers with is_split_into_words=True, for RoBERTa with add_prefix_space=True. A word has no token
+    where the normaliser of the tokenizer leaves nothing of it, as BERT's of a zero-width joiner.
+    Proved by tests/reference/test_token_classification.py.
+    """
+    tokenizer = for_words(tokenizer)
+    tokens, firsts = [], []
+    for start in range(0, len(rows), CHUNK):
+        chunk = rows[start : start + CHUNK]
+        for words, e in zip(chunk, tokenizer.encode_batch(chunk, is_pretokenized=True, add_special_tokens=False), strict=True):
+            seen, at = np.unique(np.array(e.word_ids, dtype=np.int64), return_index=True)
+            first = np.full(len(words), -1)
+            first[seen] = at
+            tokens.append(np.array(e.ids, dtype=np.int64))
+            firsts.append(first)
+    return tokens, firsts
+
+
+@functools.lru_cache(maxsize=8)
+def for_words(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy that cuts nothing and puts a blank before every word, where the model knows a blank as a part of the word after it.
+
+    Without it byte-level BPE (RoBERTa) and SentencePiece (XLM-R) take each word for the middle of a longer one.
+    """
+    content = json.loads(tokenizer.to_str())
+    before = content.get("pre_tokenizer") or {}
+    for part in before.get("pretokenizers", [before]):
+        part |= {"ByteLevel": {"add_prefix_space": True}, "Metaspace": {"prepend_scheme": "always"}}.get(part.get("type"), {})
+    tokenizer = Tokenizer.from_str(json.dumps(content))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def frame(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """The special tokens before and after a single text."""
+    e = for_words(tokenizer).encode("a")
+    text = np.flatnonzero(np.array(e.special_tokens_mask) == 0)
+    ids = np.array(e.ids, dtype=np.int64)
+    return ids[: text[0]], ids[text[-1] + 1 :]
 
 
 # ---- the parts of a pair ----

@@ -30,7 +30,17 @@ from torch import Tensor
 
 from minift.adapting import adapt, parse_methods
 from minift.errors import UserError, look_up
-from minift.formats.bases import find_base, over, read_config, read_either, source_of_base, write_beside
+from minift.formats.bases import (
+    check_architecture,
+    find_base,
+    over,
+    read_config,
+    read_either,
+    source_of_base,
+    task_name,
+    write_beside,
+)
+from minift.formats.heads import HEADS, OUTPUTS, folded, named_there
 from minift.formats.huggingface import write_bin
 from minift.methods import houlsby, pfeiffer
 from minift.methods.surgery import delta
@@ -41,7 +51,6 @@ from minift.specs import options_of
 
 LAYOUT = "adapters.1.3.0"  # whose layout this is; in a file that does not say so the library takes gelu for the approximate one
 NAME = "minift"  # what the adapter is called in the library, unless load_adapter's load_as says otherwise
-CLASSIFIER = "BertForSequenceClassification"
 ADAPTER_FILES = ("adapter.safetensors", "pytorch_adapter.bin")
 HEAD_FILES = ("model_head.safetensors", "pytorch_model_head.bin")
 
@@ -88,9 +97,15 @@ SILENT = (  # how the weights started, and what is of an effect only with a fiel
 ACTIVATIONS = {name: name for name in houlsby.ACTIVATIONS} | {"silu": "swish"}
 OLD_ACTIVATIONS = {"gelu": "gelu_new", "gelu_orig": "gelu"}  # in files without a version -> their names today
 
-# A head with a configuration of its own, and one without, which is transformers' own -> what head_config.json must say
-FLEXIBLE = {"head_type": "classification", "layers": 1, "use_pooler": True, "bias": True}
-STATIC = {"model_class": CLASSIFIER}
+# Task -> what head_config.json says of its head where that has a configuration of its own; else it is transformers' own class
+POOLED = {"layers": 1, "use_pooler": True, "bias": True}
+FLEXIBLE = {
+    "text-classification": {"head_type": "classification", **POOLED},
+    "multi-label-classification": {"head_type": "multilabel_classification", **POOLED},
+    "token-classification": {"head_type": "tagging", "layers": 1, "bias": True},
+    "question-answering": {"head_type": "question_answering", "layers": 1, "bias": True},
+}
+STATIC = {f"BertFor{HEADS[task].kind}": task for task in ("text-classification", "token-classification", "question-answering")}
 
 
 # ---- writing ----
@@ -106,17 +121,24 @@ def write(
     pool: str,
     base_name: str,
     run: Checkpoint | None = None,
+    task: str = "text-classification",
 ) -> None:
     """What a run of houlsby or pfeiffer has learned. grafts: the bottlenecks, as `delta` names them; head may be empty.
 
-    run: whose minift.json is to lie beside.
+    run: whose minift.json is to lie beside. task: whose head it is.
     """
     kind, size, activation = bottlenecks(method, config)
-    if head and pool != "cls":
+    if head and pool not in (None, "cls"):
         raise UserError(f"--pool {pool}: a head of the adapters library reads BERT's own pooler; train with --pool cls")
     table = names(kind, config.num_hidden_layers, NAME)
     check_shapes(directory, grafts, shapes(table, config.width, size), f"--method {method}")
-    base = {"model_type": "bert", "hidden_size": config.width, "model_name": base_name, "model_class": CLASSIFIER}
+    model_class = f"BertFor{HEADS[task].kind}"
+    if model_class not in STATIC:
+        raise UserError(
+            f"a run of {task}: its head is not written for the adapters library, heads are of {', '.join(FLEXIBLE)}; the run "
+            "can be used by minift alone"
+        )
+    base = {"model_type": "bert", "hidden_size": config.width, "model_name": base_name, "model_class": model_class}
     base["version"] = LAYOUT
     fields = {field: value for field, value in (COMMON | kind.fields).items() if value is not None}
     fields |= {"non_linearity": activation, "reduction_factor": reduction_to(config.width, size)}
@@ -125,7 +147,7 @@ def write(
         write_bin(fresh / "pytorch_adapter.bin", {f"bert.{table[ours]}": tensor for ours, tensor in grafts.items()})
         write_json(fresh / "adapter_config.json", base | {"name": NAME, "config": fields})
         if head:
-            write_bin(fresh / "pytorch_model_head.bin", {f"classifier.{leaf}": tensor for leaf, tensor in head.items()})
+            write_bin(fresh / "pytorch_model_head.bin", named_there(head, "bert", task))
             numbered = {label: i for i, label in enumerate(labels)}
             said = {"name": None, "config": None, "num_labels": len(labels), "label2id": numbered}
             write_json(fresh / "head_config.json", base | said)
@@ -136,9 +158,11 @@ def write(
 def write_run(directory: Path, run: Checkpoint) -> None:
     if run.task is None or not run.delta:
         raise UserError(f"{run.source}: --to adapters is for a run of houlsby or pfeiffer that started from a converted model")
-    config = look_up(MODELS, run.architecture, "architecture").Config(**run.config)
-    labels, pool = run.task["labels"], run.task["pool"]
-    write(directory, run.method, config, run.grafts, run.head, labels, pool, source_of_base(run) or "", run)
+    check_architecture(run.architecture)
+    config, run = look_up(MODELS, run.architecture, "architecture").Config(**run.config), folded(run)
+    task, pool = run.task["name"], run.task["pool"]
+    labels = run.task.get("labels") or [f"LABEL_{i}" for i in range(OUTPUTS.get(task, 0))]
+    write(directory, run.method, config, run.grafts, run.head, labels, pool, source_of_base(run) or "", run, task)
 
 
 def bottlenecks(method: str, config: BertConfig) -> tuple[Kind, int, str]:
@@ -233,16 +257,22 @@ def read(directory: Path) -> tuple[str, dict[str, Tensor], dict[str, Tensor], li
     return spec, grafts, *read_head(directory, width), str(said.get("model_name") or "")
 
 
-def read_run(directory: Path, base_name: str | None) -> Checkpoint:
-    """A run, as pretrained.read gives it, over a base that has been converted already; base_name None: the recorded one."""
+def read_run(directory: Path, base_name: str | None, label_names: list[str] | None = None) -> Checkpoint:
+    """A run, as pretrained.read gives it, over a base that has been converted already; base_name None: the recorded one.
+
+    label_names: where the user has said them.
+    """
     method, grafts, head, labels, recorded = read(directory)
     if not head:
         raise UserError(f"{directory}: there is no head in it, so nothing could be predicted; save it with its head")
-    base, name = find_base(directory, base_name, recorded)
-    body = base.empty_body()
+    usual = head_of(directory / "head_config.json")[0]
+    pooled = usual not in ("token-classification", "question-answering")
+    base, name = find_base(directory, base_name, recorded, pooled)
+    task = task_name(directory, base, usual)
+    body = base.empty_body("cls" if pooled else None)
     adapt(body, method)
     check_shapes(directory, grafts, delta(body), f"the base {name}")
-    return over(base, name, method, grafts, head, directory, labels)
+    return over(base, name, method, grafts, head, directory, task, label_names, labels)
 
 
 def check_fields(file: Path, fields: dict) -> str:
@@ -270,31 +300,53 @@ def sizes_of(file: Path, fields: dict, layers: int, width: int) -> set[int]:
     return {houlsby.size_of(width, 0, one) for one in each}
 
 
+def head_of(file: Path) -> tuple[str, str, dict]:
+    """(the usual task of the head, what stands before the names of its tensors, its fields) by head_config.json."""
+    said = read_config(file)
+    if not isinstance(said.get("config"), dict):
+        known = said.get("model_class")
+        if known not in STATIC:
+            raise UserError(
+                f"{file}: model_class {known!r:.60} is not supported, only {', '.join(STATIC)}; save the adapter with "
+                "with_head=False"
+            )
+        return STATIC[known], f"{HEADS[STATIC[known]].names['bert']['']}.", said
+    fields = {"bias": True} | said["config"]
+    types = {wanted["head_type"]: task for task, wanted in FLEXIBLE.items()}
+    if fields.get("head_type") not in types:
+        raise UserError(
+            f"{file}: head_type {fields.get('head_type')!r:.60} is not supported, only {', '.join(types)}; save the adapter with "
+            "with_head=False"
+        )
+    task = types[fields["head_type"]]
+    for field, value in FLEXIBLE[task].items():
+        if fields.get(field) != value:
+            where = "BERT's pooler" if "use_pooler" in FLEXIBLE[task] else "the hidden states"
+            raise UserError(
+                f"{file}: {field} {fields.get(field)!r} is not supported, only {value!r}: such a head of minift is one linear "
+                f"layer on {where}; save the adapter with with_head=False"
+            )
+    return task, f"heads.{said.get('name')}.1.", fields
+
+
 def read_head(directory: Path, width: int) -> tuple[dict[str, Tensor], list[str] | None]:
-    """(weight and bias, labels in their order) of the one linear layer on BERT's pooler that a head of minift is."""
+    """(weight and bias, labels in their order) of the one linear layer that a head of minift is."""
     file = directory / "head_config.json"
     if not file.is_file():
         if there := [name for name in HEAD_FILES if (directory / name).is_file()]:
             raise UserError(f"{directory}: there is {there[0]}, but no {file.name}, which says what it is; save the adapter again")
         return {}, None
-    said = read_config(file)
-    fields, wanted, prefix = said, STATIC, "classifier."
-    if isinstance(said.get("config"), dict):
-        fields, wanted, prefix = {"bias": True} | said["config"], FLEXIBLE, f"heads.{said.get('name')}.1."
-    for field, value in wanted.items():
-        if fields.get(field) != value:
-            raise UserError(
-                f"{file}: {field} {fields.get(field)!r} is not supported, only {value!r}: a head of minift is one linear layer on "
-                "BERT's pooler; save the adapter with with_head=False"
-            )
+    task, prefix, fields = head_of(file)
     path, tensors = read_either(directory, HEAD_FILES)
     weight, numbered = tensors.get(f"{prefix}weight"), fields.get("label2id")
-    if weight is None or weight.dim() != 2 or len(weight) < 2:
+    if weight is None or weight.dim() != 2 or not len(weight):
         shape = "missing" if weight is None else tuple(weight.shape)
-        raise UserError(f"{path}: {prefix}weight is {shape}; a matrix of 2 rows or more, one for each label, is expected")
+        raise UserError(f"{path}: {prefix}weight is {shape}; a matrix with a row for each output is expected")
     count = len(weight)
     like = {f"{prefix}weight": torch.empty(count, width, device="meta"), f"{prefix}bias": torch.empty(count, device="meta")}
-    check_shapes(path, tensors, like, f"{count} labels")
+    check_shapes(path, tensors, like, f"{count} outputs")
+    if task in OUTPUTS:
+        return {theirs.removeprefix(prefix): tensor for theirs, tensor in tensors.items()}, None
     numbers = None if numbered is None else numbered.values() if isinstance(numbered, dict) else []
     if numbers is not None and sorted(numbers, key=repr) != sorted(range(count), key=repr):
         raise UserError(f"{file}: label2id {numbered!r} does not number {count} labels from 0 to {count - 1}")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from minift.data.loading import IMAGENET_V1, Preprocessing
 from minift.errors import UserError, look_up
+from minift.formats import bytelevel, heads
 from minift.formats.wordpiece import FILES as TOKENIZER_FILES
 from minift.formats.wordpiece import read_tokenizer, write_tokenizer
 from minift.models import MODELS
@@ -38,12 +39,11 @@ from minift.pretrained import (
 class Family(NamedTuple):
     """What is particular to the checkpoints of one architecture; the table FAMILIES stands at the end of the file."""
 
-    body: str  # transformers' class without a head
-    classifier: str  # and with one
+    name: str  # what transformers' classes begin with
     prefix: str  # before the names of the body's tensors where a head follows
     roots: tuple[str, ...]  # what they begin with where none follows
-    head: str  # before weight and bias of the head
-    pool: str  # what the head reads
+    pool: str  # what a head reads that does not read the hidden states
+    pooler: str | None  # before weight and bias of the pooler, where with such a head it is a part of that; None: the body's
     computed: dict[str, object]  # field of config.json -> the one value under which transformers computes what the model file does
     files: tuple[str, ...]  # what `read_inputs` reads, where it is there
     read_inputs: Callable[[Path, object, list[str]], dict]  # (directory, config, what to say) -> fields of Checkpoint
@@ -57,6 +57,7 @@ class Report:
     file: str
     dropped: list[str]  # tensors outside the body: heads of other tasks
     said: list[str] = field(default_factory=list)  # what was taken otherwise than it stands there, or assumed
+    outside: dict[str, Tensor] = field(default_factory=dict)  # of a transformers checkpoint: what `dropped` names
 
 
 def read(directory: Path, source: str, revision: str | None) -> tuple[Checkpoint, Report]:
@@ -83,6 +84,15 @@ def read(directory: Path, source: str, revision: str | None) -> tuple[Checkpoint
     return Checkpoint(architecture, asdict(config), tensors, source=source, revision=revision, **inputs), report
 
 
+def read_with_head(
+    directory: Path, source: str, revision: str | None, wanted: str | None = None, pairs: bool = False
+) -> tuple[Checkpoint, Report]:
+    """The same with its head: a run where a task has this head, else a body. wanted, pairs: as of heads.bring_in."""
+    checkpoint, report = read(directory, source, revision)
+    family = FAMILIES[checkpoint.architecture]
+    return heads.bring_in(directory, read_config(directory), family, checkpoint, report, wanted, pairs), report
+
+
 def read_config(directory: Path) -> dict:
     """config.json of a checkpoint whose architecture is in FAMILIES."""
     path = inside(directory, "config.json")
@@ -94,20 +104,26 @@ def read_config(directory: Path) -> dict:
     return raw
 
 
+def can_export(architecture: str, task: dict) -> bool:
+    """Whether transformers has the head of this task, as config.json stores it, on this architecture."""
+    return heads.has_head(architecture, task["name"]) and task["pool"] in (None, FAMILIES[architecture].pool)
+
+
 def write(directory: Path, checkpoint: Checkpoint) -> None:
-    """A directory for AutoModel, or for AutoModelFor...Classification where the checkpoint is a run's."""
+    """A directory for AutoModel; for AutoModelFor... where the checkpoint has a head: a run's, or that of its pretraining."""
+    checkpoint = heads.folded(checkpoint)
     family, body = FAMILIES[checkpoint.architecture], checkpoint.empty_body()
-    tensors = to_huggingface(checkpoint.tensors, body, family.prefix if checkpoint.task else "")
-    config = {"architectures": [family.body], "model_type": checkpoint.architecture, **checkpoint.config, **family.computed}
-    if checkpoint.task:
-        labels = checkpoint.task["labels"]
-        tensors |= {f"{family.head}{name}": tensor for name, tensor in checkpoint.head.items()}
-        config |= {
-            "architectures": [family.classifier],
-            "problem_type": "single_label_classification",
-            "id2label": {str(i): label for i, label in enumerate(labels)},
-            "label2id": {label: i for i, label in enumerate(labels)},
-        }
+    task = checkpoint.task["name"] if checkpoint.task else next(iter(checkpoint.heads), None)
+    head = checkpoint.head if checkpoint.task else checkpoint.heads.get(task, {})
+    tensors = to_huggingface(checkpoint.tensors, body, family.prefix if task else "")
+    if checkpoint.task and family.pooler:
+        own = f"{family.prefix}pooler.dense."
+        tensors = {name.replace(own, family.pooler) if name.startswith(own) else name: t for name, t in tensors.items()}
+    config = {"architectures": [f"{family.name}Model"], "model_type": checkpoint.architecture, **checkpoint.config}
+    config |= family.computed
+    if task:
+        tensors |= heads.named_there(head, checkpoint.architecture, task)
+        config |= heads.config_of(checkpoint, family.name)
     floating = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())  # a ResNet has integers too
     config["torch_dtype"] = str(floating).removeprefix("torch.")
 
@@ -237,10 +253,11 @@ def to_minift(where: Path, theirs: dict[str, Tensor], body: nn.Module, family: F
     if not taken:
         found = ", ".join(list(modern)[:3]) or "nothing"
         raise UserError(
-            f"{where}: none of its names begins as those of {family.body} do, with {', '.join((family.prefix, *family.roots))} "
-            f"(the first are {found})"
+            f"{where}: none of its names begins as those of {family.name}Model do, with "
+            f"{', '.join((family.prefix, *family.roots))} (the first are {found})"
         )
-    report.dropped += sorted(modern.keys() - set(taken))
+    report.outside = {name: modern[name] for name in sorted(modern.keys() - set(taken))}
+    report.dropped += report.outside
     modern = {name.removeprefix(family.prefix): modern[name] for name in taken}
     modern.pop("embeddings.position_ids", None)  # 0, 1, 2, ...: a buffer that old versions saved
 
@@ -301,8 +318,8 @@ def to_huggingface(tensors: dict[str, Tensor], body: nn.Module, prefix: str) -> 
 # ---- texts: tokenizer and pooling ----
 
 
-def read_texts(directory: Path, config, said: list[str]) -> dict:
-    return {"tokenizer": read_tokenizer(directory, config, said), "pool": read_pool(directory)}
+def read_texts(directory: Path, config, said: list[str], read_one: Callable = read_tokenizer) -> dict:
+    return {"tokenizer": read_one(directory, config, said), "pool": read_pool(directory)}
 
 
 POOLS = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
@@ -317,8 +334,8 @@ def read_pool(directory: Path) -> str | None:
     return next((pool for pool, mode in POOLS.items() if modes == [mode]), None)
 
 
-def write_texts(directory: Path, checkpoint: Checkpoint, config) -> None:
-    write_tokenizer(directory, checkpoint, config)
+def write_texts(directory: Path, checkpoint: Checkpoint, config, write_one: Callable = write_tokenizer) -> None:
+    write_one(directory, checkpoint, config)
     if checkpoint.pool is not None:
         (directory / "1_Pooling").mkdir(exist_ok=True)
         flags = {mode: pool == checkpoint.pool for pool, mode in POOLS.items()}
@@ -361,7 +378,11 @@ def from_processor(raw: dict, said: list[str]) -> Preprocessing | None:
     else:
         resize = crop = size
         said.append(f"{kind} does not crop; taken as resizing the shorter side to {size} and cropping the middle {size} x {size}")
-    return Preprocessing(resize, crop, tuple(mean), tuple(std), RESAMPLE[raw["resample"]])
+    chosen = {"resize": resize, "crop": crop, "mean": mean, "std": std, "interpolation": RESAMPLE[raw["resample"]]}
+    try:
+        return Preprocessing.of(chosen)
+    except UserError:  # as a square that is larger than the picture
+        return None
 
 
 def one_side(size: object) -> int | None:
@@ -381,7 +402,7 @@ def is_number(value: object) -> bool:
 
 def write_preprocessing(directory: Path, checkpoint: Checkpoint, config) -> None:
     """BitImageProcessor's fields say resize and crop as they are; ResNets' usual ConvNextImageProcessor has a ratio to round."""
-    p = asdict(Preprocessing(**checkpoint.preprocessing))
+    p = asdict(Preprocessing.of(checkpoint.preprocessing))
     write_json(
         directory / "preprocessor_config.json",
         {
@@ -401,28 +422,37 @@ def write_preprocessing(directory: Path, checkpoint: Checkpoint, config) -> None
     )
 
 
-EXPORTED = ("text-classification", "image-classification")  # tasks whose heads transformers has
-
+ROBERTA = Family(
+    name="Roberta",
+    prefix="roberta.",
+    roots=("embeddings.", "encoder.", "pooler."),
+    pool="cls",
+    pooler="classifier.dense.",
+    computed={"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False},
+    files=(*bytelevel.FILES, "1_Pooling/config.json"),
+    read_inputs=partial(read_texts, read_one=bytelevel.read_tokenizer),
+    write_inputs=partial(write_texts, write_one=bytelevel.write_tokenizer),
+)
 FAMILIES = {
     "bert": Family(
-        body="BertModel",
-        classifier="BertForSequenceClassification",
+        name="Bert",
         prefix="bert.",
         roots=("embeddings.", "encoder.", "pooler."),
-        head="classifier.",
         pool="cls",
+        pooler=None,
         computed={"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False},
         files=(*TOKENIZER_FILES, "1_Pooling/config.json"),
         read_inputs=read_texts,
         write_inputs=write_texts,
     ),
+    "roberta": ROBERTA,
+    "xlm-roberta": ROBERTA._replace(name="XLMRoberta"),
     "resnet": Family(
-        body="ResNetModel",
-        classifier="ResNetForImageClassification",
+        name="ResNet",
         prefix="resnet.",
         roots=("embedder.", "encoder."),
-        head="classifier.1.",
         pool="mean",
+        pooler=None,
         computed={
             "num_channels": 3,
             "layer_type": "bottleneck",

@@ -1,4 +1,4 @@
-"""Directories of the peft library, read and written: lora, dora, ia3, prefix or prompt, and the head.
+"""Directories of the peft library, read and written: lora, dora, ia3, prefix or prompt, and the head of a task.
 
 adapter_config.json        what the method is, and of which model
 adapter_model.safetensors  its tensors and the head's; where old versions have left adapter_model.bin, that is read
@@ -9,6 +9,11 @@ What is written here goes onto transformers' model of the base that the run star
 
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(labels))
     model = peft.PeftModel.from_pretrained(model, directory)
+
+Of other tasks it is the class that formats/heads.py names; the head of a regression is folded as there. peft has no place for the
+names of labels: of directories of others they are said with --label-names. With the task_type QUESTION_ANS peft (0.21) hands no
+token types to the model, so that a BERT cannot tell question and context. Such a directory is written without a task_type, in which
+case peft passes on all inputs; one with it is refused.
 
 The names of layers are transformers' own, by the maps in the models' files. Both ways are strict: every tensor is used, and what
 a configuration asks for beyond minift's methods is refused by name.
@@ -26,7 +31,17 @@ from torch import Tensor, nn
 
 from minift.adapting import adapt, parse_methods
 from minift.errors import UserError
-from minift.formats.bases import find_base, over, read_config, read_either, source_of_base, write_beside
+from minift.formats.bases import (
+    check_architecture,
+    find_base,
+    over,
+    read_config,
+    read_either,
+    source_of_base,
+    task_name,
+    write_beside,
+)
+from minift.formats.heads import HEADS, folded, named_there
 from minift.formats.huggingface import FAMILIES, Family, look_up_module
 from minift.methods import dora, ia3, lora, prefix
 from minift.methods.prefix import Prefixed
@@ -42,8 +57,18 @@ VIRTUAL = ("PREFIX_TUNING", "PROMPT_TUNING")
 
 LEAVES = lora.PEFT_NAMES | dora.PEFT_NAMES | ia3.PEFT_NAMES
 
-# peft's task_types that are read; the first is written
-TASK_TYPES = {"bert": ("SEQ_CLS", None), "resnet": (None,)}
+QA = "qa_outputs"  # the module that is the head of question answering there
+
+# peft's task_types that are read -> the usual task of such a head; without one it may also be QA
+TASK_TYPES = {
+    "bert": {
+        "SEQ_CLS": "text-classification",
+        "TOKEN_CLS": "token-classification",
+        "QUESTION_ANS": "question-answering",
+        None: "text-classification",
+    },
+    "resnet": {None: "image-classification"},
+}
 
 # ---- what is read of adapter_config.json ----
 
@@ -101,20 +126,22 @@ def is_peft(directory: Path) -> bool:
 def write(directory: Path, checkpoint: Checkpoint) -> None:
     """What a run of one of the five methods has learned. Raises UserError where peft cannot compute the same."""
     name, options = writable(checkpoint)
-    family = FAMILIES[checkpoint.architecture]
+    checkpoint = folded(checkpoint)
+    family, task = FAMILIES[checkpoint.architecture], checkpoint.task["name"]
     body = checkpoint.tuned_body(next(iter(checkpoint.grafts.values())).dtype, copy=False)
     if PEFT_TYPES[name] in VIRTUAL:
         config, tensors = virtual_tokens(body, options)
     else:
         config, tensors = layers(body, family, name, options)
     root = root_of(PEFT_TYPES[name])
-    tensors |= {f"{root}{family.head}{leaf}": tensor for leaf, tensor in checkpoint.head.items()}
+    head = named_there(checkpoint.head, checkpoint.architecture, task)
+    tensors |= {f"{root}{theirs}": tensor for theirs, tensor in head.items()}
     common = {
         "peft_type": PEFT_TYPES[name],
-        "task_type": TASK_TYPES[checkpoint.architecture][0],
+        "task_type": task_type_of(checkpoint.architecture, task),
         "base_model_name_or_path": source_of_base(checkpoint),
         "inference_mode": True,
-        "modules_to_save": ["classifier"],
+        "modules_to_save": [next(iter(head)).partition(".")[0]],
     }
     with whole(directory) as fresh:
         write_tensors(fresh / WEIGHTS[0], {theirs: tensor.detach() for theirs, tensor in tensors.items()})
@@ -122,10 +149,23 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
         write_beside(fresh, checkpoint)
 
 
+def task_type_of(architecture: str, task: str) -> str | None:
+    """peft's name for the head of a task. Raises UserError where it has none."""
+    kinds = {HEADS[usual].kind: task_type for task_type, usual in reversed(TASK_TYPES[architecture].items())}
+    kinds |= {HEADS["question-answering"].kind: None}
+    if HEADS[task].kind not in kinds:
+        raise UserError(
+            f"a run of {task}: peft has no task_type for its head; where the run can be merged, it goes out as a plain model "
+            "with --to hf"
+        )
+    return kinds[HEADS[task].kind]
+
+
 def writable(checkpoint: Checkpoint) -> tuple[str, dict]:
     """(name, options) of a run's method that a directory of peft's can hold."""
     if checkpoint.task is None or checkpoint.method is None:
         raise UserError(f"{checkpoint.source}: a plain model, and a directory of peft's holds what a run has learned; --to hf")
+    check_architecture(checkpoint.architecture)
     method, family = checkpoint.method, FAMILIES[checkpoint.architecture]
     parts, name = parse_methods(method), method.partition(":")[0]
     if len(parts) > 1 or name not in PEFT_TYPES:
@@ -134,13 +174,19 @@ def writable(checkpoint: Checkpoint) -> tuple[str, dict]:
             "out as a plain model with --to hf"
         )
     pool, options = checkpoint.task["pool"], options_of(parts[0])
-    if pool != family.pool:
+    task_type_of(checkpoint.architecture, checkpoint.task["name"])
+    if pool not in (None, family.pool):
         raise UserError(
             f"--method {method}: the head reads pool={pool}, which transformers' classifier cannot; train with --pool {family.pool}"
         )
     if options.get("shift") is False:
         raise UserError(f"--method {method}: the text's positions start at P in peft; train with prefix:shift=true")
-    if options.get("pooler") == "text":
+    if checkpoint.task["name"] == "question-answering" and PEFT_TYPES[name] in VIRTUAL:
+        raise UserError(
+            f"--method {method}: peft hands no token types to a model for question answering with a prefix or a prompt, so the "
+            "answers would be others; train with lora, dora or ia3"
+        )
+    if options.get("pooler") == "text" and pool is not None:
         raise UserError(f"--method {method}: the pooler sees the virtual tokens too in peft; train with prompt:pooler=all")
     if not checkpoint.delta or checkpoint.origin is None:
         raise UserError(f"--method {method}: the run has no base that peft could start from; train from one, without --init random")
@@ -207,20 +253,30 @@ def parameters(body: nn.Module, family: Family) -> Iterator[tuple[str, str, tupl
 # ---- in ----
 
 
-def read(directory: Path, base_name: str | None) -> Checkpoint:
+def read(directory: Path, base_name: str | None, label_names: list[str] | None = None) -> Checkpoint:
     """A run, as pretrained.read gives it, over a base that has been converted already.
 
-    base_name: by which the base is found; None: the one that is recorded, in minift.json or by peft.
+    base_name: by which the base is found; None: the one that is recorded, in minift.json or by peft. label_names: where the
+    user has said them.
     """
     file = directory / CONFIG
     config = read_config(file)
     peft_type = str(config.get("peft_type"))
     if peft_type not in READ:
         raise UserError(f"{file}: peft_type is {peft_type!r}; minift reads {', '.join(READ)}")
-    base, name = find_base(directory, base_name, config.get("base_model_name_or_path"))
+    is_qa = config.get("task_type") == "QUESTION_ANS" or (config.get("task_type") is None and QA in saved_modules(config))
+    hidden = is_qa or config.get("task_type") == "TOKEN_CLS"
+    base, name = find_base(directory, base_name, config.get("base_model_name_or_path"), pooled=not hidden)
     family = FAMILIES[base.architecture]
-    body = base.empty_body(family.pool)
-    fields = checked(file, config, body, TASK_TYPES[base.architecture])
+    body = base.empty_body(None if hidden else family.pool)
+    fields = checked(file, config, body, base.architecture)
+    if config.get("task_type") == "QUESTION_ANS" and base.config["type_vocab_size"] > 1:
+        raise UserError(
+            f"{file}: task_type is 'QUESTION_ANS', with which peft hands no token types to the model, and minift tells question "
+            f"and context by them; train it with task_type=None and modules_to_save=['{QA}']"
+        )
+    usual = "question-answering" if is_qa else TASK_TYPES[base.architecture][config.get("task_type")]
+    task = task_name(directory, base, usual)
     method = METHODS[peft_type](file, fields, body, family)
     try:
         adapt(body, method)
@@ -230,23 +286,26 @@ def read(directory: Path, base_name: str | None) -> Checkpoint:
         check_sides(file, fields, body, family)
 
     path, tensors = read_either(directory, WEIGHTS)
-    head = read_head(path, tensors, root_of(peft_type) + family.head, base.width)
+    head = read_head(path, tensors, root_of(peft_type) + HEADS[task].names[base.architecture][""] + ".", base.width)
     grafts = read_grafts(path, tensors, body, family, peft_type, f"{CONFIG} and the base {name}")
-    return over(base, name, method, grafts, head, directory, taken=lengthened(body))
+    return over(base, name, method, grafts, head, directory, task, label_names, taken=lengthened(body))
 
 
-def checked(file: Path, config: dict, body: nn.Module, task_types: tuple[str | None, ...]) -> dict:
+def checked(file: Path, config: dict, body: nn.Module, architecture: str) -> dict:
     """The fields of READ with their values; what minift cannot do is refused."""
     known = READ[config["peft_type"]]
     fields = {field: config.get(field, absent) for field, (_, absent) in known.items()}
     for field, value in fields.items():
         if type(value) not in known[field][0]:
             raise UserError(f"{file}: {field} is {shortened(value)}, which peft does not write; save the adapter with it again")
-    task_types = task_types[:1] if config["peft_type"] in VIRTUAL else task_types
-    if config.get("task_type") not in task_types:
+    known_types = list(TASK_TYPES[architecture])
+    if known_types[1:] and config["peft_type"] in VIRTUAL:
+        known_types.remove(None)  # which runs no classifier
+    if config.get("task_type") not in known_types:
+        named = " or ".join(map(repr, known_types))
         raise UserError(
-            f"{file}: task_type is {config.get('task_type')!r}, and of {type(body).__name__} minift reads {task_types[0]!r}, a "
-            "classifier; train the adapter with this task_type"
+            f"{file}: task_type is {config.get('task_type')!r}, and of {type(body).__name__} minift reads {named}; train the "
+            "adapter with one of these"
         )
     wanted = {field: getattr(body.config, ours, None) for field, ours in OF_THE_BASE.items()} | {"num_transformer_submodules": 1}
     for field, value in config.items():
@@ -255,15 +314,25 @@ def checked(file: Path, config: dict, body: nn.Module, task_types: tuple[str | N
         if field not in {*known, *wanted, *SILENT} and value not in NOTHING:
             why = WHY.get(field, "minift has no such thing")
             raise UserError(f"{file}: {field} {shortened(value)} is not supported: {why}; take an adapter that is without it")
-    saved = config.get("modules_to_save") or []
-    if strange := [module for module in (saved if isinstance(saved, list) else [saved]) if module not in ("classifier", "score")]:
-        raise UserError(f"{file}: modules_to_save has {strange[0]!r}, and minift reads the classifier alone; train without it")
+    saved = saved_modules(config)
+    own = (
+        (QA,)
+        if QA in saved and architecture == "bert" and config.get("task_type") in (None, "QUESTION_ANS")
+        else ("classifier", "score")
+    )
+    if strange := [module for module in saved if module not in own]:
+        raise UserError(f"{file}: modules_to_save has {strange[0]!r}, and minift reads the {own[0]} alone; train without it")
     if fields.get("init_lora_weights", True) not in STARTS:
         raise UserError(
             f"{file}: init_lora_weights {fields['init_lora_weights']!r} changes more than A and B; save it in peft with "
             "path_initial_model_for_weight_conversion, which makes a plain LoRA of it"
         )
     return fields
+
+
+def saved_modules(config: dict) -> list:
+    saved = config.get("modules_to_save") or []
+    return saved if isinstance(saved, list) else [saved]
 
 
 def shortened(value: object) -> str:
@@ -289,7 +358,7 @@ def prefix_of(file: Path, fields: dict, body: nn.Module, family: Family) -> str:
 
 
 def prompt_of(file: Path, fields: dict, body: nn.Module, family: Family) -> str:
-    return f"prompt:length={fields['num_virtual_tokens']},pooler=all"
+    return f"prompt:length={fields['num_virtual_tokens']}{'' if body.pooler is None else ',pooler=all'}"
 
 
 METHODS = {"LORA": lora_of, "IA3": ia3_of, "PREFIX_TUNING": prefix_of, "PROMPT_TUNING": prompt_of}
@@ -356,15 +425,16 @@ def read_head(path: Path, tensors: dict[str, Tensor], prefix: str, width: int) -
     """Takes weight (C, D) and bias (C) of the head out of `tensors`."""
     inside = {name: tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
     weight = inside.get(f"{prefix}weight")
-    if weight is None or weight.dim() != 2 or len(weight) < 2:
+    if weight is None or weight.dim() != 2 or not len(weight):
         shape = "missing" if weight is None else tuple(weight.shape)
+        module = prefix.removesuffix(".").rpartition(".model.")[2]
         raise UserError(
-            f"{path}: {prefix}weight is {shape}; a head of 2 rows or more is expected, one for each label: save with "
-            "modules_to_save=['classifier']"
+            f"{path}: {prefix}weight is {shape}; a head with a row for each output is expected: save with "
+            f"modules_to_save=[{module.partition('.')[0]!r}]"
         )
     like = {"weight": torch.empty(len(weight), width, device="meta"), "bias": torch.empty(len(weight), device="meta")}
     like = {prefix + leaf: tensor for leaf, tensor in like.items()}
-    check_shapes(path, inside, like, f"a head of {len(weight)} labels on the base")
+    check_shapes(path, inside, like, f"a head of {len(weight)} outputs on the base")
     return {name.removeprefix(prefix): tensor for name, tensor in inside.items()}
 
 

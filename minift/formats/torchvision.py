@@ -214,9 +214,9 @@ def choose_preprocessing(path: Path, given: str | None, report: Report) -> Prepr
     if "preprocessing" in described:
         report.said.append(f"preprocessing from {beside.name}")
         try:
-            return Preprocessing(**described["preprocessing"])
-        except (TypeError, ValueError, UserError) as error:
-            raise UserError(f"{beside}: preprocessing: {error}; fix it, or say --preprocessing v1 or v2") from None
+            return Preprocessing.of(described["preprocessing"])
+        except UserError as error:
+            raise UserError(f"{beside}: {error}; fix it, or say --preprocessing v1 or v2") from None
     weights = next((weights for file, weights in known.items() if digest.startswith(promised(file))), None)
     if weights is not None:
         report.said.append(f"the hash is that of torchvision's {weights}")

@@ -16,6 +16,7 @@ Axes: B batch, S sequence, D width, H heads, d = D/H width of a head, F feed-for
 Proved by tests/reference/test_bert.py: every hidden state, the pooled output and every gradient, float64, 1e-10.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, NamedTuple
@@ -61,6 +62,11 @@ class BertConfig:
     @property
     def head_dropout(self) -> float:
         return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
+
+    @property
+    def lm_activation(self) -> Callable[[Tensor], Tensor]:
+        """In the head of masked language modelling."""
+        return ACTIVATIONS[self.hidden_act]
 
     def __post_init__(self):
         # field -> types, smallest value, first that is too large: far above any model, and so low that no product overflows

@@ -11,8 +11,10 @@ Axes as in bert.py.
 Proved by tests/reference/test_roberta.py: every hidden state, the pooled output and every gradient, float64, 1e-10.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minift.models.bert import Bert, BertConfig, Embeddings
@@ -28,6 +30,10 @@ class RobertaConfig(BertConfig):
     @property
     def max_length(self) -> int:
         return self.max_position_embeddings - self.pad_token_id - 1
+
+    @property
+    def lm_activation(self) -> Callable[[Tensor], Tensor]:
+        return F.gelu  # whatever hidden_act is, as in transformers
 
 
 class RobertaPositions(nn.Module):

@@ -6,29 +6,38 @@ pooled is what the body's pooler makes of the last stage: of BERT the transforme
 BertForSequenceClassification and in Devlin et al. 2019, section 4.1) or the mean over the tokens (as in Reimers & Gurevych 2019,
 section 3), of ResNet the mean over the map.
 
-Axes: B batch, C classes. Proved by tests/reference/test_trajectory.py.
+Where classes are of unequal size, --class-weights balanced multiplies the loss of a row by the weight of its class, and counts the
+row by that weight, so that the loss of a step is torch's weighted cross entropy of all its rows, however many batches they come in;
+--sampler balanced draws from every class equally often instead. Both act in training alone: validation and test rows count alike.
+
+Axes: N rows, B batch, C classes. Proved by tests/reference/test_trajectory.py, tests/reference/test_imbalance.py.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minift.data.balance import class_weights
 from minift.data.batching import Batch, Data
 from minift.data.examples import Examples
+from minift.data.labels import label_ids, name_labels
 from minift.metrics.classification import classification_metrics, confusion_matrix, per_class
 from minift.tables import table
-from minift.tasks.task import Meter, PooledLinear, Task
+from minift.tasks.inputs import Pooled
+from minift.tasks.task import Meter, PooledLinear
 
 
 @dataclass(frozen=True)
-class Classification(Task):
+class Classification(Pooled):
     labels: list[str]  # by name, in the order of their ids
     pool: str  # what the body pools to: cls or mean
+    written: list[str] | None = field(default=None, kw_only=True)  # how data has the labels, as --label-names says; None: by name
 
     METRICS: ClassVar = {"accuracy": True, "f1_macro": True, "matthews": True}
 
@@ -37,21 +46,57 @@ class Classification(Task):
             raise ValueError(f"labels {str(self.labels)[:80]}: expected names that differ")
         if self.pool not in ("cls", "mean"):
             raise ValueError(f"pool {self.pool!r}: expected cls or mean")
+        if self.written is not None and len(self.written) != len(self.labels):
+            raise ValueError(f"{len(self.labels)} labels, and {len(self.written)} in the data")
+
+    @staticmethod
+    def named(train: Examples, options) -> dict[str, list[str] | None]:
+        """The fields labels and written."""
+        labels, written = name_labels(train, options.label_names)
+        return {"labels": labels, "written": written}
+
+    def rows_of(self, examples: Examples) -> dict[str, int]:
+        """Label -> how many rows have it."""
+        counts = Counter(examples.labels)
+        return {label: counts[one] for label, one in zip(self.labels, self.written or self.labels, strict=True)}
 
     def review(self, parts: dict[str, Examples], options) -> list[str]:
         notes = []
-        if absent := [label for label in self.labels if "valid" in parts and label not in {*parts["valid"].labels}]:
-            more = f" and {len(absent) - 5} more" if absent[5:] else ""
-            notes.append(f"no validation row has the label {', '.join(absent[:5])}{more}: the figures of it say nothing")
+        rows = self.rows_of(parts["train"])
+        if absent := [label for label, n in rows.items() if not n]:
+            notes.append(f"no training row has the label {listed(absent)}, which {options.label_names} names: it is never learned")
+        if "valid" in parts and (absent := [label for label, n in self.rows_of(parts["valid"]).items() if rows[label] and not n]):
+            notes.append(f"no validation row has the label {listed(absent)}: the figures of it say nothing")
         if len(self.labels) > 6:
-            counts = Counter(parts["train"].labels).most_common()
-            listed = ", ".join(f"{label} {n}" for label, n in counts[:6])
-            notes.append(f"{len(self.labels)} labels in the training rows: {listed}, ... {counts[-1][0]} {counts[-1][1]}")
+            counts = Counter(rows).most_common()
+            shown = ", ".join(f"{label} {n}" for label, n in counts[:6])
+            notes.append(f"{len(self.labels)} labels in the training rows: {shown}, ... {counts[-1][0]} {counts[-1][1]}")
+        if options.class_weights == "balanced":
+            weights = class_weights(self.targets(parts["train"]), len(self.labels))
+            notes.append("weights of the classes in training: " + weights_shown(self.labels, weights))
+        if options.sampler == "balanced":
+            n = len(parts["train"]) / sum(map(bool, rows.values()))
+            least, most = (pick((label for label in rows if rows[label]), key=rows.get) for pick in (min, max))
+            notes.append(f"an epoch draws {n:,.0f} rows of every class: each of the {rows[least]} of {least} {n / rows[least]:.3g} "
+                         f"times, of the {rows[most]} of {most} {min(1.0, n / rows[most]):.0%}")  # fmt: skip
         return notes
 
     def columns(self, examples: Examples) -> dict[str, int]:
-        counts = Counter(examples.labels)
-        return {label: counts[label] for label in self.labels} if len(self.labels) <= 6 else {}
+        return self.rows_of(examples) if len(self.labels) <= 6 else {}
+
+    def targets(self, examples: Examples) -> np.ndarray:
+        """(N) ids"""
+        return label_ids(examples, self.written or self.labels)
+
+    def counted(self, targets: tuple[np.ndarray, ...], options) -> dict:
+        if options is None:
+            return {}
+        (ids,) = targets
+        fields = {"smoothing": options.label_smoothing, "even": ids if options.sampler == "balanced" else None}
+        if options.class_weights == "balanced":
+            weights = class_weights(ids, len(self.labels))
+            fields |= {"weights": weights, "counts": weights[ids]}
+        return fields
 
     def head(self, body: nn.Module) -> PooledLinear:
         return PooledLinear(body, len(self.labels))
@@ -60,10 +105,12 @@ class Classification(Task):
         """logits: (B, C). batch.targets: (B) ids, or (B, C) shares of the classes.
 
         batch.smoothing: this share of every label is spread evenly over all classes (Szegedy et al. 2016, arXiv:1512.00567,
-        section 7).
+        section 7). batch.weights: (C) of the classes. The counts are then the weights of the labels, by whose sum torch divides;
+        of shares, which torch divides by the rows, the weights in these shares.
         """
         (labels,) = batch.targets
-        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=batch.smoothing)  # (B, C), (B) -> (B)
+        weights = None if batch.weights is None else batch.weights.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(logits, labels, weights, reduction="none", label_smoothing=batch.smoothing)  # (B, C), (B) -> (B)
 
     def meter(self, data: Data) -> "Confusion":
         return Confusion(self.labels)
@@ -79,9 +126,20 @@ class Classification(Task):
         return f"{prediction['label']}  {prediction['score']:.3f}"
 
     def compare(self, examples: Examples, row: int, prediction: dict) -> str:
-        label = examples.labels[row]
+        label = self.labels[int(self.targets(examples.take([row]))[0])]
         right = f"{label} {prediction['probabilities'][label]:.3f}"
         return right if prediction["label"] == label else f"{right}, predicted {self.show(prediction).replace('  ', ' ')}"
+
+
+def listed(labels: list[str]) -> str:
+    return ", ".join(labels[:5]) + (f" and {len(labels) - 5} more" if labels[5:] else "")
+
+
+def weights_shown(labels: list[str], weights: np.ndarray) -> str:
+    """All of them, or of many the least and the greatest."""
+    order = np.argsort(weights, kind="stable") if len(labels) > 6 else range(len(labels))
+    shown = [f"{labels[i]} {weights[i]:.3g}" for i in order]
+    return ", ".join(shown if len(labels) <= 6 else [*shown[:3], "...", *shown[-3:]])
 
 
 class Confusion(Meter):
@@ -100,6 +158,16 @@ class Confusion(Meter):
     def metrics(self) -> dict[str, float]:
         return classification_metrics(self.matrix)
 
+    def details(self) -> dict:
+        """by_label: precision, recall, F1 and rows of every class. confusion: right label -> predicted label -> rows, but for 0."""
+        figures = {name: values.tolist() for name, values in per_class(self.matrix).items()}
+        by_label = {label: {name: values[i] for name, values in figures.items()} for i, label in enumerate(self.labels)}
+        confusion = {
+            label: {self.labels[j]: int(row[j]) for j in np.flatnonzero(row)}
+            for label, row in zip(self.labels, self.matrix, strict=True)
+        }
+        return {"by_label": by_label, "confusion": confusion}
+
     def table(self) -> str:
         """Precision, recall, F1 and rows of every class; the confusion matrix beside them where it is not too wide."""
         figures = per_class(self.matrix)
@@ -111,4 +179,8 @@ class Confusion(Meter):
         if len(self.labels) <= 8:
             header += [f"-> {label[:12]}" for label in self.labels]
             rows = [row + self.matrix[i].tolist() for i, row in enumerate(rows)]
-        return table(header, rows)
+            return table(header, rows)
+        left_out = (
+            f"the confusion matrix, {len(self.labels)} x {len(self.labels)}, is too wide to print; result.json of a run holds it"
+        )
+        return f"{table(header, rows)}\n({left_out})"

@@ -2,19 +2,49 @@
 
 from dataclasses import dataclass
 
-from minift.data.layout import ImageLayout, TextLayout
+from minift.data.layout import DocumentLayout, ImageLayout, Layout, TextLayout
 from minift.flags import flag
 
 
 @dataclass(frozen=True)
-class ClassificationFlags:
+class LabelFlags:
+    label_names: str | None = flag(
+        None, "file of the names of labels that are numbers from 0, a name a line; or .json: a list, or {label: name}"
+    )
+
+
+@dataclass(frozen=True)
+class ClassificationFlags(LabelFlags):
     label_smoothing: float = flag(0.0, "share of every label that is spread evenly over all classes in training", least=0, below=1)
+    class_weights: str = flag(
+        "none",
+        "balanced: in training a class counts by all rows / (classes x its rows), so that rare ones count as much as frequent ones",
+        choices=("none", "balanced"),
+    )
+    sampler: str = flag(
+        "none", "balanced: an epoch of training draws from every class equally often, instead of every row once",
+        choices=("none", "balanced"),
+    )  # fmt: skip
     solver: str = flag(
         "gradient",
         "gradient: steps of the optimizer; lbfgs: a probe solved exactly, its L2 penalty chosen by validation",
         choices=("gradient", "lbfgs"),
     )
     l2: float | None = flag(None, "penalty of lbfgs; unset: the best of at most 45", above=0)
+
+
+@dataclass(frozen=True)
+class MultiLabelFlags(LabelFlags):
+    pos_weight: str = flag(
+        "none",
+        "balanced: in training having a label counts by the rows without it / the rows with it; or one number for all labels",
+    )
+    thresholds: str = flag(
+        "one",
+        "of the probability from which on a row has a label, chosen on the validation rows: one (for all labels, by the micro F1), "
+        "each (one a label, by its F1); or fixed: 0.5",
+        choices=("one", "each", "fixed"),
+    )
 
 
 @dataclass(frozen=True)
@@ -33,15 +63,63 @@ class TextClassificationFlags(ClassificationFlags, TextFlags):
 
 
 @dataclass(frozen=True)
-class ImageClassificationFlags(ClassificationFlags, ImageLayout):
+class TextRegressionFlags(TextFlags):
+    scale_targets: bool = flag(
+        True, "train on targets less their mean, by their deviation; predictions are in true units either way"
+    )
+
+
+@dataclass(frozen=True)
+class MultiLabelClassificationFlags(MultiLabelFlags, TextFlags):
+    pass
+
+
+@dataclass(frozen=True)
+class ImageFlags(ImageLayout):
     augment: str | None = flag(
         None,
         "none, standard (crop, flip), strong; unset: standard, for probe none",
         choices=("none", "standard", "strong"),
     )
+    views: int | None = flag(None, "augmented views of every training image, in turn; unset: new ones in each epoch", least=1)
+
+
+@dataclass(frozen=True)
+class ImageClassificationFlags(ClassificationFlags, ImageFlags):
     mixup: float = flag(0.0, "alpha of Beta(alpha, alpha), by which pairs of training images are blended; 0: never", least=0)
     cutmix: float = flag(0.0, "alpha for rectangles of training images put into others; 0: never", least=0)
-    views: int | None = flag(None, "augmented views of every training image, in turn; unset: new ones in each epoch", least=1)
+
+
+@dataclass(frozen=True)
+class TokenClassificationFlags(Layout):
+    format: str = flag("auto", "auto (by the extension), conll (a word and its tag a line), jsonl, lines (sentences without tags)")
+    text_column: str | None = flag(None, "of the words: number from 1, or key of a jsonl file; unset: the first, or a usual key")
+    label_column: str | None = flag(None, "of the tags: number from 1, or key of a jsonl file; unset: the last, or a usual key")
+    max_length: int | None = flag(
+        None, "tokens of a window, special ones counted; longer rows have several; unset: 128, or what the model can take", least=3
+    )
+    overlap: int | None = flag(None, "tokens that neighbouring windows of a row share; unset: a quarter of --max-length", least=0)
+
+
+@dataclass(frozen=True)
+class MultiLabelImageClassificationFlags(MultiLabelFlags, ImageFlags):
+    pass
+
+
+@dataclass(frozen=True)
+class MaskedLMFlags(DocumentLayout):
+    max_length: int | None = flag(None, "tokens of a block, special ones counted; unset: 128, or what the model can take", least=5)
+    blocks: str = flag(
+        "within",
+        "within: each document cut into blocks of its own; across: all documents are one stream, cut into full blocks",
+        choices=("within", "across"),
+    )
+    masking: str = flag(
+        "exact",
+        "exact: that share of each block's tokens; whole-words: of its words; coin: each token by chance",
+        choices=("exact", "whole-words", "coin"),
+    )
+    mask_share: float = flag(0.15, "share of the tokens to be predicted: 80 % become [MASK], 10 % another token", above=0, below=1)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ Axes: B units of a batch.
 """
 
 import json
-import typing
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from minift.data.batching import Batch, Data
 from minift.data.examples import Examples
 from minift.data.layout import Layout
 from minift.errors import UserError, look_up
+from minift.fields import read_fields, shown
 from minift.tasks import TASKS
 
 
@@ -43,6 +43,10 @@ class Meter:
     def metrics(self) -> dict[str, float | None]:
         """The figures under the names of the task's METRICS; None where one is undefined."""
         raise NotImplementedError
+
+    def details(self) -> dict:
+        """What result.json has of a split besides the metrics; empty: nothing."""
+        return {}
 
     def table(self) -> str:
         """What to print of a split besides the metrics; empty: nothing."""
@@ -93,9 +97,18 @@ class Task:
         them. checkpoint: has the tokenizer or the preprocessing. workers: processes that read images."""
         raise NotImplementedError
 
+    @property
+    def by_row(self) -> bool:
+        """Whether each unit of the data is of one row, so that rows have a loss of their own and the worst can be shown."""
+        return True
+
     def head(self, body: nn.Module) -> nn.Module:
         """A new head on the body, on its device: forward(state, batch) -> outputs."""
         raise NotImplementedError
+
+    def pretrained_head(self, checkpoint) -> dict[str, Tensor] | None:
+        """The weights that a checkpoint has for such a head, from its pretraining or from a run; None: the head is new."""
+        return None
 
     def loss(self, outputs, batch: Batch) -> Tensor:
         raise NotImplementedError
@@ -146,6 +159,22 @@ class PooledLinear(nn.Linear):
         return super().forward(self.dropout(state.pooled))  # (B, D) -> (B, outputs)
 
 
+class TokenLinear(nn.Linear):
+    """W dropout(h) + b of every token, 0 where there is padding: the head of a task that reads the hidden states.
+
+    Its files hold head.weight and head.bias. dropout: of h; None: as the model's configuration says for a head.
+    """
+
+    def __init__(self, body: nn.Module, outputs: int, dropout: float | None = None):
+        super().__init__(body.config.width, outputs)
+        self.dropout = nn.Dropout(body.config.head_dropout if dropout is None else dropout)
+        body.initialise(self)
+
+    def forward(self, state: tuple, batch: Batch) -> Tensor:
+        outputs = super().forward(self.dropout(state.hidden))  # (B, S, D) -> (B, S, outputs)
+        return outputs if state.mask is None else outputs.masked_fill(~state.mask.unsqueeze(-1), 0.0)
+
+
 def described(name: str, task: Task) -> dict:
     """The task as config.json stores it."""
     return {"name": name, **asdict(task)}
@@ -156,26 +185,6 @@ def of(stored: dict) -> Task:
     values = {key: value for key, value in stored.items() if key != "name"}
     name = stored.get("name")
     if not isinstance(name, str):
-        raise UserError(f"task: the name is {name!r}; expected one of {', '.join(TASKS)}")
+        raise UserError(f"task: the name is {shown(name)}; expected one of {', '.join(TASKS)}")
     cls = look_up(TASKS, name, "task")
-    types = {f.name: typing.get_type_hints(cls)[f.name] for f in fields(cls)}
-    if values.keys() != types.keys():
-        raise UserError(f"task: {name} has the fields {', '.join(types)}, and here are {', '.join(values) or 'none'}")
-    for key, value in values.items():
-        if not fits(value, types[key]):
-            raise UserError(f"task: {key} is {str(value)[:60]!r}, which is not what {name} has there")
-    return cls(**values)
-
-
-def fits(value, kind) -> bool:
-    """Whether a value from a JSON file is of this type: a plain type, X | Y, list[X] or dict[str, X]."""
-    inner = typing.get_args(kind)
-    if typing.get_origin(kind) is list:
-        return isinstance(value, list) and all(fits(one, inner[0]) for one in value)
-    if typing.get_origin(kind) is dict:
-        return isinstance(value, dict) and all(fits(one, inner[1]) for one in value.values())
-    if inner:
-        return any(fits(value, one) for one in inner)
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    return read_fields(cls, values, f"task: {name}")

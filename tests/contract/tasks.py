@@ -35,6 +35,21 @@ def converted_roberta(directory: Path) -> Path:
     return directory
 
 
+def sentences_file(path: Path, rows: int = 40) -> Path:
+    """CoNLL columns: `good` and `bad` begin entities, which `very` may go on; every third row is longer than a window of 12."""
+    kinds = {"good": "B-likes", "bad": "B-dislikes"}
+    lines = []
+    for i in range(rows):
+        words = ["the", "film", "was", ("good", "bad")[i % 2], *["very"] * (i % 3), "slowly"]
+        words += [*["xyz", "bad"] * (4 * (i % 3 == 0)), "."]
+        tags = [kinds.get(word, "O") for word in words]
+        for at in range(1, len(words)):
+            tags[at] = f"I-{tags[at - 1][2:]}" if words[at] == "very" else tags[at]
+        lines += [*map("\t".join, zip(words, tags, strict=True)), ""]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
 def questions_file(path: Path, rows: int = 40) -> Path:
     """JSON lines on 20 contexts: the answer follows `was`; every fifth question has none, every third context has two windows."""
     lines = []
@@ -54,9 +69,48 @@ def plain_resnet(directory: Path) -> Path:
 BASES = {"bert": converted_bert, "roberta": converted_roberta, "resnet": plain_resnet}
 TEXT = ("bert", "roberta")
 
+
+def numbers_file(path: Path) -> Path:
+    """Texts with a number each, in units far from 0 and 1."""
+    lines = rows_file(path).read_text(encoding="utf-8").splitlines()
+    texts = [line.rpartition(",")[0] for line in lines[1:]]
+    numbers = [250 * text.count("very") + 1000 * text.count("good") + 3 * i for i, text in enumerate(texts)]
+    path.write_text("text,score\n" + "".join(f"{t},{n}\n" for t, n in zip(texts, numbers, strict=True)), encoding="utf-8")
+    return path
+
+
+def sets_file(path: Path) -> Path:
+    """Texts with none, one or two of three labels, one of them rare."""
+    lines = rows_file(path).read_text(encoding="utf-8").splitlines()
+    texts = [line.rpartition(",")[0] for line in lines[1:]]
+    cells = ["|".join(w for w in ("good", "very", "rare") if w in t or (w == "rare" and i % 16 < 2)) for i, t in enumerate(texts)]
+    path.write_text("text,labels\n" + "".join(f"{t},{c}\n" for t, c in zip(texts, cells, strict=True)), encoding="utf-8")
+    return path
+
+
+def tagged_photographs(path: Path) -> Path:
+    """A table of photographs: the reddish are ants, the bluish bees, every third is large, and some are nothing."""
+    photographs(path.parent / "pictures", classes=("ants", "bees", "neither"))
+    lines = ["path,labels"]
+    for name in ("ants", "bees", "neither"):
+        for i in range(10):
+            lines.append(f"pictures/{name}/{i}.jpg,{'|'.join([name] * (name != 'neither') + ['large'] * (i % 3 == 2))}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+BALANCED = {"class_weights": "balanced", "label_smoothing": 0.1}
 CASES = {
     "text-classification": Case(TEXT, lambda place: rows_file(place / "rows.csv")),
     "image-classification": Case(("resnet",), lambda place: photographs(place / "photos"), {"workers": 0, "augment": "standard"}),
+    "token-classification": Case(TEXT, lambda place: sentences_file(place / "rows.conll"), {"max_length": 12, "overlap": 3}),
+    "classification with weights": Case(TEXT, lambda place: rows_file(place / "rows.csv"), BALANCED, task="text-classification"),
+    "text-regression": Case(TEXT, lambda place: numbers_file(place / "rows.csv")),
+    "multi-label-classification": Case(TEXT, lambda place: sets_file(place / "rows.csv"), {"pos_weight": "balanced"}),
+    "multi-label-image-classification": Case(
+        ("resnet",), lambda place: tagged_photographs(place / "rows.csv"), {"workers": 0, "augment": "standard"}
+    ),
+    "masked-lm": Case(TEXT, lambda place: rows_file(place / "rows.csv")),
     "question-answering": Case(TEXT, lambda place: questions_file(place / "rows.jsonl"), {"max_length": 20, "overlap": 3}),
     "toy": Case(TEXT, lambda place: rows_file(place / "rows.csv")),
     "toy of two variants": Case(TEXT, lambda place: rows_file(place / "rows.csv"), {"anew": False}, task="toy"),

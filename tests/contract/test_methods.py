@@ -137,7 +137,7 @@ def test_the_table_counts_what_trains(spec, model, capsys):
     body = operated(spec, on=model)
     task_model = classifier(body)
     optimizer = SimpleNamespace(groups=make_groups(task_model, 1e-3, 0.1))
-    start = SimpleNamespace(place=None, checkpoint=SimpleNamespace(source="a test"))
+    start = SimpleNamespace(place=None, checkpoint=SimpleNamespace(source="a test", task=None))
     print_model(SimpleNamespace(model=task_model, optimizer=optimizer, new=()), start, SimpleNamespace(accumulate=1))
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     (total,) = (row for row in rows if row[:1] == ["total"])

@@ -145,7 +145,7 @@ def test_accumulated_batches_are_the_large_batch(tmp_path, bases, name, model, k
     training.optimizer = recorder = Recorder([replace_group(group) for group in training.optimizer.groups])
     if model == "resnet":
         as_double(data)
-    fit(training, data, None, Nowhere(), loop_options(accumulate=k, clip=1e18), Progress())
+    fit(training, data, None, Nowhere(), loop_options(accumulate=k, clip=1e18), Progress(changed=True))
     windows = in_order(data.order(4, 0, 0), k)
     assert len(recorder.steps) == len(windows)
     for window, gradients in zip(windows, recorder.steps, strict=True):

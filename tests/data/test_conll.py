@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minift.data.conll import read_conll
+from minift.data.conll import Tagged, has_punctuation_apart, punctuation_apart, read_conll
 from minift.errors import UserError
 from minift.metrics.entities import detect_scheme, to_iob2
 
@@ -187,6 +187,9 @@ def test_sentences_that_come_from_no_file():
     assert found.words == [["John", "left"], ["b"]] and found.text(0) == "John  left" and found.lines is None
     found = read_conll([["John", "left"], ("b",), {"tokens": ["c"]}, "d e"], labelled=False)
     assert found.words == [["John", "left"], ["b"], ["c"], ["d", "e"]] and found.offsets(0) == [(0, 4), (5, 9)]
+    found = read_conll([["New York", "left"], "d  e"], labelled=False)
+    assert found.inputs() == [{"tokens": ["New York", "left"]}, {"text": "d  e", "tokens": ["d", "e"]}]
+    assert found.text(0) == "New York left" and found.offsets(0) == [(0, 8), (9, 13)] and found.offsets(1) == [(0, 1), (3, 4)]
     found = read_conll(iter([{"tokens": ["c"], "tags": ["B-X"]}]))
     assert (found.words, found.tags) == ([["c"]], [["B-X"]])
     assert found.where_word(0, 0) == "sentence 1: word 1 ('c')"
@@ -277,3 +280,19 @@ def test_names_the_mistake(tmp_path, case):
 def test_a_directory_is_no_file(tmp_path):
     with pytest.raises(UserError, match="a directory; a file of sentences is expected"):
         read_conll(tmp_path)
+
+
+def test_punctuation_is_set_apart():
+    text = "(\u201cAngela Merkel\u2019s\u201d friend, J. Smith of the U.S., left... at 5.30!) :-) ... "
+    text += "@home #x it's a's don't C++ \u00bfQu\u00e9?"
+    apart = "( \u201c Angela Merkel \u2019s \u201d friend , J. Smith of the U.S. , left . . . at 5.30 ! ) :-) ... "
+    apart += "@home #x it 's a's don't C++ \u00bf Qu\u00e9 ?"
+    words = punctuation_apart(text.split())
+    assert words == apart.split()
+    found = Tagged(Path("a"), [words], texts=[text])
+    assert [text[a:b] for a, b in found.offsets(0)] == words
+
+
+def test_whether_sentences_have_punctuation_apart():
+    for words, apart in ((["a", ".", "b.", "c", "!"], True), (["a.", "b,", "."], False), (["a"], False), ([".", "b."], False)):
+        assert has_punctuation_apart(Tagged(Path("a"), [words])) is apart

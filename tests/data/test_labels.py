@@ -101,7 +101,7 @@ SETS = [["x", "y"], [], ["z"]]
 )  # fmt: skip
 def test_sets_of_labels(tmp_path, name, content, flags):
     found = read(tmp_path, name, content, "names", **flags)
-    assert found.labels == SETS and found.strata() is None and "1 rows without any label" in found.decided
+    assert found.labels == SETS and found.strata() == ["x", "", "z"] and "1 rows without any label" in found.decided
     assert label_names(found) == ["x", "y", "z"]
     assert label_sets(found, ["x", "y", "z"]).tolist() == [[True, True, False], [False] * 3, [False, False, True]]
     with pytest.raises(UserError, match=r":.*: the label 'z' does not occur in the training rows \(known: x, y\)"):

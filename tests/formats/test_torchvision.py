@@ -381,7 +381,7 @@ def test_a_full_disk_and_a_cache_that_may_not_be_written(server, tmp_path, monke
     with pytest.raises(OSError) as error:  # which `errors.command` prints in one line, with the name
         convert.main(["resnet50"])
     assert error.value.filename and not (tmp_path / "weights").exists()
-    if Path("/dev/full").exists():
+    if Path("/dev/full").is_char_device():
         monkeypatch.setenv("TORCH_HOME", str(tmp_path / "elsewhere"))
         real = open
         monkeypatch.setattr(

@@ -1,0 +1,159 @@
+"""RoBERTa's byte-level BPE and XLM-R's Unigram tokenizer in the files of a transformers checkpoint, read and written.
+
+tokenizer.json           the whole tokenizer, read first where it is there; XLM-R's is read from it alone
+vocab.json, merges.txt   of byte-level BPE: token -> id, and the pairs of pieces that are joined, in order
+tokenizer_config.json    add_prefix_space (whether a text begins as if a blank stood before it), the special tokens by role,
+                         tokenizer_class, added_tokens_decoder
+special_tokens_map.json, added_tokens.json as in wordpiece.py
+
+A text is <s> A </s>, a pair <s> A </s></s> B </s>, all of one token type. <mask> takes the blank before it along; where the files
+do not say whether it does, transformers 4 assumes it, as in pretraining, and transformers 5 does not: here it does.
+The ids are those of transformers' fast tokenizers (tests/reference/test_bytelevel.py). What would give others is refused by name.
+"""
+
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+from minift import pretrained
+from minift.errors import UserError
+from minift.formats.wordpiece import (
+    FLAGS,
+    add_tokens,
+    check_ids,
+    max_length,
+    recorded_tokens,
+    special_tokens_of,
+    with_special_tokens_map,
+)
+from minift.pretrained import Checkpoint, read_object, write_json
+
+FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json"),
+    "sentencepiece.bpe.model",  # is not read: of a checkpoint that has it alone one says so
+)
+# Classes of transformers, without "Fast" at the end; those behind the first take tokenizer.json as it is
+CLASSES = ("RobertaTokenizer", "XLMRobertaTokenizer", "PreTrainedTokenizer", "TokenizersBackend")
+DEFAULTS = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "sep": "</s>", "pad": "<pad>", "cls": "<s>", "mask": "<mask>"}
+MASK = {"lstrip": True, "rstrip": False, "normalized": False, "single_word": False, "special": True}
+
+
+def read_tokenizer(directory: Path, config, said: list[str] | None = None) -> Tokenizer:
+    """The tokenizer of a checkpoint, without truncation and padding. config: the model's, for the size of its table."""
+    file = directory / "tokenizer_config.json"
+    settings = read_object(file) if file.is_file() else {}
+    whole = (directory / "tokenizer.json").is_file()
+    name = settings.get("tokenizer_class")
+    kind = name.removesuffix("Fast") if isinstance(name, str) else name
+    if kind is not None and kind not in CLASSES[: None if whole else 1]:
+        hint = "" if whole else "; without a tokenizer.json minift reads RobertaTokenizer alone"
+        raise UserError(f"{file}: tokenizer_class is {name!r}, which makes other tokens{hint}")
+    blank = settings.get("add_prefix_space", False)
+    if not isinstance(blank, bool):
+        raise UserError(f"{file}: add_prefix_space is {blank!r}; true or false is expected")
+    if "added_tokens_decoder" not in settings and (directory / "special_tokens_map.json").is_file():
+        settings = with_special_tokens_map(directory / "special_tokens_map.json", settings)
+    if isinstance(settings.get("mask_token", DEFAULTS["mask"]), str):
+        settings = settings | {"mask_token": {"content": settings.get("mask_token", DEFAULTS["mask"]), **MASK}}
+    roles = special_tokens_of(file, settings, DEFAULTS)
+    recorded = recorded_tokens(directory, settings, {str(token) for token in roles.values()})
+    if whole:
+        tokenizer = pretrained.read_tokenizer(directory)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+    else:
+        tokenizer = from_files(directory)
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}  # whose flags tokenizer.json says
+    add_tokens(tokenizer, recorded, {role: token for role, token in roles.items() if str(token) not in known})
+    if not whole:
+        sep, cls = ((str(roles[role]), tokenizer.token_to_id(str(roles[role]))) for role in ("sep", "cls"))
+        tokenizer.post_processor = processors.RobertaProcessing(sep, cls, trim_offsets=True, add_prefix_space=blank)
+    if isinstance(tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
+        tokenizer.pre_tokenizer.add_prefix_space = blank
+    check_template(directory, tokenizer)
+    check_ids(directory, tokenizer, recorded, config.vocab_size)
+    if (number := tokenizer.token_to_id(str(roles["pad"]))) != config.pad_token_id:
+        raise UserError(
+            f"{directory}: the token {str(roles['pad'])!r} has id {number} in the tokenizer, and pad_token_id of the model is "
+            f"{config.pad_token_id}; positions count from it, so the two must agree"
+        )
+    return tokenizer
+
+
+def from_files(directory: Path) -> Tokenizer:
+    """Byte-level BPE from vocab.json and merges.txt, without added tokens and template."""
+    absent = [name for name in ("vocab.json", "merges.txt") if not (directory / name).is_file()]
+    if absent:
+        model = "sentencepiece.bpe.model"
+        hint = f"; {model} alone is not read, save the tokenizer again with transformers" if (directory / model).is_file() else ""
+        raise UserError(f"{directory}: there is no tokenizer.json, and no {' and no '.join(absent)}{hint}")
+    vocabulary, merges = read_object(directory / "vocab.json"), read_merges(directory / "merges.txt")
+    if not all(type(number) is int and number >= 0 for number in vocabulary.values()):
+        raise UserError(f"{directory / 'vocab.json'}: an object of tokens and their ids is expected")
+    try:
+        tokenizer = Tokenizer(models.BPE(vocabulary, merges, fuse_unk=False))
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"{directory / 'merges.txt'}: does not belong to vocab.json ({' '.join(str(error).split())})") from None
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def read_merges(path: Path) -> list[tuple[str, str]]:
+    try:
+        lines = path.read_bytes().decode("utf-8").replace("\r\n", "\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason}); fetch it again") from None
+    merges = []
+    for number, line in enumerate(lines, 1):
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        pair = tuple(line.split(" "))
+        if len(pair) != 2 or not all(pair):
+            raise UserError(f"{path}:{number}: two pieces with a blank between them are expected, found {line!r:.60}")
+        merges.append(pair)
+    return merges
+
+
+def check_template(directory: Path, tokenizer: Tokenizer) -> None:
+    single, pair = tokenizer.encode("").ids, tokenizer.encode("", "").ids
+    if len(single) != 2 or pair != [*single, single[1], single[1]]:
+        raise UserError(
+            f"{directory}: the tokenizer is not RoBERTa's (one special token before a text and one after it, two between a pair)"
+        )
+
+
+# ---- writing ----
+
+
+def write_tokenizer(directory: Path, checkpoint: Checkpoint, config) -> None:
+    """tokenizer.json and tokenizer_config.json; of byte-level BPE vocab.json and merges.txt as well."""
+    tokenizer, byte_level = checkpoint.tokenizer, isinstance(checkpoint.tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel)
+    added = tokenizer.get_added_tokens_decoder()
+    cls, sep = tokenizer.encode("").tokens
+    roles = {"bos_token": cls, "eos_token": sep, "sep_token": sep, "cls_token": cls}
+    roles |= {"pad_token": tokenizer.id_to_token(config.pad_token_id)}
+    roles |= {f"{role}_token": DEFAULTS[role] for role in ("unk", "mask") if tokenizer.token_to_id(DEFAULTS[role]) is not None}
+    described = {
+        str(number): {flag: getattr(token, flag) for flag in ("content", *FLAGS)} for number, token in sorted(added.items())
+    }
+    more = [token.content for token in added.values() if token.special and token.content not in roles.values()]
+    write_json(
+        directory / "tokenizer_config.json",
+        {
+            "tokenizer_class": "RobertaTokenizer" if byte_level else "PreTrainedTokenizerFast",
+            "model_max_length": max_length(checkpoint) or config.max_length,
+            "model_input_names": ["input_ids", "attention_mask"],
+            **({"add_prefix_space": tokenizer.pre_tokenizer.add_prefix_space} if byte_level else {}),
+            **roles,
+            **({"additional_special_tokens": more} if more else {}),
+            "added_tokens_decoder": described,
+        },
+    )
+    (directory / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+    if byte_level:
+        model = json.loads(tokenizer.to_str())["model"]
+        write_json(directory / "vocab.json", model["vocab"])
+        merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+        (directory / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")

@@ -1,0 +1,115 @@
+"""What tasks share whose head reads what the body pools: how texts, pairs of texts and images become numbers.
+
+A task of texts is a subclass of `OfTexts`, one of images of `OfImages`; what is learned of a row its `targets` say.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from minift.data.decoding import processes
+from minift.data.examples import Examples
+from minift.data.images import Images
+from minift.data.layout import ImageLayout, TextLayout
+from minift.data.loading import Pictures, Preprocessing
+from minift.data.texts import Texts
+from minift.data.tokenising import Encoded, encode
+from minift.errors import UserError
+from minift.fields import ranged
+from minift.tasks.task import Task
+
+
+class Pooled(Task):
+    """One unit a row, with targets of a fixed shape."""
+
+    def targets(self, examples: Examples) -> np.ndarray:
+        """(N, ...) what is learned of each row."""
+        raise NotImplementedError
+
+    def counted(self, targets: tuple[np.ndarray, ...], options) -> dict:
+        """How the rows are counted: fields of `Labelled`. options: the run's, where the rows are to train on; else None."""
+        return {}
+
+
+@dataclass(frozen=True)
+class OfTexts(Pooled):
+    """A text, or a pair of texts, a row."""
+
+    pool: str  # what the body pools to: cls or mean
+    max_length: int = ranged(least=3)  # tokens of a row
+    pairs: bool  # whether a row is a pair of texts
+
+    MODEL: ClassVar = "minilm-l6"
+    OPTIMIZER: ClassVar = "adamw"
+    WEIGHT_DECAY: ClassVar = 0.01
+    LAYOUT: ClassVar = TextLayout
+
+    @classmethod
+    def defaults(cls, method: str, checkpoint) -> dict[str, tuple]:
+        if checkpoint.tokenizer is None:
+            raise UserError(f"{checkpoint.source} is a model of images; expected a BERT for texts, as --model minilm-l6")
+        recorded = checkpoint.pool if method == "probe" else None
+        return {
+            "max_length": (min(128, checkpoint.max_length), "default"),
+            "pool": (recorded or "cls", "the checkpoint's" if recorded else "default"),
+        }
+
+    def prepare(self, examples: Texts, checkpoint, options=None, workers: int = 0) -> Encoded:
+        positions = checkpoint.max_length
+        if self.max_length > positions:
+            raise UserError(f"--max-length {self.max_length}: the model has {positions} positions")
+        if self.pairs:
+            empty = checkpoint.tokenizer.encode("", "")
+            if max(empty.type_ids) >= checkpoint.config["type_vocab_size"]:
+                raise UserError(f"{examples.path}: pairs of texts, and the model knows one kind of text (type_vocab_size 1)")
+            if self.max_length < len(empty) + 2:
+                least = f"expected {len(empty) + 2} or more for pairs, of which {len(empty)} are special"
+                raise UserError(f"--max-length {self.max_length}: {least}")
+        if (examples.pairs is not None) != self.pairs:
+            trained = (
+                "pairs of texts, and here is one text a row (--pair on the command line)"
+                if self.pairs
+                else "single texts, and here are pairs"
+            )
+            raise UserError(f"{examples.path}: the run was trained on {trained}")
+        tokens, types, uncut = encode(checkpoint.tokenizer, examples.texts, examples.pairs, self.max_length)
+        targets = () if examples.labels is None else (self.targets(examples),)
+        return Encoded(
+            tokens,
+            types,
+            np.array([len(ids) for ids in tokens], dtype=np.int64),
+            targets,
+            checkpoint.config["pad_token_id"],
+            self.max_length,
+            uncut,
+            **self.counted(targets, options),
+        )
+
+
+class OfImages(Pooled):
+    """An image a row."""
+
+    MODEL: ClassVar = "resnet50"
+    OPTIMIZER: ClassVar = "sgd"
+    WEIGHT_DECAY: ClassVar = 1e-4
+    LAYOUT: ClassVar = ImageLayout
+
+    @classmethod
+    def defaults(cls, method: str, checkpoint) -> dict[str, tuple]:
+        if checkpoint.preprocessing is None:
+            raise UserError(f"{checkpoint.source} is a model of texts; expected a ResNet for images, as --model resnet50")
+        return {
+            "augment": ("none" if method == "probe" else "standard", f"{method}'s own"),
+            "workers": (processes(None), "found"),
+        }
+
+    def prepare(self, examples: Images, checkpoint, options=None, workers: int = 0) -> Pictures:
+        targets = () if examples.labels is None else (self.targets(examples),)
+        counted = self.counted(targets, options)
+        pictures = Pictures(examples.files, targets, Preprocessing.of(checkpoint.preprocessing), workers=workers, **counted)
+        if options is None:
+            return pictures
+        if options.views is not None and options.augment == "none":
+            raise UserError("--views with --augment none: there is one view of every picture")
+        return replace(pictures, **{name: getattr(options, name) for name in ("augment", "views", "seed")})

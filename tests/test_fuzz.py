@@ -1,0 +1,432 @@
+"""Files of strangers, changed at random: each is read, or refused in one line. Nothing ends in a traceback.
+
+The inputs are a function of the code alone (derandomised): what fails here fails everywhere. Each test prints how many it has
+tried; `-m slow` tries 10,000 in all, the ordinary suite as many as a minute allows.
+"""
+
+import json
+import math
+import random
+import shutil
+from collections import Counter
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny import TEXTS, converted_directory, converted_resnet, huggingface_directory, photographs, rows_file
+
+import convert
+import minift
+import train
+from minift.data.layout import ImageLayout
+from minift.data.splits import split
+from minift.errors import UserError, look_up
+from minift.pretrained import read as read_converted
+from minift.tasks import TASKS
+
+# target -> inputs of the ordinary suite, inputs of `-m slow`, which are 10,000 together
+INPUTS = {
+    "tables": (400, 4500),
+    "directories": (60, 500),
+    "checkpoints": (150, 1500),
+    "bases": (100, 1000),
+    "runs": (150, 1700),
+    "adapters": (60, 500),
+    "resumed": (20, 300),
+}
+
+
+def outcome(act) -> str:
+    """read or refused; a refusal is one line that can be printed."""
+    state = torch.get_rng_state()
+    try:
+        act()
+    except UserError as error:
+        said = str(error)
+        assert said.strip() and "\n" not in said, f"a message of {said.count(chr(10)) + 1} lines: {said[:500]!r}"
+        assert len(said) < 4000, f"a message of {len(said)} characters: {said[:500]!r}"
+        said.encode(errors="backslashreplace")
+        return "refused"
+    finally:
+        torch.set_rng_state(state)
+    return "read"
+
+
+def fuzz(target: str, slow: bool, act, *strategies):
+    """Try so many inputs; print what came of them. Both outcomes must occur, or the inputs would show nothing."""
+    number = INPUTS[target][slow]
+    seen = Counter()
+
+    @settings(
+        max_examples=number,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        print_blob=False,
+    )
+    @given(st.tuples(*strategies))
+    def each(drawn):
+        seen[outcome(lambda: act(*drawn))] += 1
+
+    each()
+    print(f"{target}: {seen.total():,} inputs, {seen['read']:,} read, {seen['refused']:,} refused")
+    assert seen["read"] and seen["refused"], seen
+    return seen
+
+
+both = pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["few", "many"])
+
+
+# ---- values and bytes that do not belong ----
+
+DEEP = "[" * 3000 + "]" * 3000
+SCALARS = [None, True, False, 0, 1, -1, 2, 3, 1.5, -0.5, 1e9, 1e300, 10**400, math.nan, math.inf, 2**31, 2**63, "", "x", "[CLS]"]
+SCALARS += ["a\nb", "\ud83d", "é", "../up", "/dev/null", "nan", "1e-12", "true", "x" * 5000, "\0", ":", "(a+)+$"]
+ODD = st.sampled_from(SCALARS) | st.sampled_from([[], {}, [1], ["x"], {"x": 1}, [[]], [None], {"": {}}, ["x", 1], [0.5] * 3])
+
+
+@st.composite
+def edits(draw):
+    """(how, seed, value) of one to three changes of a file."""
+    ways = ["set", "set", "set", "delete", "add", "swap", "cut", "flip", "insert", "double", "empty", "deep", "digits"]
+    return [(draw(st.sampled_from(ways)), draw(st.integers(0, 2**32 - 1)), draw(ODD)) for _ in range(draw(st.integers(1, 3)))]
+
+
+def places(value, path=()) -> list[tuple]:
+    entries = value.items() if isinstance(value, dict) else enumerate(value[:20]) if isinstance(value, list) else ()
+    return [found for key, inner in entries for found in [(*path, key), *places(inner, (*path, key))]]
+
+
+def edit_json(text: str, how: str, pick: random.Random, value) -> str | None:
+    """The text with one value of it changed; None where it is no JSON any more."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    found = places(content)
+    if not found:
+        return json.dumps(value)
+    # fields of the upper levels are few and matter most
+    level = pick.choice([1, 1, 2, 2, 3, 9])
+    path = pick.choice([path for path in found if len(path) <= level])
+    inner = content
+    for key in path[:-1]:
+        inner = inner[key]
+    if how == "delete":
+        del inner[path[-1]]
+    elif how == "add" and isinstance(inner, dict):
+        inner["stranger"] = value
+    elif how == "swap":
+        other = pick.choice(found)
+        source = content
+        for key in other:
+            source = source[key]
+        inner[path[-1]] = json.loads(json.dumps(source))
+    else:
+        inner[path[-1]] = value
+    return json.dumps(content)
+
+
+def edit_bytes(raw: bytes, how: str, pick: random.Random) -> bytes:
+    at = pick.randrange(len(raw) + 1)
+    if how == "cut":
+        return raw[:at]
+    if how == "flip" and raw:
+        at = min(at, len(raw) - 1)
+        return raw[:at] + bytes([raw[at] ^ (1 << pick.randrange(8))]) + raw[at + 1 :]
+    if how == "double":
+        end = pick.randrange(at, len(raw) + 1)
+        return raw[:end] + raw[at:end] + raw[end:]
+    if how == "empty":
+        return b""
+    odd = [b"\0", b"\xff", b'"', b"\n", b",", b"{", b"\xef\xbb\xbf", b"\r", b"\t", b"\\u", b"9" * 50, b"\xed\xa0\x80", b";"]
+    return raw[:at] + pick.choice(odd) + raw[at:]
+
+
+def edit(file: Path, changes: list) -> None:
+    """JSON by its values or by its bytes, other files by their bytes."""
+    for how, seed, value in changes:
+        pick = random.Random(seed)
+        raw = file.read_bytes()
+        changed = None
+        if how in ("set", "delete", "add", "swap"):
+            changed = edit_json(raw.decode("utf-8", "replace"), how, pick, value) if file.suffix == ".json" else None
+            how = "insert"
+        elif how == "deep":
+            changed = DEEP if file.suffix == ".json" else None
+        elif how == "digits":
+            changed = '{"x": ' + "7" * 5000 + "}" if file.suffix == ".json" else None
+        file.write_bytes(edit_bytes(raw, how, pick) if changed is None else changed.encode("utf-8", "surrogatepass"))
+
+
+# ---- data ----
+
+CELLS = ["good film", "bad", "", " ", "a, b", 'say "x"', "text", "label", "sentence", "score", "id", "1", "0", "-1", "1.5", "nan",
+         "é", "x\ty", "two\nlines", "\ufeff", "a.jpg", "pos", "neg", "a|b", "O", "B-PER", "-", "٣", "²", "1e999", "_"]  # fmt: skip
+JSONS = [
+    '"good"',
+    '""',
+    "1",
+    "-1",
+    "1.0",
+    "null",
+    "NaN",
+    "true",
+    '["a", "b"]',
+    "[]",
+    "{}",
+    '"\\ud83d"',
+    "7" * 5000,
+    '"nan"',
+    "1e999",
+]
+KEYS = ["text", "label", "sentence1", "sentence2", "labels", "tokens", "tags", "x", "", "score", "path", "question", "context"]
+
+
+@st.composite
+def tables(draw):
+    """(name of the file, its bytes)"""
+    kind = draw(st.sampled_from(["csv", "tsv", "jsonl", "txt", "json", "conll"]))
+    rows = draw(st.integers(0, 8))
+    if kind in ("jsonl", "json"):
+        keys = draw(st.lists(st.sampled_from(KEYS), min_size=1, max_size=4))
+        lines = ["{" + ", ".join(f"{json.dumps(key)}: {draw(st.sampled_from(JSONS))}" for key in keys) + "}" for _ in range(rows)]
+        text = "\n".join(lines) if kind == "jsonl" else "[" + ",".join(lines) + "]"
+    else:
+        width = draw(st.integers(1, 4))
+        header = [draw(st.lists(st.sampled_from(KEYS[:-4]), min_size=width, max_size=width))] if draw(st.booleans()) else []
+        body = [[draw(st.sampled_from(CELLS)) for _ in range(width)] for _ in range(rows)]
+        delimiter = {"csv": draw(st.sampled_from([",", ";", "\t"])), "conll": " "}.get(kind, "\t")
+        quoted = kind == "csv" and draw(st.booleans())
+        written = [[f'"{cell.replace(chr(34), 2 * chr(34))}"' if quoted else cell for cell in row] for row in header + body]
+        text = draw(st.sampled_from(["\n", "\n", "\r\n", "\r"])).join(map(delimiter.join, written))
+    raw = text.encode("utf-8", "surrogatepass")
+    for how, seed, _ in draw(
+        st.lists(st.tuples(st.sampled_from(["cut", "flip", "insert", "double"]), st.integers(0, 99), ODD), max_size=2)
+    ):
+        raw = edit_bytes(raw, how, random.Random(seed))
+    return f"rows.{kind}", raw
+
+
+@st.composite
+def layouts(draw, kind: type):
+    """Flags as one may give them, most of them unset."""
+    odd = {
+        "format": ["csv", "tsv", "jsonl", "label-first", "lines", "x"],
+        "header": ["yes", "no"],
+        "encoding": ["latin-1", "utf-16", "cp1252", "base64", "x", "utf-8-sig", "idna", "unicode_escape", "utf-7"],
+        "delimiter": [";", "tab", "xx", '"', "", " "],
+        "label_part": [":", "o", ""],
+        "skip_unlabelled": [True],
+        "skip_bad_images": [True],
+        "documents": ["lines", "blank-lines"],
+    }
+    columns = ["1", "2", "9", "0", "-1", "text", "label", "x", "", "1+2", "text+x", "1,2", "²", "٣", "9" * 30]
+    values = {}
+    for f in fields(kind):
+        if f.name != "workers" and draw(st.integers(0, 3)) == 0:
+            values[f.name] = draw(st.sampled_from(odd.get(f.name, columns)))
+    return values | ({"workers": 0} if kind is ImageLayout else {})
+
+
+KINDS = {task: look_up(TASKS, task, "").LAYOUT for task in TASKS}
+
+
+@both
+def test_data_files(slow, tmp_path):
+    options, given = train.options_of, {"pool": "cls", "max_length": 20, "overlap": 5}
+
+    def act(table, task, flags, labelled):
+        name, raw = table
+        file = tmp_path / name
+        file.write_bytes(raw)
+        kind = look_up(TASKS, task, "")
+        rows = kind.read(str(file), KINDS[task](**flags), labelled)
+        assert len(rows.inputs()) == len(rows) and len(rows.take(range(len(rows)))) == len(rows)
+        if labelled:
+            known = {f.name for f in fields(options(task))}
+            learned = kind.learn(rows, options(task)(**{name: value for name, value in given.items() if name in known}))
+            split(rows, 0.1, 0)
+            assert isinstance(learned, kind)
+
+    drawn = st.sampled_from(list(KINDS)).flatmap(lambda task: st.tuples(st.just(task), layouts(KINDS[task])))
+    fuzz("tables", slow, lambda table, two, labelled: act(table, *two, labelled), tables(), drawn, st.booleans())
+
+
+NAMES = st.sampled_from(
+    ["a", "b", "train", "test", ".hidden", "é", "x" * 200, "unsup", "1.txt", "2.txt", "3.jpg", "4.PNG", "Thumbs.db"]
+)
+CONTENT = st.sampled_from([b"", b"good", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"\0", b"%!PS", "bad é".encode(), b"\xe9"])
+FILES = st.lists(st.tuples(st.lists(NAMES, min_size=1, max_size=3), CONTENT), max_size=8)
+
+
+@both
+def test_directories(slow, tmp_path):
+    picture = photographs(tmp_path / "photos", 1) / "ants" / "0.jpg"
+    whole = [picture.read_bytes(), b"a good film"]
+
+    def act(files, task, labelled):
+        place = tmp_path / "tree"
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        for i, (path, content) in enumerate(files):
+            file = place.joinpath(*path)
+            if any(parent.is_file() for parent in file.parents) or file.exists():
+                continue
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(whole[file.suffix.lower() == ".txt"] if i % 2 else content)
+        rows = look_up(TASKS, task, "").read(
+            str(place), KINDS[task](**({"workers": 0} if KINDS[task] is ImageLayout else {})), labelled
+        )
+        assert len(rows.inputs()) == len(rows)
+
+    fuzz("directories", slow, act, FILES, st.sampled_from(list(KINDS)), st.booleans())
+
+
+# ---- checkpoints and runs ----
+
+
+class Copy:
+    """A directory that is made afresh, with one of its files edited."""
+
+    def __init__(self, source: Path, place: Path, without: tuple[str, ...] = ()):
+        self.source, self.place = source, place
+        self.files = sorted(
+            str(file.relative_to(source)) for file in source.rglob("*") if file.is_file() and file.name not in without
+        )
+
+    def edited(self, number: int, changes: list) -> Path:
+        shutil.rmtree(self.place, ignore_errors=True)
+        shutil.copytree(self.source, self.place)
+        edit(self.place / self.files[number % len(self.files)], changes)
+        return self.place
+
+
+def where(draws: int):
+    return st.integers(0, draws - 1), edits()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """place of: hf (a checkpoint of transformers), bert, resnet (converted), text, image, lora, tags (runs), peft, adapters."""
+    place = tmp_path_factory.mktemp("made")
+    source = huggingface_directory(place / "hf")
+    (source / "1_Pooling").mkdir()
+    (source / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    words = (source / "vocab.txt").read_text().splitlines()
+    (source / "special_tokens_map.json").write_text(json.dumps({"cls_token": "[CLS]", "sep_token": {"content": "[SEP]"}}))
+    (source / "added_tokens.json").write_text(json.dumps({words[-1]: len(words) - 1}))
+    bert, resnet = converted_directory(place / "bert"), converted_resnet(place / "resnet")
+    rows, photos = rows_file(place / "rows.csv", 12), photographs(place / "photos", 2)
+    tags = place / "tags.conll"
+    tags.write_text("the O\nfood B-PER\n\nbad O\nhotel B-PER\n\n" * 4)
+    common = ["--epochs", "1", "--precision", "float32", "--valid", "none"]
+    texts = ["--model", str(bert), "--max-length", "20", *common]
+    of_texts = ["--train", str(rows), *texts]
+    images = ["--task", "image-classification", "--model", str(resnet), "--train", str(photos), "--workers", "0", *common]
+    runs = {
+        "text": [*of_texts, "--keep", "1"],
+        "lora": [*of_texts, "--method", "lora:rank=2"],
+        "pfeiffer": [*of_texts, "--method", "pfeiffer"],
+        "image": images,
+        "tags": ["--task", "token-classification", "--train", str(tags), *texts],
+    }
+    for name, flags in runs.items():
+        train.main([*flags, "--out", str(place / name)])
+    for run, library in (("lora", "peft"), ("pfeiffer", "adapters")):
+        convert.main([str(place / run), "--to", library, "--out", str(place / library)])
+    return place
+
+
+@both
+def test_checkpoints_of_transformers(made, slow, tmp_path):
+    copy = Copy(made / "hf", tmp_path / "hf")
+
+    def act(number, changes):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        convert.main([str(copy.edited(number, changes)), "--out", str(tmp_path / "out")])
+        read_converted(tmp_path / "out").body()
+
+    fuzz("checkpoints", slow, act, *where(len(copy.files)))
+
+
+@both
+def test_converted_checkpoints(made, slow, tmp_path):
+    copies = [Copy(made / "bert", tmp_path / "bert"), Copy(made / "resnet", tmp_path / "resnet")]
+
+    def act(number, changes):
+        copy = copies[number % 2]
+        checkpoint = read_converted(copy.edited(number // 2, changes))
+        checkpoint.body(checkpoint.own_pool if copy is copies[0] else "mean")
+
+    fuzz("bases", slow, act, *where(2 * max(len(copy.files) for copy in copies)))
+
+
+@both
+def test_runs(made, slow, tmp_path):
+    names = ["text", "lora", "image", "tags"]
+    copies = [Copy(made / name / "model", tmp_path / name) for name in names]
+    inputs = {"image": [str(made / "photos" / "ants" / "0.jpg")]}
+
+    def act(number, changes):
+        i = number % len(names)
+        tuned = minift.load(copies[i].edited(number // len(names), changes), "cpu")
+        given = inputs.get(names[i], TEXTS)
+        assert len(tuned.predict(given)) == len(given)
+
+    fuzz("runs", slow, act, *where(len(names) * max(len(copy.files) for copy in copies)))
+
+
+@both
+def test_directories_of_peft_and_adapters(made, slow, tmp_path):
+    copies = [Copy(made / name, tmp_path / name) for name in ("peft", "adapters")]
+
+    def act(number, changes):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        place = copies[number % 2].edited(number // 2, changes)
+        convert.main([str(place), "--base", str(made / "bert"), "--out", str(tmp_path / "out")])
+        minift.load(tmp_path / "out", "cpu").predict(TEXTS)
+
+    fuzz("adapters", slow, act, *where(2 * max(len(copy.files) for copy in copies)))
+
+
+@both
+def test_runs_that_go_on(made, slow, tmp_path):
+    copy = Copy(made / "text", tmp_path / "text", without=("model.safetensors", "tokenizer.json"))
+
+    def act(number, changes):
+        train.main(["--resume", str(copy.edited(number, changes)), "--epochs", "2", "--quiet"])
+
+    fuzz("resumed", slow, act, *where(len(copy.files)))
+
+
+def test_it_is_ten_thousand_inputs():
+    assert sum(many for _, many in INPUTS.values()) == 10_000
+
+
+# ---- the fuzzer itself ----
+
+
+def test_a_planted_bug_is_found(monkeypatch, tmp_path):
+    """One that needs a cell of its own, and one that makes a message of two lines."""
+    from minift.data import labels
+
+    def rare(cell):
+        if cell == "pos|neg":
+            raise KeyError(cell)
+        return as_name(cell)
+
+    as_name = labels.as_name
+    monkeypatch.setitem(labels.KINDS, "name", rare)
+    with pytest.raises(KeyError):
+        test_data_files(False, tmp_path)
+
+    def wordy():
+        raise UserError("two\nlines")
+
+    with pytest.raises(AssertionError, match="2 lines"):
+        outcome(wordy)
