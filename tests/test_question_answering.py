@@ -312,6 +312,10 @@ def test_a_run_knows_its_threshold_and_its_questions_are_split_by_context(run, c
     assert tuned.task.no_answer and tuned.task.threshold is not None
     result = json.loads((run / "result.json").read_text())
     assert set(result["valid"]) == {"loss", "f1", "exact_match"}
+    details = result["details"]["valid"]
+    assert (details["threshold"], details["f1"]) == (tuned.task.threshold, result["valid"]["f1"])
+    assert details["never_answered"]["f1"] == pytest.approx(details["no_answer_total"] / details["total"])
+    assert details["f1"] >= max(details["at_threshold_0"]["f1"], details["never_answered"]["f1"])
     assert {*tuned.model.head.state_dict()} == {"weight", "bias"} and tuned.model.body.pooler is None
     evaluate.main([str(run), "--data", str(run.parent / "rows.jsonl")])
     said = capsys.readouterr().out

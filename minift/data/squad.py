@@ -23,6 +23,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+from minift.data.columns import other_columns
 from minift.data.encoding import decode, read_bytes
 from minift.data.examples import Examples, check_characters, listed
 from minift.data.layout import Layout
@@ -109,8 +110,9 @@ def read_squad(
     """
     columns = {role: name for role, name in columns.items() if name is not None}
     said: Counter[str] = Counter()
+    version, others = None, {}
     if not isinstance(source, str | Path):
-        path, decided, version = Path(), [], None
+        path, decided = Path(), []
         items = enumerate(listed(source, "questions"), 1)
         rows = [flat_row(f"question {n}", None, as_object(f"question {n}", item), labelled) for n, item in items]
     else:
@@ -121,10 +123,8 @@ def read_squad(
             if columns:
                 decided.append(f"the column {', '.join(columns.values())} does not apply to squad")
         else:
-            (rows, decided), version = (
-                read_flat(path, Layout(kind, encoding=encoding, delimiter=delimiter), labelled, columns),
-                None,
-            )
+            layout = Layout(kind, encoding=encoding, delimiter=delimiter)
+            rows, decided, others = read_flat(path, layout, labelled, columns)
         if not rows:
             raise UserError(f"{path}: the file holds no question")
     answers = [[placed(row, answer, said) for answer in row.answers] for row in rows]
@@ -146,6 +146,7 @@ def read_squad(
         answers if labelled else None,
         version="2.0" if without or version == "2.0" else "1.1",
         lines=[row.line for row in rows] if rows and rows[0].line is not None else None,
+        columns=others,
         given=not isinstance(source, str | Path),
         decided=decided,
     )
@@ -314,8 +315,8 @@ def checked(where: str, answers: list[Answer]) -> list[Answer]:
 # ---- flat tables ----
 
 
-def read_flat(path: Path, layout: Layout, labelled: bool, columns: Mapping[str, str]) -> tuple[list[Row], list[str]]:
-    """(rows, how they were read). columns: role -> name or number of its column; of the other roles by the usual names."""
+def read_flat(path: Path, layout: Layout, labelled: bool, columns: Mapping[str, str]) -> tuple[list[Row], list[str], dict]:
+    """(rows, how they were read, the other cells by column). columns: role -> name or number of its column, where it is given."""
     table = read_table(path, layout)
     first = f"{path}:{table.lines[0]}"
     if table.columns is None:
@@ -328,7 +329,7 @@ def read_flat(path: Path, layout: Layout, labelled: bool, columns: Mapping[str, 
     objects = table.rows if layout.format == "jsonl" else [dict(zip(table.columns, cells, strict=True)) for cells in table.rows]
     full = [dict.fromkeys(table.columns) | value for value in objects]  # an absent key is an empty cell
     rows = [flat_row(f"{path}:{line}", line, value, labelled, pick) for line, value in zip(table.lines, full, strict=True)]
-    return rows, table.decided
+    return rows, table.decided, other_columns(table, {table.columns.index(name) for name in pick.values()})
 
 
 def choose(where: str, names: list[str], labelled: bool, columns: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:

@@ -389,6 +389,17 @@ class Answers(Meter):
         figures = self.figures(self.task)
         return {"f1": figures["f1"], "exact_match": figures["exact"]}
 
+    def details(self) -> dict:
+        """Of SQuAD 2.0 the questions with and without an answer apart, a model that never answers, and the threshold."""
+        if self.version == "1.1":
+            return {}
+        never = no_answer_baseline(self.gold)
+        return self.figures(self.task) | {
+            "never_answered": {name: never[name] for name in ("f1", "exact")},
+            "at_threshold_0": {name: self.figures(replace(self.task, threshold=None))[name] for name in ("f1", "exact")},
+            "threshold": self.task.threshold,
+        }
+
     def table(self) -> str:
         """Of SQuAD 2.0 the questions with and without an answer apart, beside a model that never answers."""
         if self.version == "1.1":

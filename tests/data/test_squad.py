@@ -185,6 +185,10 @@ def test_columns_of_other_names(tmp_path):
         found = read_squad(path, columns=columns | {"id": None}, delimiter=";")
         assert (found.questions, found.contexts, found.answers) == (["Who?"], ["Ada came."], [[("Ada", 0)]])
     assert read_squad(path, columns={"question": "Q", "answer": "gone"}, labelled=False).contexts == ["no"]
+    assert found.columns == {"context": ["no"]} and read_squad(path, columns={"question": "Q"}, labelled=False).columns == {
+        "P": ["Ada came."],
+        "A": ["Ada"],
+    }
     with pytest.raises(UserError, match=r"a.csv: no column 'R' for the answer; there are 'Q', 'context', 'P', 'A'"):
         read_squad(path, columns={"question": "Q", "answer": "R"})
     found = read_squad(write(tmp_path / "a.json", squad(question("a", ("Ada", 0)))), columns={"question": "Q"})
