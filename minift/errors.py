@@ -11,7 +11,10 @@ from contextlib import suppress
 
 
 class UserError(Exception):
-    """What is wrong, where (file, line, column), what to do: all in one line."""
+    """What is wrong, where (file, line, column), what to do: all in one line, also where a name in it holds the end of one."""
+
+    def __init__(self, message: str = ""):
+        super().__init__(re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", lambda found: repr(found[0])[1:-1], message))
 
 
 class Diverged(UserError):
@@ -101,6 +104,6 @@ def out_of_memory(error: Exception, name: str) -> str | None:
 def look_up(table: dict[str, str], name: str, what: str):
     """The object that `table` names as "module:object" under `name`; an unknown name is answered with the known ones."""
     if name not in table:
-        raise UserError(f"{what} {name!r} is not known; known are {', '.join(table)}")
+        raise UserError(f"{what} {name!r:.80} is not known; known are {', '.join(table)}")
     module, _, attribute = table[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
