@@ -1,6 +1,7 @@
 """The flags of train.py that all tasks share: help and range beside each. A task has its own in minift/tasks/flags.py."""
 
 import os
+import sys
 from dataclasses import dataclass, fields, make_dataclass
 
 from minift.data.layout import LAYOUTS, Layout
@@ -147,11 +148,9 @@ def check(options) -> None:
     if options.train is None and described:
         raise UserError(f"{', '.join(map(spelled, described))} without --train: the embedded sample has its own layout and "
                         "split; give --train FILE")  # fmt: skip
-    for split in ("valid", "test"):
-        files = [getattr(options, name) for name in ("train", split)]
-        if all(path and os.path.exists(path) for path in files) and os.path.samefile(*files):
-            held = ", and 10 % of the training rows are held back" if split == "valid" else ""
-            raise UserError(f"--{split} {files[1]}: it is the training file, so its figures would say nothing; leave it out{held}")
+    files = (options.train, options.valid)
+    if all(path and os.path.exists(path) for path in files) and os.path.samefile(*files):
+        print(f"note: --valid {options.valid} is the training file: its figures say nothing of other rows", file=sys.stderr)
     if options.valid is not None and is_set(options, "split_seed"):
         raise UserError("--split-seed with --valid: nothing is split off the training file")
     if options.valid == "none" and options.monitor is not None:

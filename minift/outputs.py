@@ -63,6 +63,15 @@ def write_rows(out: str, rows: Iterable[dict]) -> int:
     return count
 
 
+def write_official(out: str, rows: Iterable[dict], key: str, value: str) -> int:
+    """One JSON object {key: value} of all rows, as the scripts of a benchmark read it; returns how many there are."""
+    made = {row[key]: row[value] for row in rows}
+    place = Path(out)
+    place.absolute().parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(json.dumps(made, ensure_ascii=False, indent=1) + "\n", encoding="utf-8", errors="backslashreplace")
+    return len(made)
+
+
 def write_line(file):
     def write(row: dict) -> None:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -2,12 +2,13 @@
 
 import json
 import sys
+from pathlib import Path
 
 from minift.data.layout import Layout
 from minift.errors import UserError, command
 from minift.evaluate import add_layout_flags, given_of, layout_of
 from minift.flags import Parser
-from minift.outputs import by_row, check_out, write_rows
+from minift.outputs import by_row, check_out, write_official, write_rows
 
 
 def main(argv: list[str]) -> None:
@@ -16,7 +17,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("input", nargs="*", help="texts to label, or image files")
     parser.add_argument("--pair", help="the second text, where the run was trained on pairs")
     parser.add_argument("--data", help="file of texts, or directory of images, instead")
-    parser.add_argument("--out", help="file for the predictions: .csv, .tsv, else JSON lines (default: print them)")
+    parser.add_argument(
+        "--out",
+        help="file for the predictions: .csv, .tsv, else JSON lines; of answers to questions a .json holds {id: text}, as SQuAD's "
+        "scripts read it (default: print them)",
+    )
     parser.add_argument("--batch-size", type=int, help="rows of a batch (default: as in training)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
     own = {action.dest for action in parser._actions}
@@ -59,10 +64,14 @@ def main(argv: list[str]) -> None:
             print(f"{tuned.task.show(prediction)}  {text}")
         return
     bar = tqdm(by_row(rows, made), total=len(rows), unit="row", leave=False, disable=None)
-    if arguments.out:
-        print(f"{write_rows(arguments.out, bar):,} predictions in {arguments.out}", file=sys.stderr)
-    else:
+    if not arguments.out:
         sys.stdout.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in bar)
+        return
+    if tuned.task.OFFICIAL and Path(arguments.out).suffix.lower() == ".json":
+        written = write_official(arguments.out, bar, *tuned.task.OFFICIAL)
+    else:
+        written = write_rows(arguments.out, bar)
+    print(f"{written:,} predictions in {arguments.out}", file=sys.stderr)
 
 
 if __name__ == "__main__":

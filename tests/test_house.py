@@ -17,8 +17,29 @@ ALLOWED = {
     "models": {"torch", "minift.models"},
     "methods": {"torch", "minift.methods"},
     "optim": {"torch", "minift.optim"},
-    "tasks": {"torch", "numpy", "minift.tasks", "minift.data", "minift.metrics", "minift.errors", "minift.flags", "minift.tables"},
-    "data": {"torch", "torchvision", "PIL", "numpy", "tokenizers", "tqdm", "minift.data", "minift.errors", "minift.flags"},
+    "tasks": {
+        "torch",
+        "numpy",
+        "minift.tasks",
+        "minift.data",
+        "minift.metrics",
+        "minift.errors",
+        "minift.fields",
+        "minift.flags",
+        "minift.tables",
+    },
+    "data": {
+        "torch",
+        "torchvision",
+        "PIL",
+        "numpy",
+        "tokenizers",
+        "tqdm",
+        "minift.data",
+        "minift.errors",
+        "minift.fields",
+        "minift.flags",
+    },
 }
 
 

@@ -469,13 +469,15 @@ def test_one_line_each(tmp_path, flags, capsys):
     (tmp_path / "empty.csv").write_text("text,label\n")
     for more, wanted in (
         (["--lr", "1e-50"], "the first update (step 2, learning rate 2.5e-51) has changed no parameter; try a higher --lr"),
-        (["--valid", str(tmp_path / "rows.csv")], "rows.csv: it is the training file"),
         (["--train", str(tmp_path / "empty.csv")], "empty.csv: there is a header and no row below it"),
     ):
         with pytest.raises(UserError) as error:
             start(*flags, *more, "--out", tmp_path / "run")
         assert wanted in str(error.value) and "\n" not in str(error.value)
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    start(*flags, "--valid", tmp_path / "rows.csv", "--epochs", 1, "--out", tmp_path / "run")
+    said = f"note: --valid {tmp_path / 'rows.csv'} is the training file: its figures say nothing of other rows\n"
+    assert capsys.readouterr().err == said
 
 
 CUDA = (

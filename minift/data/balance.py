@@ -6,7 +6,7 @@
 Either one makes a rare class count as much as a frequent one: weights by larger gradients, draws by more of them. What comes out
 is no longer a probability of the data: a rare class is predicted more often than it occurs.
 
-Proved by tests/data/test_balance.py, against scikit-learn and by counting.
+Proved by tests/reference/test_balance.py, against scikit-learn and by counting.
 Axes: N rows, C classes, L labels.
 """
 

@@ -4,9 +4,11 @@ Axes: B rows of a batch, S its longest row.
 """
 
 import functools
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -67,22 +69,22 @@ def encode(
 
     A text longer than max_length is cut at its end; of a pair the longer text is cut first, a token at a time.
     """
-    whole, tokenizer = without_truncation(tokenizer), truncating(tokenizer, max_length)
+    whole, tokenizer = uncut(tokenizer), truncating(tokenizer, max_length)
     rows = texts if pairs is None else list(zip(texts, pairs, strict=True))
     special = tokenizer.num_special_tokens_to_add(is_pair=False)
-    tokens, types, uncut = [], None if pairs is None else [], []
+    tokens, types, before = [], None if pairs is None else [], []
     for start in range(0, len(rows), CHUNK):
         chunk = rows[start : start + CHUNK]
         encodings = tokenizer.encode_batch_fast(chunk)
         tokens += [np.array(e.ids, dtype=np.int64) for e in encodings]
         if types is None:
-            uncut += [len(e.ids) + sum(len(rest.ids) - special for rest in e.overflowing) for e in encodings]
+            before += [len(e.ids) + sum(len(rest.ids) - special for rest in e.overflowing) for e in encodings]
             continue
         types += [np.array(e.type_ids, dtype=np.int64) for e in encodings]
         cut = [i for i, e in enumerate(encodings) if e.overflowing]
         lengths = dict(zip(cut, map(len, whole.encode_batch_fast([chunk[i] for i in cut])), strict=True))
-        uncut += [lengths.get(i, len(e.ids)) for i, e in enumerate(encodings)]
-    return tokens, types, np.array(uncut, dtype=np.int64)
+        before += [lengths.get(i, len(e.ids)) for i, e in enumerate(encodings)]
+    return tokens, types, np.array(before, dtype=np.int64)
 
 
 @functools.lru_cache(maxsize=8)
@@ -90,14 +92,6 @@ def truncating(tokenizer: Tokenizer, max_length: int) -> Tokenizer:
     """A copy that cuts at max_length. The original may serve other threads and runs, so nothing is ever set on it."""
     tokenizer = Tokenizer.from_str(tokenizer.to_str())
     tokenizer.enable_truncation(max_length, strategy="longest_first")
-    return tokenizer
-
-
-@functools.lru_cache(maxsize=8)
-def without_truncation(tokenizer: Tokenizer) -> Tokenizer:
-    """A copy that cuts nothing."""
-    tokenizer = Tokenizer.from_str(tokenizer.to_str())
-    tokenizer.no_truncation()
     return tokenizer
 
 
@@ -146,3 +140,59 @@ def frame(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     text = np.flatnonzero(np.array(e.special_tokens_mask) == 0)
     ids = np.array(e.ids, dtype=np.int64)
     return ids[: text[0]], ids[text[-1] + 1 :]
+
+
+# ---- the parts of a pair ----
+
+
+class PairFrame(NamedTuple):
+    """The special tokens before, between and after the two texts of a pair."""
+
+    before: np.ndarray
+    between: np.ndarray
+    after: np.ndarray
+    types: tuple[int, ...]  # the token type of each of before, first text, between, second text, after
+
+    def put(self, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(ids of the pair, its token types)"""
+        parts = (self.before, first, self.between, second, self.after)
+        return np.concatenate(parts), np.repeat(self.types, [len(part) for part in parts])
+
+
+def pair_frame(tokenizer: Tokenizer) -> PairFrame:
+    e = uncut(tokenizer).encode("a", "a")
+    text = np.array([-1 if i is None else i for i in e.sequence_ids])
+    ids, types = np.array(e.ids, dtype=np.int64), np.array(e.type_ids, dtype=np.int64)
+    first, second = (np.flatnonzero(text == i) for i in (0, 1))
+    edges = (0, first[0], first[-1] + 1, second[0], second[-1] + 1, len(ids))
+    parts = [slice(a, b) for a, b in itertools.pairwise(edges)]
+    assert all(len({*types[part].tolist()}) <= 1 for part in parts), "the token type changes within a part of the pair"
+    before, _, between, _, after = (ids[part] for part in parts)
+    return PairFrame(before, between, after, tuple(int(types[part][0]) if len(types[part]) else 0 for part in parts))
+
+
+def encode_with_places(tokenizer: Tokenizer, texts: list[str]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """(ids of each text without special tokens, the characters (start, end) of each token, blanks around it left out)"""
+    tokens, places = [], []
+    for start in range(0, len(texts), CHUNK):
+        chunk = texts[start : start + CHUNK]
+        for text, e in zip(chunk, uncut(tokenizer).encode_batch(chunk, add_special_tokens=False), strict=True):
+            tokens.append(np.array(e.ids, dtype=np.int64))
+            places.append(np.array([without_blanks(text, *place) for place in e.offsets], dtype=np.int32).reshape(-1, 2))
+    return tokens, places
+
+
+def without_blanks(text: str, start: int, end: int) -> tuple[int, int]:
+    """SentencePiece counts the blank before a word as a part of it."""
+    part = text[start:end]
+    kept = part.strip()
+    return (start + part.index(kept), start + part.index(kept) + len(kept)) if kept else (start, end)
+
+
+@functools.lru_cache(maxsize=8)
+def uncut(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy that cuts and pads nothing, whatever the checkpoint's own does."""
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

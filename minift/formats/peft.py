@@ -11,7 +11,9 @@ What is written here goes onto transformers' model of the base that the run star
     model = peft.PeftModel.from_pretrained(model, directory)
 
 Of other tasks it is the class that formats/heads.py names; the head of a regression is folded as there. peft has no place for the
-names of labels: of directories of others they are said with --label-names.
+names of labels: of directories of others they are said with --label-names. With the task_type QUESTION_ANS peft (0.21) hands no
+token types to the model, so that a BERT cannot tell question and context. Such a directory is written without a task_type, in which
+case peft passes on all inputs; one with it is refused.
 
 The names of layers are transformers' own, by the maps in the models' files. Both ways are strict: every tensor is used, and what
 a configuration asks for beyond minift's methods is refused by name.
@@ -55,7 +57,9 @@ VIRTUAL = ("PREFIX_TUNING", "PROMPT_TUNING")
 
 LEAVES = lora.PEFT_NAMES | dora.PEFT_NAMES | ia3.PEFT_NAMES
 
-# peft's task_types that are read -> the usual task of such a head
+QA = "qa_outputs"  # the module that is the head of question answering there
+
+# peft's task_types that are read -> the usual task of such a head; without one it may also be QA
 TASK_TYPES = {
     "bert": {
         "SEQ_CLS": "text-classification",
@@ -148,6 +152,7 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
 def task_type_of(architecture: str, task: str) -> str | None:
     """peft's name for the head of a task. Raises UserError where it has none."""
     kinds = {HEADS[usual].kind: task_type for task_type, usual in reversed(TASK_TYPES[architecture].items())}
+    kinds |= {HEADS["question-answering"].kind: None}
     if HEADS[task].kind not in kinds:
         raise UserError(
             f"a run of {task}: peft has no task_type for its head; where the run can be merged, it goes out as a plain model "
@@ -176,6 +181,11 @@ def writable(checkpoint: Checkpoint) -> tuple[str, dict]:
         )
     if options.get("shift") is False:
         raise UserError(f"--method {method}: the text's positions start at P in peft; train with prefix:shift=true")
+    if checkpoint.task["name"] == "question-answering" and PEFT_TYPES[name] in VIRTUAL:
+        raise UserError(
+            f"--method {method}: peft hands no token types to a model for question answering with a prefix or a prompt, so the "
+            "answers would be others; train with lora, dora or ia3"
+        )
     if options.get("pooler") == "text" and pool is not None:
         raise UserError(f"--method {method}: the pooler sees the virtual tokens too in peft; train with prompt:pooler=all")
     if not checkpoint.delta or checkpoint.origin is None:
@@ -254,12 +264,19 @@ def read(directory: Path, base_name: str | None, label_names: list[str] | None =
     peft_type = str(config.get("peft_type"))
     if peft_type not in READ:
         raise UserError(f"{file}: peft_type is {peft_type!r}; minift reads {', '.join(READ)}")
-    hidden = config.get("task_type") in ("TOKEN_CLS", "QUESTION_ANS")
+    is_qa = config.get("task_type") == "QUESTION_ANS" or (config.get("task_type") is None and QA in saved_modules(config))
+    hidden = is_qa or config.get("task_type") == "TOKEN_CLS"
     base, name = find_base(directory, base_name, config.get("base_model_name_or_path"), pooled=not hidden)
     family = FAMILIES[base.architecture]
     body = base.empty_body(None if hidden else family.pool)
     fields = checked(file, config, body, base.architecture)
-    task = task_name(directory, base, TASK_TYPES[base.architecture][config.get("task_type")])
+    if config.get("task_type") == "QUESTION_ANS" and base.config["type_vocab_size"] > 1:
+        raise UserError(
+            f"{file}: task_type is 'QUESTION_ANS', with which peft hands no token types to the model, and minift tells question "
+            f"and context by them; train it with task_type=None and modules_to_save=['{QA}']"
+        )
+    usual = "question-answering" if is_qa else TASK_TYPES[base.architecture][config.get("task_type")]
+    task = task_name(directory, base, usual)
     method = METHODS[peft_type](file, fields, body, family)
     try:
         adapt(body, method)
@@ -297,9 +314,13 @@ def checked(file: Path, config: dict, body: nn.Module, architecture: str) -> dic
         if field not in {*known, *wanted, *SILENT} and value not in NOTHING:
             why = WHY.get(field, "minift has no such thing")
             raise UserError(f"{file}: {field} {shortened(value)} is not supported: {why}; take an adapter that is without it")
-    saved = config.get("modules_to_save") or []
-    own = ("qa_outputs",) if config.get("task_type") == "QUESTION_ANS" else ("classifier", "score")
-    if strange := [module for module in (saved if isinstance(saved, list) else [saved]) if module not in own]:
+    saved = saved_modules(config)
+    own = (
+        (QA,)
+        if QA in saved and architecture == "bert" and config.get("task_type") in (None, "QUESTION_ANS")
+        else ("classifier", "score")
+    )
+    if strange := [module for module in saved if module not in own]:
         raise UserError(f"{file}: modules_to_save has {strange[0]!r}, and minift reads the {own[0]} alone; train without it")
     if fields.get("init_lora_weights", True) not in STARTS:
         raise UserError(
@@ -307,6 +328,11 @@ def checked(file: Path, config: dict, body: nn.Module, architecture: str) -> dic
             "path_initial_model_for_weight_conversion, which makes a plain LoRA of it"
         )
     return fields
+
+
+def saved_modules(config: dict) -> list:
+    saved = config.get("modules_to_save") or []
+    return saved if isinstance(saved, list) else [saved]
 
 
 def shortened(value: object) -> str:

@@ -8,6 +8,7 @@ TASKS = {
     "multi-label-classification": "minift.tasks.multi_label_classification:MultiLabelClassification",
     "multi-label-image-classification": "minift.tasks.multi_label_image_classification:MultiLabelImageClassification",
     "masked-lm": "minift.tasks.masked_lm:MaskedLM",
+    "question-answering": "minift.tasks.question_answering:QuestionAnswering",
 }
 FLAGS = {
     "text-classification": "minift.tasks.flags:TextClassificationFlags",
@@ -17,4 +18,5 @@ FLAGS = {
     "multi-label-classification": "minift.tasks.flags:MultiLabelClassificationFlags",
     "multi-label-image-classification": "minift.tasks.flags:MultiLabelImageClassificationFlags",
     "masked-lm": "minift.tasks.flags:MaskedLMFlags",
+    "question-answering": "minift.tasks.flags:QuestionAnsweringFlags",
 }

@@ -120,3 +120,20 @@ class MaskedLMFlags(DocumentLayout):
         choices=("exact", "whole-words", "coin"),
     )
     mask_share: float = flag(0.15, "share of the tokens to be predicted: 80 % become [MASK], 10 % another token", above=0, below=1)
+
+
+@dataclass(frozen=True)
+class QuestionAnsweringFlags(TextLayout):
+    format: str = flag("auto", "auto (by the extension), squad (SQuAD's JSON), jsonl, csv, tsv")
+    text_column: str | None = flag(None, "of the questions in a flat table: name, or number from 1; unset: by the usual names")
+    pair_column: str | None = flag(None, "of the contexts: name, or number from 1; unset: by the usual names")
+    label_column: str | None = flag(None, "of the answers: name, or number from 1; unset: by the usual names")
+    max_length: int | None = flag(
+        None,
+        "tokens of a window: special ones, the whole question, a part of the context; unset: 384, or what the model can take",
+        least=5,
+    )
+    overlap: int | None = flag(
+        None, "tokens of the context that neighbouring windows share (not the step); unset: a third of --max-length", least=0
+    )
+    max_answer_length: int = flag(30, "tokens of the longest answer that is predicted", least=1)

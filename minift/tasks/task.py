@@ -64,6 +64,9 @@ class Task:
     WEIGHT_DECAY: ClassVar[float]  # of --weight-decay
     METRICS: ClassVar[dict[str, bool]]  # name -> whether higher is better; the first one chooses the best epoch
     LAYOUT: ClassVar[type[Layout]]  # how its files are read: the flags that predict and evaluate share with training
+    # (field of an input, field of a prediction): key and value of the JSON object that official scripts of the task read, which is
+    # what `predict --out FILE.json` writes; None: there is no such format
+    OFFICIAL: ClassVar[tuple[str, str] | None] = None
 
     pool: str | None  # what the body pools its output to, as cls or mean; None: the head reads the hidden states
 

@@ -3,13 +3,14 @@
 A new task adds its row to CASES.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from tiny import converted_directory, converted_resnet, photographs, rows_file, tiny_body, tiny_resnet, tiny_roberta
+from tiny import WORDS, converted_directory, converted_resnet, photographs, rows_file, tiny_body, tiny_resnet, tiny_roberta
 
 from minift.pretrained import Checkpoint, read, write
 
@@ -46,6 +47,18 @@ def sentences_file(path: Path, rows: int = 40) -> Path:
             tags[at] = f"I-{tags[at - 1][2:]}" if words[at] == "very" else tags[at]
         lines += [*map("\t".join, zip(words, tags, strict=True)), ""]
     path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def questions_file(path: Path, rows: int = 40) -> Path:
+    """JSON lines on 20 contexts: the answer follows `was`; every fifth question has none, every third context has two windows."""
+    lines = []
+    for i in range(rows):
+        word = ("good", "bad")[i // 2 % 2]
+        context = f"the {WORDS[8 + i // 2 % 5]} was {word} ." + " very slow food again !" * (3 * (i // 2 % 3 == 0)) + f" {i // 2}"
+        question, answer = (f"the {WORDS[10 + i % 3]} is ?", "" if i % 5 == 4 else word)
+        lines.append(json.dumps({"id": f"q{i}", "question": question, "context": context, "answer": answer}))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
@@ -98,6 +111,7 @@ CASES = {
         ("resnet",), lambda place: tagged_photographs(place / "rows.csv"), {"workers": 0, "augment": "standard"}
     ),
     "masked-lm": Case(TEXT, lambda place: rows_file(place / "rows.csv")),
+    "question-answering": Case(TEXT, lambda place: questions_file(place / "rows.jsonl"), {"max_length": 20, "overlap": 3}),
     "toy": Case(TEXT, lambda place: rows_file(place / "rows.csv")),
     "toy of two variants": Case(TEXT, lambda place: rows_file(place / "rows.csv"), {"anew": False}, task="toy"),
 }

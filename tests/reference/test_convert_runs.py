@@ -1,9 +1,13 @@
 """convert.py --to peft and --to adapters, and such directories brought in: by the command line, with the libraries themselves."""
 
+import json
+
 import peft
 import pytest
 import torch
 import transformers
+from contract.tasks import sentences_file
+from reference.test_heads import fine_tuned
 from test_train import run
 from tiny import converted_directory, huggingface_directory, tiny_body
 from twins import needs_past_key_values
@@ -120,3 +124,45 @@ def test_wrong_use_is_one_line(tmp_path, base):
     other = converted_directory(tmp_path / "other", tiny_body(seed=1))
     refused([tmp_path / "peft", "--base", other, *out], "sha256", "--base")
     refused([tmp_path / "peft", "--base", "nowhere", *out], "nowhere", "--base")
+
+
+def test_a_directory_of_tags_and_the_file_of_their_names(tmp_path, base, capsys):
+    """peft has no place for the names: minift.json has them, and where that is not there --label-names."""
+    data = sentences_file(tmp_path / "rows.conll")
+    flags = {"task": "token-classification", "train": data, "model": base, "method": "lora:rank=2", "epochs": 1, "max-length": 12}
+    train.main([str(part) for flag, value in (flags | {"out": tmp_path / "run"}).items() for part in (f"--{flag}", value)])
+    capsys.readouterr()
+    convert.main([str(tmp_path / "run"), "--to", "peft", "--out", str(tmp_path / "out")])
+    assert "AutoModelForTokenClassification.from_pretrained('BASE', num_labels=5)" in capsys.readouterr().out
+    convert.main([str(tmp_path / "out"), "--out", str(tmp_path / "again")])
+    assert "run      token-classification: O, B-dislikes, I-dislikes, B-likes, I-likes" in capsys.readouterr().out
+    expected = minift.load(tmp_path / "run").predict(TEXTS)
+    assert minift.load(tmp_path / "again").predict(TEXTS) == expected
+
+    (tmp_path / "out" / "minift.json").unlink()
+    refused([tmp_path / "out", "--base", base, "--out", tmp_path / "no"], "LABEL_0", "--label-names")
+    names = tmp_path / "names.txt"
+    names.write_text("O\nB-dislikes\nI-dislikes\nB-likes\nI-likes\n")
+    convert.main([str(tmp_path / "out"), "--base", str(base), "--label-names", str(names), "--out", str(tmp_path / "named")])
+    named = minift.load(tmp_path / "named")
+    assert named.task.labels == ["O", "B-dislikes", "I-dislikes", "B-likes", "I-likes"]
+    assert [one["tags"] for one in named.predict(TEXTS)] == [one["tags"] for one in expected]
+    refused([huggingface_directory(tmp_path / "hf"), "--label-names", names, "--out", tmp_path / "no"], "--label-names")
+    refused([tmp_path / "out", "--base", base, "--pairs", "--out", tmp_path / "no"], "--pairs")
+
+
+def test_a_run_of_transformers_as_base_goes_by_its_name(tmp_path, capsys):
+    """What transformers has fine-tuned is known to it, unlike a run of minift's: peft's directory names it."""
+    source = fine_tuned(tmp_path / "theirs", "text-classification", "bert")
+    convert.main([str(source), "--out", str(tmp_path / "base")])
+    run(tmp_path, tmp_path / "base", method="lora:rank=2", max_length=20)
+    capsys.readouterr()
+    convert.main([str(tmp_path / "run"), "--to", "peft", "--out", str(tmp_path / "out")])
+    assert "num_labels=2, ignore_mismatched_sizes=True" in capsys.readouterr().out
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(source)
+    transformers.logging.set_verbosity_error()
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(source, num_labels=2, ignore_mismatched_sizes=True)
+    model = peft.PeftModel.from_pretrained(model, tmp_path / "out").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    assert theirs(model, tokenizer) == pytest.approx(probabilities(tmp_path / "run"), abs=1e-6)

@@ -176,7 +176,8 @@ def test_predictions_of_such_a_run_are_those_of_transformers(tmp_path, task, kin
         theirs, encoded = logits(questions[0]["question"], questions[0]["context"])
         start, end = theirs.start_logits[0], theirs.end_logits[0]
         inside = torch.tensor([number == 1 for number in encoded.sequence_ids(0)])
-        scores = (start[:, None] + end[None]).masked_fill(~(inside[:, None] & inside[None]), -torch.inf).triu()
+        legal = (inside[:, None] & inside[None]).triu()
+        scores = (start[:, None] + end[None]).masked_fill(~legal, -torch.inf)
         first, last = divmod(int(scores.argmax()), len(start))
         a, b = encoded.token_to_chars(0, first).start, encoded.token_to_chars(0, last).end
         assert made["answer"] == questions[0]["context"][a:b] and (made["start"], made["end"]) == (a, b)
