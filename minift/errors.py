@@ -13,8 +13,8 @@ from contextlib import suppress
 class UserError(Exception):
     """What is wrong, where (file, line, column), what to do: all in one line, also where a name in it holds the end of one."""
 
-    def __init__(self, message: str = ""):
-        super().__init__(re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", lambda found: repr(found[0])[1:-1], message))
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class Diverged(UserError):
@@ -27,6 +27,11 @@ class Diverged(UserError):
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which the system sends where it ends a process in good order."""
+
+
+def one_line(text: str) -> str:
+    """The text with its ends of lines and other control characters written as Python writes them."""
+    return re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)
 
 
 def command(main: Callable[[list[str]], int | None], name: str) -> None:

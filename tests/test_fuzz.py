@@ -299,34 +299,43 @@ def test_data_files(slow, tmp_path, capsys):
     fuzz("tables", slow, capsys, act, st.sampled_from(list(KINDS)), SEEDS)
 
 
-NAMES = st.sampled_from(
-    ["a", "b", "train", "test", ".hidden", "é", "x" * 200, "unsup", "1.txt", "2.txt", "3.jpg", "4.PNG", "Thumbs.db"]
-)
-CONTENT = st.sampled_from([b"", b"good", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"\0", b"%!PS", "bad é".encode(), b"\xe9"])
-FILES = st.lists(st.tuples(st.lists(NAMES, min_size=1, max_size=3), CONTENT), max_size=8)
+def tree_of(place: Path, picture: bytes, task: str, pick: random.Random) -> None:
+    """Folders of texts or images, a class each, among them names, files and bytes that do not belong."""
+    images = KINDS[task] is ImageLayout
+    names = ["a", "b", "c", "train", "test", ".hidden", "é", "x" * 200, "unsup", "a/b", "l\nm", "Thumbs.db"]
+    contents = [b"", b"good", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"\0", b"%!PS", "bad é".encode(), b"\xe9"]
+    odd = pick.randrange(2) == 0
+    for folder in pick.sample(["a", "b", "c"], 2) if pick.randrange(4) else pick.sample(names, pick.randrange(4)):
+        for i in range(pick.randint(1, 3)):
+            name = f"{i}{'.jpg' if images else '.txt'}"
+            content = picture if images else b"a good film"
+            if odd and pick.randrange(4) == 0:
+                name = pick.choice(["1.TXT", "2.png", "3", ".hidden.jpg", "4.jpg", "5.txt", "Thumbs.db"])
+                content = pick.choice(contents)
+            file = place / folder / name
+            if not any(parent.is_file() for parent in file.parents):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content)
+    if odd and pick.randrange(3) == 0 and not (place / "loop").exists():
+        (place / "loop").symlink_to(pick.choice([place, place / "nowhere"]))
 
 
 @both
 def test_directories(slow, tmp_path, capsys):
-    picture = photographs(tmp_path / "photos", 1) / "ants" / "0.jpg"
-    whole = [picture.read_bytes(), b"a good film"]
+    picture = (photographs(tmp_path / "photos", 1) / "ants" / "0.jpg").read_bytes()
 
-    def act(files, task, labelled):
-        place = tmp_path / "tree"
+    def act(task, seed):
+        pick, place = random.Random(seed), tmp_path / "tree"
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
-        for i, (path, content) in enumerate(files):
-            file = place.joinpath(*path)
-            if any(parent.is_file() for parent in file.parents) or file.exists():
-                continue
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(whole[file.suffix.lower() == ".txt"] if i % 2 else content)
-        rows = look_up(TASKS, task, "").read(
-            str(place), KINDS[task](**({"workers": 0} if KINDS[task] is ImageLayout else {})), labelled
-        )
+        tree_of(place, picture, task, pick)
+        note(str(sorted(place.rglob("*"))))
+        layout = KINDS[task](**({"workers": 0} if KINDS[task] is ImageLayout else {}))
+        rows = look_up(TASKS, task, "").read(str(place), layout, pick.randrange(3) > 0)
         assert len(rows.inputs()) == len(rows)
 
-    fuzz("directories", slow, capsys, act, FILES, st.sampled_from(list(KINDS)), st.booleans())
+    of_files = [task for task in KINDS if task in ("text-classification", "image-classification", "masked-lm")]
+    fuzz("directories", slow, capsys, act, st.sampled_from([*of_files, *KINDS]), SEEDS)
 
 
 # ---- checkpoints and runs ----
