@@ -87,13 +87,15 @@ def run_once(given, record: dict | None = None) -> dict | None:
     from minift.data.splits import read_splits
     from minift.optim.precision import without_tf32
     from minift.plan import print_plan
-    from minift.runs import Run, finished, stopped_in
+    from minift.runs import Run, finished, forget_peak_memory, stopped_in
     from minift.solve import solve
     from minift.training import Progress, fit
 
     directory = Path(given.out) if record else None
     if record and (result := finished(directory, record, given)):
         return result
+
+    forget_peak_memory()
 
     # Options
     start = setup.start(given)

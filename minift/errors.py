@@ -11,7 +11,10 @@ from contextlib import suppress
 
 
 class UserError(Exception):
-    """What is wrong, where (file, line, column), what to do: all in one line."""
+    """What is wrong, where (file, line, column), what to do: all in one line, also where a name in it holds the end of one."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class Diverged(UserError):
@@ -24,6 +27,11 @@ class Diverged(UserError):
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which the system sends where it ends a process in good order."""
+
+
+def one_line(text: str) -> str:
+    """The text with its ends of lines and other control characters written as Python writes them."""
+    return re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)
 
 
 def command(main: Callable[[list[str]], int | None], name: str) -> None:
@@ -101,6 +109,6 @@ def out_of_memory(error: Exception, name: str) -> str | None:
 def look_up(table: dict[str, str], name: str, what: str):
     """The object that `table` names as "module:object" under `name`; an unknown name is answered with the known ones."""
     if name not in table:
-        raise UserError(f"{what} {name!r} is not known; known are {', '.join(table)}")
+        raise UserError(f"{what} {name!r:.80} is not known; known are {', '.join(table)}")
     module, _, attribute = table[name].partition(":")
     return getattr(importlib.import_module(module), attribute)

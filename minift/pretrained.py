@@ -31,6 +31,7 @@ from minift.adapting import adapt_saved
 from minift.cli import CHECKOUT, is_checkout, spelled
 from minift.errors import UserError, look_up
 from minift.fields import fits, ranged, read_fields, shown
+from minift.flags import check_ranges
 from minift.methods.surgery import delta, load_delta, plain_name
 from minift.models import MODELS
 from minift.models.resnet import DEPTHS
@@ -350,7 +351,7 @@ def check_config(path: Path, config: dict) -> dict:
         task = None if config.get("task") is None else of(config["task"])
         settings = None if config.get("settings") is None else read_fields(Settings, config["settings"], "settings")
         if task is not None and settings is not None:
-            read_fields(task.LAYOUT, settings.layout, "settings: layout")
+            check_ranges(read_fields(task.LAYOUT, settings.layout, "settings: layout"))
         if config.get("preprocessing") is not None:
             from minift.data.loading import Preprocessing  # of images alone
 
@@ -389,7 +390,7 @@ def read_base(directory: Path, run: Checkpoint) -> Checkpoint:
                             "is expected); put the right one back, or convert the base again")  # fmt: skip
     why = f"{found[0]} is another one" if found else "that is not there"
     raise UserError(
-        f"{directory} holds what {run.method} has changed of {run.base_name} (sha256 {run.base[:12]}...), and {why}; "
+        f"{directory} holds what {run.method} has changed of {run.base_name:.200} (sha256 {run.base[:12]}...), and {why}; "
         f"put the right one into {weights_directory()}, or name the directory that it lies in by MINIFT_WEIGHTS"
     )
 

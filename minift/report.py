@@ -133,6 +133,9 @@ def print_results(run, parts: dict, task, training, scores: dict, progress, opti
         header = next(iter(scores.values())).metrics
         epoch = f"epoch {progress.best_epoch}" if progress.best_epoch else ""
         print(table([epoch, "rows", *header], [[split, len(parts[split]), *s.metrics.values()] for split, s in scores.items()]))
+        for split, s in scores.items():
+            for remark in task.remarks(s.metrics):
+                print(f"note: {split}: {remark}")
         last = list(scores)[-1]
         if not options.quiet and (shown_table := scores[last].meter.table()):
             print(f"\n{shown_table}  ({last})\n")

@@ -13,7 +13,7 @@ import statistics
 import sys
 import typing
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -547,7 +547,18 @@ def peak_memory_mb(device: torch.device) -> int | None:
         return round(torch.cuda.max_memory_allocated(device) / 2**20)
     if sys.platform == "win32":
         return None
+    with suppress(OSError, ValueError, StopIteration):  # Linux's own, which `forget_peak_memory` sets back
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return round(int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024)
     import resource  # is not there on Windows
 
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20)
+
+
+def forget_peak_memory() -> None:
+    """So that `peak_memory_mb` is that of this run, not of one before it in the process. Other systems than Linux keep theirs."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()

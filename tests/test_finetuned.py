@@ -3,7 +3,9 @@
 import csv
 import json
 import math
+import os
 import shutil
+import sys
 import threading
 
 import pytest
@@ -15,6 +17,7 @@ import train
 from minift import evaluate, predict
 from minift.errors import UserError
 from minift.outputs import write_rows
+from minift.runs import forget_peak_memory, peak_memory_mb
 from minift.tasks.classification import Confusion
 
 
@@ -183,3 +186,21 @@ def test_version(capsys):
         with pytest.raises(SystemExit) as stop:
             main(["--version"])
         assert stop.value.code == 0 and capsys.readouterr().out == f"minift {minift.__version__}\n"
+
+
+def test_training_that_has_gone_astray_is_said(directory):
+    task = minift.load(directory, "cpu").task
+    assert task.remarks({"loss": 0.69}) == [] == task.remarks({"loss": 1.0})
+    assert "lower --lr" in task.remarks({"loss": 1.2})[0]
+
+
+def test_the_peak_of_memory_is_that_of_the_run():
+    forget_peak_memory()
+    before = peak_memory_mb(torch.device("cpu"))
+    large = torch.zeros(100 << 20, dtype=torch.uint8)
+    high = peak_memory_mb(torch.device("cpu"))
+    assert high >= before + 90
+    del large
+    forget_peak_memory()
+    if sys.platform == "linux" and os.access("/proc/self/clear_refs", os.W_OK):
+        assert peak_memory_mb(torch.device("cpu")) < high - 50

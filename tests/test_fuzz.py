@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from tiny import TEXTS, converted_directory, converted_resnet, huggingface_directory, photographs, rows_file
 
@@ -24,6 +24,7 @@ import train
 from minift.data.layout import ImageLayout
 from minift.data.splits import split
 from minift.errors import UserError, look_up
+from minift.flags import check_ranges
 from minift.pretrained import read as read_converted
 from minift.tasks import TASKS
 
@@ -46,8 +47,8 @@ def outcome(act) -> str:
         act()
     except UserError as error:
         said = str(error)
-        assert said.strip() and "\n" not in said, f"a message of {said.count(chr(10)) + 1} lines: {said[:500]!r}"
-        assert len(said) < 4000, f"a message of {len(said)} characters: {said[:500]!r}"
+        assert said.strip() and len(said.splitlines()) == 1
+        assert len(said) < 4000, f"a message of {len(said):,} characters: {said[:500]!r}"
         said.encode(errors="backslashreplace")
         return "refused"
     finally:
@@ -55,7 +56,7 @@ def outcome(act) -> str:
     return "read"
 
 
-def fuzz(target: str, slow: bool, act, *strategies):
+def fuzz(target: str, slow: bool, capsys, act, *strategies):
     """Try so many inputs; print what came of them. Both outcomes must occur, or the inputs would show nothing."""
     number = INPUTS[target][slow]
     seen = Counter()
@@ -73,7 +74,8 @@ def fuzz(target: str, slow: bool, act, *strategies):
         seen[outcome(lambda: act(*drawn))] += 1
 
     each()
-    print(f"{target}: {seen.total():,} inputs, {seen['read']:,} read, {seen['refused']:,} refused")
+    with capsys.disabled():
+        print(f"\n{target}: {seen.total():,} inputs, {seen['read']:,} read, {seen['refused']:,} refused")
     assert seen["read"] and seen["refused"], seen
     return seen
 
@@ -93,7 +95,10 @@ ODD = st.sampled_from(SCALARS) | st.sampled_from([[], {}, [1], ["x"], {"x": 1}, 
 def edits(draw):
     """(how, seed, value) of one to three changes of a file."""
     ways = ["set", "set", "set", "delete", "add", "swap", "cut", "flip", "insert", "double", "empty", "deep", "digits"]
-    return [(draw(st.sampled_from(ways)), draw(st.integers(0, 2**32 - 1)), draw(ODD)) for _ in range(draw(st.integers(1, 3)))]
+    return [
+        (draw(st.sampled_from(ways)), draw(st.integers(0, 2**32 - 1)), draw(ODD))
+        for _ in range(draw(st.sampled_from([1, 1, 1, 3])))
+    ]
 
 
 def places(value, path=()) -> list[tuple]:
@@ -165,8 +170,12 @@ def edit(file: Path, changes: list) -> None:
 
 # ---- data ----
 
-CELLS = ["good film", "bad", "", " ", "a, b", 'say "x"', "text", "label", "sentence", "score", "id", "1", "0", "-1", "1.5", "nan",
-         "é", "x\ty", "two\nlines", "\ufeff", "a.jpg", "pos", "neg", "a|b", "O", "B-PER", "-", "٣", "²", "1e999", "_"]  # fmt: skip
+# fmt: off
+CELLS = [
+    "", " ", "a, b", 'say "x"', "text", "label", "sentence", "score", "id", "1", "0", "-1", "1.5", "nan", "é", "x\ty", "two\nlines",
+    "\ufeff", "a.jpg", "pos", "neg", "pos|neg", "O", "B-PER", "-", "٣", "²", "1e999", "_", "\x1f", "bad film",
+]
+# fmt: on
 JSONS = [
     '"good"',
     '""',
@@ -185,36 +194,65 @@ JSONS = [
     "1e999",
 ]
 KEYS = ["text", "label", "sentence1", "sentence2", "labels", "tokens", "tags", "x", "", "score", "path", "question", "context"]
+PLAIN = {  # column -> cells that belong there
+    "text": ["good film", "bad", "a slow book", "the app"],
+    "path": ["a.jpg", "./a.jpg"],
+    "label": ["pos", "neg"],
+    "score": ["1", "0.5", "-2"],
+    "labels": ["pos", "pos|neg", ""],
+    "tokens": [["the", "film"], ["a", "b"]],
+    "tags": [["O", "O"], ["B-PER", "I-PER"]],
+}
+COLUMNS = {  # what the rows of a task have; of any other a text and a label
+    "text-regression": ["text", "score"],
+    "image-classification": ["path", "label"],
+    "multi-label-classification": ["text", "labels"],
+    "multi-label-image-classification": ["path", "labels"],
+    "token-classification": ["tokens", "tags"],
+}
+FORMATS = {"token-classification": ["jsonl", "conll"], "masked-lm": ["txt", "csv", "jsonl"]}
 
 
-@st.composite
-def tables(draw):
-    """(name of the file, its bytes)"""
-    kind = draw(st.sampled_from(["csv", "tsv", "jsonl", "txt", "json", "conll"]))
-    rows = draw(st.integers(0, 8))
+def table_of(task: str, pick: random.Random) -> tuple[str, bytes]:
+    """(name of the file, its bytes): of a kind that the task reads, with cells, a header and bytes that do not belong."""
+
+    def sometimes(one_in: int) -> bool:
+        return pick.randrange(one_in) == 0
+
+    kind = pick.choice(FORMATS.get(task, ["csv", "tsv", "jsonl"]))
+    kind = pick.choice(["csv", "tsv", "jsonl", "txt", "json", "conll"]) if sometimes(8) else kind
+    names = COLUMNS.get(task, ["text", "label"]) + [name for name in ("id", "x", "score") if sometimes(4)]
+    names = pick.choices(KEYS, k=pick.randint(1, 4)) if sometimes(8) else names
+    rows = pick.choice([0, 1, 2, 8, 12, 12, 30])
+    odd = sometimes(3)  # whether there may be cells that do not belong
+
+    def cell(name: str):
+        return pick.choice(CELLS) if odd and sometimes(5) else pick.choice(PLAIN.get(name, ["x", "y"]))
+
     if kind in ("jsonl", "json"):
-        keys = draw(st.lists(st.sampled_from(KEYS), min_size=1, max_size=4))
-        lines = ["{" + ", ".join(f"{json.dumps(key)}: {draw(st.sampled_from(JSONS))}" for key in keys) + "}" for _ in range(rows)]
+        written = [[json.dumps(cell(name)) for name in names] for _ in range(rows)]
+        if odd and rows:
+            written[pick.randrange(rows)][-1] = pick.choice(JSONS)
+        lines = ["{" + ", ".join(f"{json.dumps(n)}: {c}" for n, c in zip(names, row, strict=True)) + "}" for row in written]
         text = "\n".join(lines) if kind == "jsonl" else "[" + ",".join(lines) + "]"
+    elif kind == "conll":
+        sentences = [["the O", "film B-X", f"{cell('text')} O"][: pick.randint(1, 3)] for _ in range(rows)]
+        text = "\n\n".join(map("\n".join, sentences))
     else:
-        width = draw(st.integers(1, 4))
-        header = [draw(st.lists(st.sampled_from(KEYS[:-4]), min_size=width, max_size=width))] if draw(st.booleans()) else []
-        body = [[draw(st.sampled_from(CELLS)) for _ in range(width)] for _ in range(rows)]
-        delimiter = {"csv": draw(st.sampled_from([",", ";", "\t"])), "conll": " "}.get(kind, "\t")
-        quoted = kind == "csv" and draw(st.booleans())
-        written = [[f'"{cell.replace(chr(34), 2 * chr(34))}"' if quoted else cell for cell in row] for row in header + body]
-        text = draw(st.sampled_from(["\n", "\n", "\r\n", "\r"])).join(map(delimiter.join, written))
+        body = [[str(cell(name)) for name in names] for _ in range(rows)]
+        delimiter = pick.choice([",", ",", ";", "\t"]) if kind == "csv" else "\t"
+        quoted = kind == "csv" and not sometimes(4)
+        table = body if sometimes(6) else [names, *body]
+        written = [[f'"{one.replace(chr(34), 2 * chr(34))}"' if quoted else one for one in row] for row in table]
+        text = pick.choice(["\n", "\n", "\r\n", "\r"]).join(map(delimiter.join, written))
     raw = text.encode("utf-8", "surrogatepass")
-    for how, seed, _ in draw(
-        st.lists(st.tuples(st.sampled_from(["cut", "flip", "insert", "double"]), st.integers(0, 99), ODD), max_size=2)
-    ):
-        raw = edit_bytes(raw, how, random.Random(seed))
+    for _ in range(pick.choice([0, 0, 0, 1, 2])):
+        raw = edit_bytes(raw, pick.choice(["cut", "flip", "insert", "double"]), pick)
     return f"rows.{kind}", raw
 
 
-@st.composite
-def layouts(draw, kind: type):
-    """Flags as one may give them, most of them unset."""
+def flags_of(kind: type, pick: random.Random) -> dict:
+    """Flags of a layout as one may give them, most of them unset."""
     odd = {
         "format": ["csv", "tsv", "jsonl", "label-first", "lines", "x"],
         "header": ["yes", "no"],
@@ -226,26 +264,31 @@ def layouts(draw, kind: type):
         "documents": ["lines", "blank-lines"],
     }
     columns = ["1", "2", "9", "0", "-1", "text", "label", "x", "", "1+2", "text+x", "1,2", "²", "٣", "9" * 30]
-    values = {}
-    for f in fields(kind):
-        if f.name != "workers" and draw(st.integers(0, 3)) == 0:
-            values[f.name] = draw(st.sampled_from(odd.get(f.name, columns)))
+    values = {
+        f.name: pick.choice(odd.get(f.name, columns)) for f in fields(kind) if pick.randrange(20) == 0 and f.name != "workers"
+    }
     return values | ({"workers": 0} if kind is ImageLayout else {})
 
 
 KINDS = {task: look_up(TASKS, task, "").LAYOUT for task in TASKS}
+SEEDS = st.integers(0, 2**64 - 1)
 
 
 @both
-def test_data_files(slow, tmp_path):
+def test_data_files(slow, tmp_path, capsys):
     options, given = train.options_of, {"pool": "cls", "max_length": 20, "overlap": 5}
+    photographs(tmp_path, 1)
+    (tmp_path / "ants" / "0.jpg").rename(tmp_path / "a.jpg")
 
-    def act(table, task, flags, labelled):
-        name, raw = table
+    def act(task, seed):
+        pick = random.Random(seed)
+        name, raw = table_of(task, pick)
+        labelled, layout, kind = pick.randrange(3) > 0, KINDS[task](**flags_of(KINDS[task], pick)), look_up(TASKS, task, "")
         file = tmp_path / name
         file.write_bytes(raw)
-        kind = look_up(TASKS, task, "")
-        rows = kind.read(str(file), KINDS[task](**flags), labelled)
+        note(f"labelled {labelled}, {layout}, {raw!r}")  # shown where it fails
+        check_ranges(layout)
+        rows = kind.read(str(file), layout, labelled)
         assert len(rows.inputs()) == len(rows) and len(rows.take(range(len(rows)))) == len(rows)
         if labelled:
             known = {f.name for f in fields(options(task))}
@@ -253,38 +296,46 @@ def test_data_files(slow, tmp_path):
             split(rows, 0.1, 0)
             assert isinstance(learned, kind)
 
-    drawn = st.sampled_from(list(KINDS)).flatmap(lambda task: st.tuples(st.just(task), layouts(KINDS[task])))
-    fuzz("tables", slow, lambda table, two, labelled: act(table, *two, labelled), tables(), drawn, st.booleans())
+    fuzz("tables", slow, capsys, act, st.sampled_from(list(KINDS)), SEEDS)
 
 
-NAMES = st.sampled_from(
-    ["a", "b", "train", "test", ".hidden", "é", "x" * 200, "unsup", "1.txt", "2.txt", "3.jpg", "4.PNG", "Thumbs.db"]
-)
-CONTENT = st.sampled_from([b"", b"good", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"\0", b"%!PS", "bad é".encode(), b"\xe9"])
-FILES = st.lists(st.tuples(st.lists(NAMES, min_size=1, max_size=3), CONTENT), max_size=8)
+def tree_of(place: Path, picture: bytes, task: str, pick: random.Random) -> None:
+    """Folders of texts or images, a class each, among them names, files and bytes that do not belong."""
+    images = KINDS[task] is ImageLayout
+    names = ["a", "b", "c", "train", "test", ".hidden", "é", "x" * 200, "unsup", "a/b", "l\nm", "Thumbs.db"]
+    contents = [b"", b"good", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"\0", b"%!PS", "bad é".encode(), b"\xe9"]
+    odd = pick.randrange(2) == 0
+    for folder in pick.sample(["a", "b", "c"], 2) if pick.randrange(4) else pick.sample(names, pick.randrange(4)):
+        for i in range(pick.randint(1, 3)):
+            name = f"{i}{'.jpg' if images else '.txt'}"
+            content = picture if images else b"a good film"
+            if odd and pick.randrange(4) == 0:
+                name = pick.choice(["1.TXT", "2.png", "3", ".hidden.jpg", "4.jpg", "5.txt", "Thumbs.db"])
+                content = pick.choice(contents)
+            file = place / folder / name
+            if not any(parent.is_file() for parent in file.parents):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content)
+    if odd and pick.randrange(3) == 0 and not (place / "loop").exists():
+        (place / "loop").symlink_to(pick.choice([place, place / "nowhere"]))
 
 
 @both
-def test_directories(slow, tmp_path):
-    picture = photographs(tmp_path / "photos", 1) / "ants" / "0.jpg"
-    whole = [picture.read_bytes(), b"a good film"]
+def test_directories(slow, tmp_path, capsys):
+    picture = (photographs(tmp_path / "photos", 1) / "ants" / "0.jpg").read_bytes()
 
-    def act(files, task, labelled):
-        place = tmp_path / "tree"
+    def act(task, seed):
+        pick, place = random.Random(seed), tmp_path / "tree"
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
-        for i, (path, content) in enumerate(files):
-            file = place.joinpath(*path)
-            if any(parent.is_file() for parent in file.parents) or file.exists():
-                continue
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(whole[file.suffix.lower() == ".txt"] if i % 2 else content)
-        rows = look_up(TASKS, task, "").read(
-            str(place), KINDS[task](**({"workers": 0} if KINDS[task] is ImageLayout else {})), labelled
-        )
+        tree_of(place, picture, task, pick)
+        note(str(sorted(place.rglob("*"))))
+        layout = KINDS[task](**({"workers": 0} if KINDS[task] is ImageLayout else {}))
+        rows = look_up(TASKS, task, "").read(str(place), layout, pick.randrange(3) > 0)
         assert len(rows.inputs()) == len(rows)
 
-    fuzz("directories", slow, act, FILES, st.sampled_from(list(KINDS)), st.booleans())
+    of_files = [task for task in KINDS if task in ("text-classification", "image-classification", "masked-lm")]
+    fuzz("directories", slow, capsys, act, st.sampled_from([*of_files, *KINDS]), SEEDS)
 
 
 # ---- checkpoints and runs ----
@@ -343,7 +394,7 @@ def made(tmp_path_factory):
 
 
 @both
-def test_checkpoints_of_transformers(made, slow, tmp_path):
+def test_checkpoints_of_transformers(made, slow, tmp_path, capsys):
     copy = Copy(made / "hf", tmp_path / "hf")
 
     def act(number, changes):
@@ -351,11 +402,11 @@ def test_checkpoints_of_transformers(made, slow, tmp_path):
         convert.main([str(copy.edited(number, changes)), "--out", str(tmp_path / "out")])
         read_converted(tmp_path / "out").body()
 
-    fuzz("checkpoints", slow, act, *where(len(copy.files)))
+    fuzz("checkpoints", slow, capsys, act, *where(len(copy.files)))
 
 
 @both
-def test_converted_checkpoints(made, slow, tmp_path):
+def test_converted_checkpoints(made, slow, tmp_path, capsys):
     copies = [Copy(made / "bert", tmp_path / "bert"), Copy(made / "resnet", tmp_path / "resnet")]
 
     def act(number, changes):
@@ -363,11 +414,11 @@ def test_converted_checkpoints(made, slow, tmp_path):
         checkpoint = read_converted(copy.edited(number // 2, changes))
         checkpoint.body(checkpoint.own_pool if copy is copies[0] else "mean")
 
-    fuzz("bases", slow, act, *where(2 * max(len(copy.files) for copy in copies)))
+    fuzz("bases", slow, capsys, act, *where(2 * max(len(copy.files) for copy in copies)))
 
 
 @both
-def test_runs(made, slow, tmp_path):
+def test_runs(made, slow, tmp_path, capsys):
     names = ["text", "lora", "image", "tags"]
     copies = [Copy(made / name / "model", tmp_path / name) for name in names]
     inputs = {"image": [str(made / "photos" / "ants" / "0.jpg")]}
@@ -378,11 +429,11 @@ def test_runs(made, slow, tmp_path):
         given = inputs.get(names[i], TEXTS)
         assert len(tuned.predict(given)) == len(given)
 
-    fuzz("runs", slow, act, *where(len(names) * max(len(copy.files) for copy in copies)))
+    fuzz("runs", slow, capsys, act, *where(len(names) * max(len(copy.files) for copy in copies)))
 
 
 @both
-def test_directories_of_peft_and_adapters(made, slow, tmp_path):
+def test_directories_of_peft_and_adapters(made, slow, tmp_path, capsys):
     copies = [Copy(made / name, tmp_path / name) for name in ("peft", "adapters")]
 
     def act(number, changes):
@@ -391,17 +442,17 @@ def test_directories_of_peft_and_adapters(made, slow, tmp_path):
         convert.main([str(place), "--base", str(made / "bert"), "--out", str(tmp_path / "out")])
         minift.load(tmp_path / "out", "cpu").predict(TEXTS)
 
-    fuzz("adapters", slow, act, *where(2 * max(len(copy.files) for copy in copies)))
+    fuzz("adapters", slow, capsys, act, *where(2 * max(len(copy.files) for copy in copies)))
 
 
 @both
-def test_runs_that_go_on(made, slow, tmp_path):
+def test_runs_that_go_on(made, slow, tmp_path, capsys):
     copy = Copy(made / "text", tmp_path / "text", without=("model.safetensors", "tokenizer.json"))
 
     def act(number, changes):
         train.main(["--resume", str(copy.edited(number, changes)), "--epochs", "2", "--quiet"])
 
-    fuzz("resumed", slow, act, *where(len(copy.files)))
+    fuzz("resumed", slow, capsys, act, *where(len(copy.files)))
 
 
 def test_it_is_ten_thousand_inputs():
@@ -411,22 +462,29 @@ def test_it_is_ten_thousand_inputs():
 # ---- the fuzzer itself ----
 
 
-def test_a_planted_bug_is_found(monkeypatch, tmp_path):
-    """One that needs a cell of its own, and one that makes a message of two lines."""
+def test_a_planted_bug_is_found(monkeypatch, tmp_path, capsys):
+    """One that needs a label that is no word, and one that repeats a whole file in its message."""
     from minift.data import labels
 
     def rare(cell):
-        if cell == "pos|neg":
+        if isinstance(cell, str) and not cell.isalnum():
             raise KeyError(cell)
         return as_name(cell)
 
     as_name = labels.as_name
     monkeypatch.setitem(labels.KINDS, "name", rare)
     with pytest.raises(KeyError):
-        test_data_files(False, tmp_path)
+        test_data_files(False, tmp_path, capsys)
 
-    def wordy():
-        raise UserError("two\nlines")
+    with pytest.raises(AssertionError, match="5,007 characters"):
+        outcome(lambda: raise_error("x" * 5007))
 
-    with pytest.raises(AssertionError, match="2 lines"):
-        outcome(wordy)
+
+def raise_error(message: str):
+    raise UserError(message)
+
+
+def test_an_error_is_one_line_whatever_name_it_holds():
+    with pytest.raises(UserError) as caught:
+        raise_error("no such file: a\nb\x1b[2J\u2028c")
+    assert str(caught.value) == r"no such file: a\nb\x1b[2J\u2028c"

@@ -23,7 +23,7 @@ from PIL import ExifTags, Image, ImageFile
 from tqdm import tqdm
 
 from minift.data.images import Images
-from minift.errors import UserError
+from minift.errors import UserError, one_line
 
 NARROWEST = 50  # longer side by shorter one: resized by its shorter side, such a picture takes 700 MB
 # What the extensions of data/images.py promise, whatever a file's name is. Pillow knows more, and for EPS it starts Ghostscript.
@@ -39,7 +39,7 @@ class BadImage(UserError):
     """(path, problem): a file that cannot be decoded."""
 
     def __str__(self) -> str:
-        return f"{self.args[0]}: {self.args[1]}; fix the file or take it out"
+        return one_line(f"{self.args[0]}: {self.args[1]}; fix the file or take it out")
 
 
 UPRIGHT = {  # EXIF orientation -> what turns the stored picture upright, as in PIL.ImageOps.exif_transpose

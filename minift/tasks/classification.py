@@ -13,6 +13,7 @@ row by that weight, so that the loss of a step is torch's weighted cross entropy
 Axes: N rows, B batch, C classes. Proved by tests/reference/test_trajectory.py, tests/reference/test_imbalance.py.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -114,6 +115,13 @@ class Classification(Pooled):
 
     def meter(self, data: Data) -> "Confusion":
         return Confusion(self.labels)
+
+    def remarks(self, metrics: dict[str, float | None]) -> list[str]:
+        even = math.log(len(self.labels))
+        if metrics["loss"] < 1.5 * even:
+            return []
+        return [f"the loss {metrics['loss']:.3g} is far above that of equal probabilities, ln {len(self.labels)} = {even:.3g}: "
+                "training has gone astray; try a lower --lr"]  # fmt: skip
 
     def predict(self, outputs: Iterable[tuple[int, list[Tensor]]], data: Data) -> Iterator[dict]:
         """label, score (its probability), probabilities by label"""

@@ -120,6 +120,10 @@ class Task:
         """The task with thresholds chosen on the validation rows that the meter has seen, after training."""
         return self
 
+    def remarks(self, metrics: dict[str, float | None]) -> list[str]:
+        """What to note of the figures of a split after training."""
+        return []
+
     def predict(self, outputs: Iterable[tuple[int, list]], data: Data) -> Iterator[dict]:
         """outputs: for every row of `data`, in order, its number and the outputs of its units, without the axis B."""
         raise NotImplementedError
