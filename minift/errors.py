@@ -57,7 +57,7 @@ def command(main: Callable[[list[str]], int | None], name: str) -> None:
     except OSError as error:  # a directory that may not be written, a full disk
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO):
             raise
-        code = say(f"{name}: {error.filename or 'writing has failed'}: {error.strerror}", 2)
+        code = say(f"{name}: {error.filename or 'writing failed'}: {error.strerror}", 2)
         if error.filename is None:  # what standard output still holds cannot be written either
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except (MemoryError, RuntimeError) as error:

@@ -304,7 +304,9 @@ def test_a_directory_in_use_is_refused(tmp_path, base):
     with pytest.raises(UserError, match="not empty"):
         run(tmp_path, base)
     assert (directory / "result.json").read_bytes() == before
-    for useless, wanted in ((tmp_path / "gone", "no such directory"), (base, "without a head"), (tmp_path, "no config.json")):
+    (tmp_path / "nothing").mkdir()
+    useless_ones = ((tmp_path / "gone", "no such directory"), (base, "without a head"), (tmp_path / "nothing", "no config.json"))
+    for useless, wanted in (*useless_ones, (tmp_path, "holds several runs")):
         with pytest.raises(UserError, match=wanted):
             minift.load(useless)
 
