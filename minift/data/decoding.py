@@ -42,6 +42,13 @@ class BadImage(UserError):
         return one_line(f"{self.args[0]}: {self.args[1]}; fix the file or take it out")
 
 
+class BadImages(UserError):
+    """What is wrong, and below it a line for each file."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(one_line, self.args))
+
+
 UPRIGHT = {  # EXIF orientation -> what turns the stored picture upright, as in PIL.ImageOps.exif_transpose
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -329,13 +336,13 @@ def sound(images: Images, workers: int, skip_bad: bool) -> Images:
     more = [f"  and {len(listed) - LISTED:,} more"] if listed[LISTED:] else []
     if not skip_bad:
         first = f"{images.path}: {len(bad):,} of {len(images):,} images cannot be read; delete them or add --skip-bad-images"
-        raise UserError("\n".join([first, *listed[:LISTED], *more]))
+        raise BadImages(first, *listed[:LISTED], *more)
     kept = images.take(np.array([i for i, file in enumerate(images.files) if file not in bad], dtype=np.int64))
     emptied = sorted(set(images.labels or ()) - set(kept.labels or ()))
     if emptied or not len(kept):
         what = f" of the class {', '.join(emptied)}" if emptied else ""
         first = f"{images.path}: {len(bad):,} of {len(images):,} images cannot be read and none is left{what}; put sound ones there"
-        raise UserError("\n".join([first, *listed[:LISTED], *more]))
+        raise BadImages(first, *listed[:LISTED], *more)
     shown = ", ".join(f"{file} ({problem})" for file, problem in list(bad.items())[:3])
     said = f"{len(bad):,} bad images left out: {shown}" + (f", and {len(bad) - 3:,} more" if len(bad) > 3 else "")
     return replace(kept, decided=[*images.decided, said])
