@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minift.data.columns import choose_columns, is_header
-from minift.data.encoding import decode, read_bytes
+from minift.data.encoding import decode, read_bytes, read_files
 from minift.data.examples import Examples, check_characters
 from minift.data.folders import all_files
 from minift.data.layout import DocumentLayout, not_for_directories
@@ -102,12 +102,7 @@ def from_table(source: str | Path, layout: DocumentLayout, filled: bool) -> Docu
 
 def from_directory(path: Path, layout: DocumentLayout, filled: bool) -> Documents:
     files, decided = all_files(path, TEXT_FILES)
-    texts = []
-    for file in files:
-        said: list[str] = []
-        name, raw = read_bytes(file)
-        texts.append(decode(name, raw, layout.encoding, said).strip("\n"))
-        decided += [one for one in said if one not in decided]
+    texts = read_files(files, layout.encoding, decided)
     decided += ["a document a file", *not_for_directories(layout), *idle(layout, ("documents",), "a directory")]
     columns = {"file": list(map(str, files))}
     return without_blanks(Documents(path, texts, [], decided=decided, columns=columns), filled)

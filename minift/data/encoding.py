@@ -113,3 +113,14 @@ def not_text(path: str | Path) -> str | None:
 def packed(raw: bytes) -> str | None:
     """What a file is that begins with these bytes, and what to do; None: it may be text."""
     return next((what for signature, what in SIGNATURES.items() if raw.startswith(signature)), None)
+
+
+def read_files(files: list[Path], encoding: str, decided: list[str]) -> list[str]:
+    """The text of each file, without the ends of lines around it. What is to be told of them is added to `decided`, once."""
+    texts = []
+    for file in files:
+        said: list[str] = []
+        name, raw = read_bytes(file)
+        texts.append(decode(name, raw, encoding, said).strip("\n"))
+        decided += [one for one in said if one not in decided]
+    return texts

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minift.data.columns import choose_columns, is_header, other_columns
-from minift.data.encoding import decode, read_bytes
+from minift.data.encoding import read_files
 from minift.data.examples import Examples, check_characters, listed
 from minift.data.folders import Kind, all_files, class_folders
 from minift.data.labels import alike, keep_part, read_labels, strata_of
@@ -117,12 +117,7 @@ def from_folders(path: Path, layout: TextLayout, labelled: bool, label: str) -> 
     else:
         files, decided = all_files(path, TEXT_FILES)
     decided += not_for_directories(layout)
-    texts = []
-    for file in files:
-        said: list[str] = []
-        name, raw = read_bytes(file)
-        texts.append(decode(name, raw, layout.encoding, said).strip("\n"))
-        decided += [one for one in said if one not in decided]
+    texts = read_files(files, layout.encoding, decided)
     empty = sum(not text.strip() for text in texts)
     decided += [f"{empty} rows with an empty text"] if empty else []
     labels, shortened = keep_part(labels, layout.label_part) if labels else (None, 0)
