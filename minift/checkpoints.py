@@ -27,7 +27,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from minift.errors import Diverged, Terminated, UserError, say
+from minift.errors import Diverged, Terminated, UserError, brief, say
 from minift.optim.precision import LossScaler
 from minift.pretrained import recover, sha256, whole, write_json, write_tensors
 from minift.training import Log, Progress, Saving, Training, out_of_patience
@@ -159,8 +159,8 @@ class Checkpoints(Saving):
             self.training.optimizer.load_state_dict(parts["optimizer"])
             if self.scaler:
                 self.scaler.load_state_dict(parts["scaler"])
-        except (ValueError, KeyError, RuntimeError) as error:
-            raise UserError(f"{path}: this is not a checkpoint of this run ({' '.join(str(error).split())[:200]})") from None
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise UserError(f"{path}: this is not a checkpoint of this run ({brief(error)})") from None
         self.run.rewind(stored["metrics"])
         if (path / "model").is_dir():  # what the run's own holds may be of a later epoch, scored after this checkpoint
             with whole(self.run.directory / "model") as fresh:
@@ -211,8 +211,8 @@ def problem_of(path: Path) -> str | None:
         return None if {STATE, PROGRESS} <= manifest.keys() else f"{MANIFEST} does not name all files"
     except FileNotFoundError:
         return f"incomplete, there is no {MANIFEST}"
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        return f"{MANIFEST} cannot be read ({' '.join(str(error).split())[:100]})"
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        return f"{MANIFEST} cannot be read ({brief(error)})"
 
 
 def tidy(directory: Path) -> None:

@@ -9,12 +9,18 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
+LONGEST = 2000  # characters of a message
+
 
 class UserError(Exception):
-    """What is wrong, where (file, line, column), what to do: all in one line, also where a name in it holds the end of one."""
+    """What is wrong, where (file, line, column), what to do: all in one line, also where a name in it holds the end of one.
+
+    A value of thousands of characters is cut out of the middle of the line; what to do stands at its end.
+    """
 
     def __str__(self) -> str:
-        return one_line(super().__str__())
+        said = one_line(super().__str__())
+        return said if len(said) <= LONGEST else f"{said[: LONGEST - 400]} ... {said[-400:]}"
 
 
 class Diverged(UserError):
@@ -32,6 +38,11 @@ class Terminated(KeyboardInterrupt):
 def one_line(text: str) -> str:
     """The text with its ends of lines and other control characters written as Python writes them."""
     return re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)
+
+
+def brief(error: Exception) -> str:
+    """What a library says, in one line and at most 200 characters: it may repeat a whole file."""
+    return " ".join(str(error).split())[:200]
 
 
 def command(main: Callable[[list[str]], int | None], name: str) -> None:

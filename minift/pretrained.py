@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from minift.adapting import adapt_saved
 from minift.cli import CHECKOUT, is_checkout, spelled
-from minift.errors import UserError, look_up
+from minift.errors import UserError, brief, look_up
 from minift.fields import fits, ranged, read_fields, shown
 from minift.flags import check_ranges
 from minift.methods.surgery import delta, load_delta, plain_name
@@ -249,7 +249,7 @@ def read_tensors(path: Path, checked: bool = True) -> dict[str, Tensor]:
     try:
         tensors = load_file(path)
     except (SafetensorError, LookupError, AttributeError, TypeError, ValueError) as error:  # a type that this torch has not
-        size, why = path.stat().st_size, " ".join(str(error).split())[:200]
+        size, why = path.stat().st_size, brief(error)
         raise UserError(f"{path}: cut short or no safetensors file ({size:,} bytes; {why}); fetch it again") from None
     if checked:
         check_values(path, tensors)
@@ -285,9 +285,18 @@ def read_tokenizer(directory: Path) -> Tokenizer:
         raise UserError(f"{path}: no such file; convert the checkpoint again")
     check_path(path)
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
-        raise UserError(f"{path}: not readable as a tokenizer ({error})") from None
+        raise UserError(f"{path}: not readable as a tokenizer ({brief(error)})") from None
+    processor = json.loads(tokenizer.to_str())["post_processor"] or {}
+    for part in processor.get("processors", [processor]):  # the library panics at the first text where a template lacks a token
+        pieces = [*part.get("single", ()), *part.get("pair", ())] if part.get("type") == "TemplateProcessing" else []
+        absent = {piece["SpecialToken"]["id"] for piece in pieces if "SpecialToken" in piece} - part.get(
+            "special_tokens", {}
+        ).keys()
+        if absent:
+            raise UserError(f"{path}: not readable as a tokenizer (special_tokens of its template lack {min(absent)!r})")
+    return tokenizer
 
 
 def read(directory: Path, base: Checkpoint | None = None) -> Checkpoint:
@@ -483,7 +492,7 @@ def beside(place: Path) -> Iterator[Path]:
         part = Path(tempfile.mkdtemp(prefix=".minift-", suffix=".part", dir=place.parent))
         yield part
     except (OSError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or " ".join(str(error).split())
+        why = getattr(error, "strerror", None) or brief(error)
         raise UserError(f"{place}: cannot be written ({why}); what was there before is unchanged") from None
     finally:
         if part is not None:

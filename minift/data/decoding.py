@@ -23,7 +23,7 @@ from PIL import ExifTags, Image, ImageFile
 from tqdm import tqdm
 
 from minift.data.images import Images
-from minift.errors import UserError, one_line
+from minift.errors import UserError, brief, one_line
 
 NARROWEST = 50  # longer side by shorter one: resized by its shorter side, such a picture takes 700 MB
 # What the extensions of data/images.py promise, whatever a file's name is. Pillow knows more, and for EPS it starts Ghostscript.
@@ -126,7 +126,7 @@ def problem_of(path: Path, error: Exception) -> str:
         with path.open("rb") as file:
             kinds = ", ".join(known_formats())
             return f"no image of a format that is read ({kinds}; Pillow {PIL.__version__}); it begins with {file.read(12)!r}"
-    why = " ".join(str(error).split()) or type(error).__name__
+    why = brief(error) or type(error).__name__
     return f"{'cut short' if 'truncated' in why.lower() else 'cannot be decoded'} ({why})"
 
 

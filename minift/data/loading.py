@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from minift.data.batching import Batch, Labelled, without_lone
 from minift.data.decoding import START, begin_worker, ctrl_c_later, open_image
-from minift.errors import UserError
+from minift.errors import UserError, brief
 from minift.fields import ranged, read_fields
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
@@ -68,7 +68,7 @@ def transforms() -> ModuleType:
     except (ImportError, RuntimeError, AttributeError, OSError) as error:
         if isinstance(error.__cause__, KeyboardInterrupt):  # Python 3.11 wraps one that comes in the midst of a class
             raise error.__cause__ from None
-        raise UserError(mismatch(" ".join(str(error).split()))) from None
+        raise UserError(mismatch(brief(error))) from None
     return v2
 
 

@@ -305,7 +305,7 @@ def head_of(file: Path) -> tuple[str, str, dict]:
     said = read_config(file)
     if not isinstance(said.get("config"), dict):
         known = said.get("model_class")
-        if known not in STATIC:
+        if not isinstance(known, str) or known not in STATIC:
             raise UserError(
                 f"{file}: model_class {known!r:.60} is not supported, only {', '.join(STATIC)}; save the adapter with "
                 "with_head=False"
@@ -313,7 +313,7 @@ def head_of(file: Path) -> tuple[str, str, dict]:
         return STATIC[known], f"{HEADS[STATIC[known]].names['bert']['']}.", said
     fields = {"bias": True} | said["config"]
     types = {wanted["head_type"]: task for task, wanted in FLEXIBLE.items()}
-    if fields.get("head_type") not in types:
+    if not isinstance(fields.get("head_type"), str) or fields["head_type"] not in types:
         raise UserError(
             f"{file}: head_type {fields.get('head_type')!r:.60} is not supported, only {', '.join(types)}; save the adapter with "
             "with_head=False"

@@ -17,7 +17,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from minift import pretrained
-from minift.errors import UserError
+from minift.errors import UserError, brief
 from minift.formats.wordpiece import (
     FLAGS,
     add_tokens,
@@ -94,7 +94,7 @@ def from_files(directory: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer(models.BPE(vocabulary, merges, fuse_unk=False))
     except Exception as error:  # the library raises bare Exception
-        raise UserError(f"{directory / 'merges.txt'}: does not belong to vocab.json ({' '.join(str(error).split())})") from None
+        raise UserError(f"{directory / 'merges.txt'}: does not belong to vocab.json ({brief(error)})") from None
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer

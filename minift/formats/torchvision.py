@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from minift.cli import spelled
 from minift.data.loading import IMAGENET_V1, IMAGENET_V2, Preprocessing, mismatch
-from minift.errors import UserError
+from minift.errors import UserError, brief
 from minift.formats.hub import reason
 from minift.formats.huggingface import Report, count_from_zero, translate, unpickle, untied, write_bin
 from minift.models.resnet import DEPTHS, REDUCTION, ResNet, ResNetConfig
@@ -49,7 +49,7 @@ def library():
     try:
         from torchvision import models
     except (ImportError, RuntimeError, AttributeError, OSError) as error:
-        raise UserError(mismatch(" ".join(str(error).split()))) from None
+        raise UserError(mismatch(brief(error))) from None
     return models
 
 
@@ -110,7 +110,7 @@ def download(name: str, url: str, path: Path) -> None:
         ) from None
     except RuntimeError as error:  # of the hash; a connection that is closed too early shows only there
         raise UserError(
-            f"{name}: {url} broke off or came changed: {' '.join(str(error).split())}; nothing was kept, run the same command again"
+            f"{name}: {url} broke off or came changed: {brief(error)}; nothing was kept, run the same command again"
         ) from None
     except (OSError, http.client.HTTPException) as error:
         if isinstance(error, OSError) and error.filename is not None:

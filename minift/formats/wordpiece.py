@@ -16,6 +16,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from minift import pretrained
+from minift.data.examples import check_characters
 from minift.errors import UserError
 from minift.pretrained import Checkpoint, read_object, write_json
 
@@ -142,12 +143,12 @@ def special_tokens_of(file: Path, settings: dict, defaults: dict[str, str]) -> d
 
 def as_token(file: Path, what: str, value: object, special: bool = True) -> AddedToken:
     """A token that is written as a string, or as an object with the flags of an added token."""
-    if isinstance(value, str) and value:
-        return AddedToken(value, special=special, normalized=not special)
-    flags = {flag: value[flag] for flag in FLAGS if flag in value} if isinstance(value, dict) else {}
-    content = value.get("content") if isinstance(value, dict) else None
+    content, flags = value, {"special": special, "normalized": not special}
+    if isinstance(value, dict):
+        content, flags = value.get("content"), {flag: value[flag] for flag in FLAGS if flag in value}
     if not isinstance(content, str) or not content or not all(isinstance(flag, bool) for flag in flags.values()):
         raise UserError(f"{file}: {what} is {value!r:.60}; a token is expected")
+    check_characters(content, f"{file}: {what}")
     return AddedToken(content, **flags)
 
 

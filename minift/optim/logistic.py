@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 TIGHT, LOOSE = 1e-8, 1e-4  # tolerance of one fit, and of those of a sweep
 ROUND = 100  # steps of L-BFGS before the curvature is computed anew
+POLISH = 20  # steps after the last round of a tight fit, by the gradient alone
 PATIENCE = 6  # penalties, one and a half decades, after the best validation loss and the best accuracy: then a sweep ends
 
 
@@ -147,7 +148,8 @@ def minimise(rows: Rows, l2: float, theta: Tensor, tolerance: float) -> Tensor:
 
     A round ends after ROUND steps, where the largest derivative is at most tolerance sqrt(J), at which the objective J could fall
     by the order of tolerance^2 J, or where a step falls by less than that or than float64 resolves. The last round is the one that
-    ends with such derivatives, or that falls by less as a whole.
+    ends with such derivatives, or that falls by less as a whole. Where it was float64 that ended it, POLISH steps follow without a
+    line search, since the derivatives are still exact where differences of J no longer are.
     """
     if not (math.isfinite(l2) and l2 > 0):
         raise ValueError(f"l2 is {l2}; without a penalty above 0 rows that can be separated have no best weight")
@@ -176,7 +178,12 @@ def minimise(rows: Rows, l2: float, theta: Tensor, tolerance: float) -> Tensor:
         before, J = J, differentiate(rows, l2, T, x).item()
         theta = (x @ T.T).detach()
         if x.grad.abs().max() <= flat or not before - J > resolved * before:
-            return theta
+            break
+    if resolved > tolerance**2:
+        lbfgs.param_groups[0].update(line_search_fn=None, tolerance_grad=flat / 1000, tolerance_change=0.0, max_iter=POLISH)
+        lbfgs.step(partial(differentiate, rows, l2, T, x))
+        theta = (x @ T.T).detach()
+    return theta
 
 
 def differentiate(rows: Rows, l2: float, T: Tensor, x: Tensor) -> Tensor:

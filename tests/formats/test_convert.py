@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import huggingface_directory, tiny_body, trust_our_own_files
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, processors
 
 import convert
 from minift import cli, pretrained
@@ -62,6 +62,15 @@ def save_without(source, gone):
     save_file({name: t for name, t in tensors.items() if gone not in name}, source / "model.safetensors")
 
 
+def write_template(source, lacks):
+    """A tokenizer.json whose template has a token that it does not describe."""
+    tokenizer = Tokenizer(models.WordPiece({"[CLS]": 0, "[SEP]": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 0), ("[SEP]", 1)])
+    content = json.loads(tokenizer.to_str())
+    del content["post_processor"]["special_tokens"][lacks]
+    (source / "tokenizer.json").write_text(json.dumps(content))
+
+
 BROKEN = {
     "cut short": (lambda s: truncate(s / "model.safetensors"), "cut short"),
     "empty": (lambda s: os.truncate(s / "model.safetensors", 0), "cut short"),
@@ -98,6 +107,7 @@ BROKEN = {
     "another vocabulary": (lambda s: (s / "vocab.txt").write_text("a\nb\n"), "vocabulary lacks"),
     "a larger vocabulary": (lambda s: (s / "vocab.txt").open("a").write("".join(f"w{i}\n" for i in range(99))), "the model"),
     "tokenizer.json is no tokenizer": (lambda s: (s / "tokenizer.json").write_text("{}"), "not readable as a tokenizer"),
+    "a template without its token": (lambda s: write_template(s, "[SEP]"), "special_tokens of its template lack '[SEP]'"),
     "a shard missing": (
         lambda s: (
             (s / "model.safetensors").unlink(),
@@ -158,6 +168,11 @@ MALFORMED = {
     "do_lower_case is null": (change_tokenizer(do_lower_case=None), "do_lower_case is None; true or false is expected"),
     "do_lower_case is a text": (change_tokenizer(do_lower_case="true"), "do_lower_case is 'true'"),
     "strip_accents is a number": (change_tokenizer(strip_accents=1), "strip_accents is 1"),
+    "half a character": (change_tokenizer(cls_token="\ud83d"), "cls_token: half of a character"),
+    "half a character, added": (
+        change_tokenizer(additional_special_tokens=[{"content": "\ud83d"}]),
+        "additional_special_tokens: half of a character",
+    ),
     "cls_token is null": (change_tokenizer(cls_token=None), "cls_token is None; a token is expected"),
     "sep_token is empty": (change_tokenizer(sep_token=""), "sep_token is ''"),
     "unk_token is a list": (change_tokenizer(unk_token=["a"]), "unk_token is ['a']"),
