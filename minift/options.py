@@ -48,6 +48,9 @@ class Options:
     )
     schedule: str = flag("linear", "constant, linear, cosine, polynomial:power=2,end=0, inverse-sqrt, slanted-triangular")
     warmup: float = flag(0.1, "steps in which the learning rate rises from 0: below 1 a share of all, else a number", least=0)
+    penalty: str | None = flag(
+        None, "against forgetting, in the place of weight decay: l2sp:alpha=0.1,beta=0.01 stays near the pretrained weights"
+    )
     clip: float = flag(1.0, "largest norm of all gradients together", above=0)
     cache: str = flag(
         "auto",
@@ -87,7 +90,7 @@ class Options:
 # Flags of gradient steps, with which an exact solver has nothing to do
 GRADIENT = (
     *("epochs", "accumulate", "optimizer", "lr", "head_lr", "layer_decay", "weight_decay", "decay_rule", "schedule", "warmup"),
-    *("clip", "label_smoothing", "mixup", "cutmix", "patience", "class_weights", "sampler"),
+    *("penalty", "clip", "label_smoothing", "mixup", "cutmix", "patience", "class_weights", "sampler"),
 )
 READING = {f.name for kind in LAYOUTS for f in fields(kind)}
 GRID = [f.name for f in fields(Options) if f.metadata["several"]]

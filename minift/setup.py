@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,17 +22,19 @@ from minift.errors import UserError, look_up
 from minift.finetuned import choose_device
 from minift.methods.surgery import delta, lengthened, plain_name, terms
 from minift.optim import OPTIMIZERS
-from minift.optim.groups import make_groups
+from minift.optim.groups import Group, make_groups
 from minift.optim.measure import choose
 from minift.optim.precision import autocast
 from minift.optim.schedules import SCHEDULES, check_factors, warmup_steps
 from minift.optim.unfreezing import UNFREEZING
+from minift.penalties import PENALTIES
+from minift.penalties.penalty import Anchored, Penalty
 from minift.pretrained import Checkpoint, check_path, check_shapes, find, read, untrained
 from minift.runs import choose_directory
 from minift.specs import parse
 from minift.tasks import TASKS
 from minift.tasks.task import Model
-from minift.training import Penalty, Training
+from minift.training import Training
 
 # Few rows need more passes: three over 500 rows leave BERT half trained (Mosbach et al. 2021, arXiv:2006.04884;
 # Zhang et al. 2021, arXiv:2006.05987). --epochs unset makes at least this many steps.
@@ -95,12 +97,19 @@ def resolve(given, start: Start, directory: Path | None = None) -> tuple[object,
     task, method = start.task, names_of(given.method)
     model = task.MODEL if given.model is None else given.model
     optimizer = task.OPTIMIZER if given.optimizer is None else given.optimizer
+    decay = (task.WEIGHT_DECAY, f"{given.task}'s own")
+    for one in penalties_of(given):
+        if one.func.REPLACES_DECAY:
+            if given.weight_decay:
+                raise UserError(f"--weight-decay {given.weight_decay:g} with --penalty {given.penalty}: it pulls to 0 what the "
+                                "penalty keeps near the pretrained weights; leave it out")  # fmt: skip
+            decay = (0.0, "the penalty's place")
     lr = default_lr(given.method, optimizer.partition(":")[0], start.checkpoint.width)
     defaults = task.defaults(method, start.checkpoint) | {
         "model": (model, f"{given.task}'s own"),
         "optimizer": (optimizer, f"{given.task}'s own"),
         "lr": (lr, f"{method}'s own"),
-        "weight_decay": (task.WEIGHT_DECAY, f"{given.task}'s own"),
+        "weight_decay": decay,
         "monitor": (next(iter(task.METRICS)), f"first of {given.task}"),
         "device": (str(start.device), "found"),
         "out": (str(directory or choose_directory(given.out, Path(given.train or "reviews"), model, given.method)), "free"),
@@ -113,6 +122,12 @@ def resolve(given, start: Start, directory: Path | None = None) -> tuple[object,
     if options.precision == "float16" and start.device.type == "cpu":
         print("note: float16 on a CPU is slow; bfloat16 or float32 is faster", file=sys.stderr)
     return options, {name: why for name, (_, why) in defaults.items()}
+
+
+def penalties_of(options) -> list[Callable[[Anchored], Penalty]]:
+    """Those of --penalty, options bound."""
+    specs = options.penalty.split("+") if options.penalty else []
+    return [parse(spec, PENALTIES, "--penalty") for spec in specs]
 
 
 def prepare(options, task, parts: dict[str, Examples], checkpoint: Checkpoint) -> dict[str, Data]:
@@ -190,6 +205,7 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int)
             raise UserError(f"--checkpoint-activations with --method {options.method}: no stage trains, so none keeps activations")
         checkpoint_activations(body, precision)
     has_base, whole = options.init == "pretrained", pretrained <= trained.keys()
+    new = ("everything",) if not has_base else (*["head"] * (known is None), *["pooler"] * new_pooler)
     return Setup(
         model,
         task,
@@ -197,13 +213,29 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int)
         make_schedule(options, steps),
         precision,
         make_unfreezing(options, stages, steps, steps_per_epoch),
-        (Terms(),) if terms(body) is not None else (),
+        (*make_penalties(options, groups, pretrained, new), *([Terms()] if terms(body) is not None else [])),
         steps=steps,
         seconds=choice.seconds,
-        new=("everything",) if options.init == "random" else (*["head"] * (known is None), *["pooler"] * new_pooler),
+        new=new,
         saved=list(trained) if has_base and not whole else None,
         frozen=frozen,
     )
+
+
+def make_penalties(options, groups: list[Group], plain: Set[str], new: tuple[str, ...]) -> list[Penalty]:
+    """plain: names of the parameters of the body before the method has added its own. new: the parts that are newly initialised."""
+    anchored = Anchored([], [])
+    for group in groups:
+        for name, theta in zip(group.names, group.parameters, strict=True):
+            part = name.partition(".")[0]
+            if part in new:
+                anchored.new.append(theta)
+            elif new != ("everything",) and (name in plain or part == "head"):
+                anchored.pretrained.append((theta, theta.detach().clone()))
+    try:
+        return [penalty(anchored) for penalty in penalties_of(options)]
+    except ValueError as error:
+        raise UserError(f"--penalty {options.penalty}: {error}") from None
 
 
 def with_precision(options, training: Setup) -> tuple[object, dict[str, str]]:

@@ -24,6 +24,7 @@ from minift.errors import Diverged, UserError
 from minift.optim.groups import clip_gradients, switch
 from minift.optim.optimizer import Optimizer
 from minift.optim.precision import LossScaler
+from minift.penalties.penalty import Penalty
 
 LOOK = 10  # steps from one look at the losses to the next: a look makes a GPU wait
 
@@ -58,19 +59,7 @@ class Training:
     schedule: Callable[[int], float]  # step -> factor on the learning rates
     precision: AbstractContextManager  # entered around every forward
     unfreezing: Callable[[list[str], int, int], list[str]] | None = None  # (stages, step, epoch) -> those that train; None: all
-    penalties: tuple["Penalty", ...] = ()
-
-
-class Penalty:
-    """What is added to the loss of a step. A subclass defines one of the two."""
-
-    def term(self, model: nn.Module) -> Tensor | float:
-        """A scalar, added once a step, however many batches the step has."""
-        return 0.0
-
-    def units(self, state: tuple, outputs, batch: Batch, progress: Progress) -> Tensor | None:
-        """(B) a number for each unit; their mean over all units of the step is added."""
-        return None
+    penalties: tuple[Penalty, ...] = ()
 
 
 class Saving:
@@ -167,6 +156,8 @@ def step(training: Training, batches: list[Batch], factor: float, options, scale
     norm = clip_gradients(parameters, options.clip)
     before = digest(parameters) if updated and factor > 0 and not progress.changed else None
     if updated:
+        for penalty in training.penalties:
+            penalty.pull(optimizer.groups, factor, norm.isfinite())
         optimizer.step(factor, norm.isfinite())
     if before is not None and norm.isfinite():
         if digest(parameters) == before:

@@ -9,8 +9,8 @@ from tiny import CONFIG, tiny_body, tiny_resnet
 from minift.data.batching import Data, in_order, shuffled
 from minift.methods.surgery import freeze
 from minift.optim.groups import make_groups
+from minift.penalties.penalty import Penalty
 from minift.tasks.classification import Classification
-from minift.training import Penalty
 
 
 class Recorder:
