@@ -8,7 +8,9 @@
     python convert.py RUN-OR-DIR --to hf --out DIR [--check]             what AutoModel... and AutoTokenizer or AutoImageProcessor
                                                                          of transformers load
     python convert.py RUN-OR-DIR --to torchvision --out FILE [--check]   what load_state_dict of torchvision's ResNets takes
-    python convert.py RUN --to minift --out DIR                          the run as a plain model, what it has added merged
+    python convert.py RUN --to minift --out DIR                          the run as a plain model, what it has added merged;
+                                                                         --interpolate 0.5: half of the way back to the
+                                                                         pretrained weights (WiSE-FT)
     python convert.py RUN --to peft|adapters --out DIR                   what the run has added, for the peft or adapters library
     python convert.py DIR [--base NAME] --out RUN                        such a directory as a run over a converted model
 
@@ -57,6 +59,12 @@ def main(argv: list[str]) -> int | None:
     parser.add_argument("--label-names", help="of a directory of peft or adapters: file of its labels, a name a line, or .json")
     parser.add_argument("--pairs", action="store_true", help="of such a run: a row is a pair of texts, which its files do not say")
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights written (default: as they are)")
+    parser.add_argument(
+        "--interpolate",
+        type=float,
+        metavar="SHARE",
+        help="with --to minift: the run part of the way back to what it started from; 1: as it is, 0: pretrained below its head",
+    )
     parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
     parser.add_argument(
         "--preprocessing",
@@ -68,6 +76,11 @@ def main(argv: list[str]) -> int | None:
         "--check", action="store_true", help="compare every layer with the other library's model on the same weights"
     )
     arguments = parser.parse(argv)
+    if arguments.interpolate is not None:
+        if arguments.to != "minift":
+            raise UserError("--interpolate belongs to --to minift; other layouts are written from what that writes")
+        if not 0 <= arguments.interpolate <= 1:
+            raise UserError(f"--interpolate {arguments.interpolate:g}: a number from 0 to 1 is expected")
     return export(arguments) if arguments.to else bring_in(arguments)
 
 
@@ -229,6 +242,10 @@ def export(arguments: argparse.Namespace) -> int | None:
     if arguments.to == "minift":
         refuse_flags(arguments, ("check",), "--to minift has no other library to compare with; --to hf has")
     checkpoint = made_plain(checkpoint, f", before --dtype {arguments.dtype}" if arguments.dtype else "")
+    if arguments.interpolate is not None:
+        from minift.merging import interpolate, started_from
+
+        checkpoint = interpolate(checkpoint, started_from(place), arguments.interpolate)
     cast(checkpoint, arguments.dtype)
     EXPORTS[arguments.to](checkpoint, out, arguments.source)
     return check(checkpoint, out, arguments.dtype) if arguments.check else None

@@ -15,7 +15,8 @@ from minift.data.samples import REVIEWS
 from minift.errors import UserError
 from minift.finetuned import FineTuned, assemble
 from minift.methods.surgery import merge, plain, unmerge
-from minift.pretrained import Checkpoint
+from minift.pretrained import Checkpoint, find, read, sha256
+from minift.runs import read_record
 from minift.training import outputs_by_row
 
 ROWS = 64
@@ -52,6 +53,34 @@ def merge_run(checkpoint: Checkpoint) -> tuple[Checkpoint, Report]:
         largest = (outputs(tuned, rows) - merged).abs().max().item()
     whole = replace(checkpoint, tensors=state, grafts={}, origin=None, method=None, delta=False)
     return whole, Report(weights, None if rows is None else largest, said)
+
+
+def started_from(place: Path) -> Checkpoint:
+    """The checkpoint that a run has started from. place: the run's model/."""
+    file = place.parent / "config.json"
+    record = read_record(file)
+    if record["base"] is None:
+        raise UserError(f"{file}: the run has started from random weights, so there is nothing to interpolate with")
+    base = find(record["flags"]["model"])
+    if sha256(base / "model.safetensors") != record["base"]["weights"]:
+        raise UserError(f"{base}: its weights are not those that the run of {file} has started from")
+    return read(base)
+
+
+def interpolate(run: Checkpoint, base: Checkpoint, share: float) -> Checkpoint:
+    """WiSE-FT: the run, a plain model, part of the way back to the checkpoint that it has started from,
+
+        theta <- (1 - share) theta_0 + share theta
+
+    for every weight and statistic of the body that the checkpoint has, computed in float32. What it does not have, as the head,
+    stays as the run has trained it; the paper (Wortsman et al. 2022, arXiv:2109.01903, section 3) interpolates from a zero-shot
+    classifier, whose head exists before fine-tuning. share: from 0 to 1. Proved by test_a_run_part_of_the_way_back.
+    """
+    tensors = dict(run.tensors)
+    for name, theta in run.tensors.items():
+        if name in base.tensors and theta.is_floating_point():
+            tensors[name] = base.tensors[name].float().lerp(theta.float(), share).to(theta.dtype)
+    return replace(run, tensors=tensors)
 
 
 def change(merged: nn.Module, layer: nn.Module) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -288,6 +289,41 @@ def test_a_merged_run_is_plain_and_computes_the_same(tmp_path, base, method, cap
     one, other = (outputs(t, t.task.read(TEXTS, t.layout, labelled=False)) for t in (tuned, plain))
     torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
     run(tmp_path, tmp_path / "plain", "next", epochs=0)
+
+
+@pytest.mark.parametrize("method", ["full", "lora:rank=2", "bitfit"])
+def test_a_run_part_of_the_way_back(tmp_path, base, method):
+    """Of the body: (1 - share) theta_0 + share theta; 1 is the run, 0 is what it started from. The head stays."""
+    directory = run(tmp_path, base, method=method, pool="cls")
+
+    def written(share):
+        out = tmp_path / f"part-{share}"
+        convert.main([str(directory), "--to", "minift", "--interpolate", str(share), "--out", str(out)])
+        minift.load(out).predict(TEXTS)
+        return read_tensors(out / "model.safetensors")
+
+    start, whole, part, back = read(base).tensors, written(1), written(0.25), written(0)
+    assert any(not torch.equal(whole[name], theta) for name, theta in start.items())
+    for name, theta in start.items():
+        torch.testing.assert_close(part[name], 0.75 * theta + 0.25 * whole[name], rtol=1e-6, atol=1e-7)
+        assert torch.equal(back[name], theta)
+    head = [name for name in whole if name.startswith("head.")]
+    assert head and all(torch.equal(whole[name], back[name]) for name in head)
+
+
+def test_ways_back_that_cannot_be_are_one_line(tmp_path, base):
+    directory, elsewhere = run(tmp_path, base), str(tmp_path / "x")
+    for share, flags, said in (
+        ("0.5", ["--to", "hf"], "--interpolate belongs to --to minift"),
+        ("0.5", [], "--interpolate belongs to --to minift"),
+        ("2", ["--to", "minift"], "--interpolate 2: a number from 0 to 1"),
+        ("nan", ["--to", "minift"], "--interpolate nan: a number from 0 to 1"),
+    ):
+        refused(lambda: convert.main([str(directory), "--interpolate", share, "--out", elsewhere, *flags]), said)  # noqa: B023
+    write(base, replace(read(base), tensors={name: theta + 1 for name, theta in read(base).tensors.items()}))
+    refused(lambda: convert.main([str(directory), "--to", "minift", "--interpolate", "0.5", "--out", elsewhere]), "are not those")
+    fresh = run(tmp_path, base, "fresh", init="random")
+    refused(lambda: convert.main([str(fresh), "--to", "minift", "--interpolate", "0.5", "--out", elsewhere]), "random weights")
 
 
 @pytest.mark.parametrize("method", ["lora:rank=2", "dora:rank=2,sites=conv1/conv3/shortcut"])
