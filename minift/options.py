@@ -19,6 +19,9 @@ class Options:
     task: str = flag("text-classification", f"what is learned: {', '.join(FLAGS)}; --task NAME --help shows its own flags")
     model: str | None = flag(None, "converted directory, its name under weights/, or a finished run; unset: the task's own")
     init: str = flag("pretrained", "pretrained, or random: the same architecture from scratch", choices=("pretrained", "random"))
+    reinit: int = flag(
+        0, "stages from the top, and the pooler, that start from new weights all the same, as the highest are too special", least=0
+    )
     method: str = flag("full", "what trains: full, probe, lora:rank=4, ..., joined by +; help lists them")
     epochs: int | None = flag(
         None,
@@ -135,6 +138,8 @@ def check(options) -> None:
         raise UserError(f"{spelled(several[0])} with several values: give one with {'--seeds' if options.seeds > 1 else '--plan'}")
     if several and options.valid == "none":
         raise UserError(f"{spelled(several[0])} with several values and --valid none: nothing to choose the best by")
+    if options.reinit and options.init == "random":
+        raise UserError(f"--reinit {options.reinit} with --init random: all weights are new already")
     if options.seeds > 1 and options.train is not None and options.valid == "none" and options.test is None:
         raise UserError("--seeds with --valid none and without --test: there would be nothing to compare")
     if options.plan and options.seeds > 1:

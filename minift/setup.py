@@ -39,6 +39,10 @@ from minift.training import Training
 # Few rows need more passes: three over 500 rows leave BERT half trained (Mosbach et al. 2021, arXiv:2006.04884;
 # Zhang et al. 2021, arXiv:2006.05987). --epochs unset makes at least this many steps.
 LEAST_STEPS = 150
+DROPOUT = {
+    "dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+}  # flag -> field of a model of texts
 
 
 @dataclass
@@ -81,6 +85,8 @@ def start(options) -> Start:
     checkpoint = untrained(name) if options.init == "random" else None
     place = None if checkpoint else find(name)
     checkpoint = checkpoint or read(place)
+    changed = {field: getattr(options, name) for name, field in DROPOUT.items() if getattr(options, name, None) is not None}
+    checkpoint = replace(checkpoint, config=checkpoint.config | changed)
     if checkpoint.grafts:
         raise UserError(
             f"{name}: a run of {checkpoint.method}, whose layers are no longer plain; merge them first, where that is possible: "
@@ -167,6 +173,7 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int)
     new_pooler = task.pool == "cls" and checkpoint.own_pool is None
     if new_pooler and not {name for name in pretrained if name.startswith("pooler.")} <= trained.keys():
         raise UserError(f"{options.model} has no pooler, and {options.method} would not train a new one; add --pool mean")
+    again = reinitialise(options, body, trained)
     head = task.head(body)
     known = task.pretrained_head(checkpoint) if options.init == "pretrained" else None
     if known is not None:
@@ -205,7 +212,8 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int)
             raise UserError(f"--checkpoint-activations with --method {options.method}: no stage trains, so none keeps activations")
         checkpoint_activations(body, precision)
     has_base, whole = options.init == "pretrained", pretrained <= trained.keys()
-    new = ("everything",) if not has_base else (*["head"] * (known is None), *["pooler"] * new_pooler)
+    new = ("everything",) if not has_base else (*["head"] * (known is None), *["pooler"] * new_pooler, *again)
+    fresh = {name for part in new for name in body.stages.get(part, (part,))}
     return Setup(
         model,
         task,
@@ -213,7 +221,7 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int)
         make_schedule(options, steps),
         precision,
         make_unfreezing(options, stages, steps, steps_per_epoch),
-        (*make_penalties(options, groups, pretrained, new), *([Terms()] if terms(body) is not None else [])),
+        (*make_penalties(options, groups, pretrained, fresh), *([Terms()] if terms(body) is not None else [])),
         steps=steps,
         seconds=choice.seconds,
         new=new,
@@ -222,15 +230,27 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int)
     )
 
 
-def make_penalties(options, groups: list[Group], plain: Set[str], new: tuple[str, ...]) -> list[Penalty]:
-    """plain: names of the parameters of the body before the method has added its own. new: the parts that are newly initialised."""
+def reinitialise(options, body: nn.Module, trained: dict[str, Tensor]) -> list[str]:
+    """Give the highest stages, and the pooler, new weights (Zhang et al. 2021, arXiv:2006.05987, section 5). Returns the stages."""
+    stages = list(body.stages)[-options.reinit :] if options.reinit else []
+    if options.reinit > len(body.stages):
+        raise UserError(f"--reinit {options.reinit}: the model has {len(body.stages)} stages")
+    modules = {name: body.get_submodule(name) for stage in stages for name in body.stages[stage]}
+    if not {f"{name}.{leaf}" for name, module in modules.items() for leaf, _ in module.named_parameters()} <= trained.keys():
+        raise UserError(f"--reinit {options.reinit}: --method {options.method} would not train all of the new weights")
+    for module in modules.values():
+        module.apply(body.initialise)
+    return stages
+
+
+def make_penalties(options, groups: list[Group], plain: Set[str], new: Set[str]) -> list[Penalty]:
+    """plain: names of the parameters of the body before the method has added its own. new: modules that are newly initialised."""
     anchored = Anchored([], [])
     for group in groups:
         for name, theta in zip(group.names, group.parameters, strict=True):
-            part = name.partition(".")[0]
-            if part in new:
+            if any(name.startswith(f"{module}.") for module in new):
                 anchored.new.append(theta)
-            elif new != ("everything",) and (name in plain or part == "head"):
+            elif "everything" not in new and (name in plain or name.startswith("head.")):
                 anchored.pretrained.append((theta, theta.detach().clone()))
     try:
         return [penalty(anchored) for penalty in penalties_of(options)]

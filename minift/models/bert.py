@@ -292,3 +292,5 @@ class Bert(Body):
             nn.init.zeros_(module.bias)
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
             nn.init.zeros_(module.weight[module.padding_idx].detach())
+        if isinstance(module, nn.LayerNorm):
+            module.reset_parameters()

@@ -48,7 +48,15 @@ class MultiLabelFlags(LabelFlags):
 
 
 @dataclass(frozen=True)
-class TextFlags(TextLayout):
+class DropoutFlags:
+    """Of what is trained on a model of texts."""
+
+    dropout: float | None = flag(None, "share of hidden values that training sets to 0; unset: the checkpoint's", least=0, below=1)
+    attention_dropout: float | None = flag(None, "the same of attention weights; unset: the checkpoint's", least=0, below=1)
+
+
+@dataclass(frozen=True)
+class TextFlags(DropoutFlags, TextLayout):
     pool: str | None = flag(
         None, "what the head reads; unset: cls, for probe what the checkpoint recommends", choices=("cls", "mean")
     )
@@ -91,7 +99,7 @@ class ImageClassificationFlags(ClassificationFlags, ImageFlags):
 
 
 @dataclass(frozen=True)
-class TokenClassificationFlags(Layout):
+class TokenClassificationFlags(DropoutFlags, Layout):
     format: str = flag("auto", "auto (by the extension), conll (a word and its tag a line), jsonl, lines (sentences without tags)")
     text_column: str | None = flag(None, "of the words: number from 1, or key of a jsonl file; unset: the first, or a usual key")
     label_column: str | None = flag(None, "of the tags: number from 1, or key of a jsonl file; unset: the last, or a usual key")
@@ -107,7 +115,7 @@ class MultiLabelImageClassificationFlags(MultiLabelFlags, ImageFlags):
 
 
 @dataclass(frozen=True)
-class MaskedLMFlags(DocumentLayout):
+class MaskedLMFlags(DropoutFlags, DocumentLayout):
     max_length: int | None = flag(None, "tokens of a block, special ones counted; unset: 128, or what the model can take", least=5)
     blocks: str = flag(
         "within",
@@ -123,7 +131,7 @@ class MaskedLMFlags(DocumentLayout):
 
 
 @dataclass(frozen=True)
-class QuestionAnsweringFlags(TextLayout):
+class QuestionAnsweringFlags(DropoutFlags, TextLayout):
     format: str = flag("auto", "auto (by the extension), squad (SQuAD's JSON), jsonl, csv, tsv")
     text_column: str | None = flag(None, "of the questions in a flat table: name, or number from 1; unset: by the usual names")
     pair_column: str | None = flag(None, "of the contexts: name, or number from 1; unset: by the usual names")
