@@ -79,7 +79,6 @@ def run_once(given, record: dict | None = None) -> dict | None:
     record: the config.json of a run that goes on in --out.
     """
     started = time.perf_counter()
-    gc.collect()  # the model of the run before
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large tensors in huge pages: 4 % of a step on a CPU
 
     from minift import cache, report, setup
@@ -193,6 +192,7 @@ def run_each(runs: dict[str, object], directory: Path, what: str) -> dict[str, d
             options = continued(type(options), record, line, place)
         else:
             (place / "config.json").unlink(missing_ok=True)
+        gc.collect()  # the model of the run before
         try:
             results[label] = run_once(options, record)
         except Diverged as error:

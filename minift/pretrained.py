@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from minift.adapting import adapt_saved
 from minift.cli import CHECKOUT, is_checkout, spelled
@@ -94,7 +95,7 @@ class Checkpoint:
 
     def empty_body(self, pool: str | None = "cls") -> nn.Module:
         """The body without memory for its weights: names, shapes and stages alone."""
-        with torch.device("meta"):
+        with outline():
             return self.random_body(pool)
 
     def body(self, pool: str | None = "cls", dtype: torch.dtype = torch.float32, copy: bool = True) -> nn.Module:
@@ -122,6 +123,25 @@ class Checkpoint:
         """The same architecture with newly initialised weights (--init random)."""
         model = look_up(MODELS, self.architecture, "architecture")
         return model(model.Config(**self.config), pool=pool)
+
+
+class Undrawn(TorchFunctionMode):
+    """Modules that are made under it draw no weights."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", None) == nn.init.__name__:
+            return [*args, *(kwargs or {}).values()][0]  # the tensor
+        return function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def outline() -> Iterator[None]:
+    """Modules that are made under it have names and shapes, and no memory: their weights are on the meta device.
+
+    To draw weights there, where there are none, would make torch import its compiler, which takes a second.
+    """
+    with torch.device("meta"), Undrawn():
+        yield
 
 
 def untrained(name: str) -> Checkpoint | None:
@@ -319,13 +339,14 @@ def read(directory: Path, base: Checkpoint | None = None) -> Checkpoint:
         body = checkpoint.empty_body(task.pool if task else checkpoint.own_pool)
         plain = body.state_dict().keys()
         if checkpoint.method:
-            adapt_saved(body, checkpoint.method)
+            with outline():
+                adapt_saved(body, checkpoint.method)
     except (UserError, TypeError, ValueError) as error:
         raise UserError(f"{directory / 'config.json'}: {error}") from None
     expected = delta(body) if checkpoint.delta else {plain_name(name): tensor for name, tensor in body.state_dict().items()}
     check_shapes(file, tensors, expected)
     if task is not None:
-        with torch.device("meta"):
+        with outline():
             expected_head = task.head(body).state_dict()
         named = [{HEAD + name: tensor for name, tensor in part.items()} for part in (head, expected_head)]
         check_shapes(file, *named, f"the task of config.json, {checkpoint.task['name']}")

@@ -142,7 +142,7 @@ def step(training: Training, batches: list[Batch], factor: float, options, scale
     if not count:
         return Step(loss, loss, count, updated=False)
     for number, batch in enumerate(batches):
-        seed_dropout(options.seed, progress.step, number)
+        seed_dropout(loss.device, options.seed, progress.step, number)
         with training.precision:
             state, outputs = training.model(batch)
             part = training.task.loss(outputs, batch).sum() / count
@@ -177,9 +177,13 @@ def digest(parameters: list[Tensor]) -> list[int]:
     return torch.stack([p.detach().view(integers[p.dtype.itemsize]).sum(dtype=torch.int64) for p in parameters]).tolist()
 
 
-def seed_dropout(*key: int) -> None:
-    """Torch's default generators, from which dropout draws, as a function of the key."""
-    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+def seed_dropout(device: torch.device, *key: int) -> None:
+    """Torch's default generator of the device, from which dropout draws, as a function of the key."""
+    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 def fit(

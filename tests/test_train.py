@@ -361,6 +361,23 @@ def test_help_needs_no_torch(arguments):
     assert not imported & {"torch", "tokenizers", "safetensors", "transformers", "huggingface_hub"}
 
 
+COMMANDS = """
+import sys, train, convert
+from minift import evaluate, predict
+rows, base, out = sys.argv[1:]
+train.main(["--train", rows, "--model", base, "--out", out, "--epochs", "1", "--method", "lora+houlsby+prefix:length=2"])
+predict.main([out, "good"])
+evaluate.main([out, "--data", rows])
+print([name for name in ("torch._dynamo", "torch._inductor") if name in sys.modules])
+"""
+
+
+def test_no_command_waits_for_torch_s_compiler(tmp_path, base):
+    """Its import takes longer than all else that predict does."""
+    done = command("-c", COMMANDS, str(rows_file(tmp_path / "rows.csv")), str(base), str(tmp_path / "run"))
+    assert done.returncode == 0 and done.stdout.endswith("\n[]\n"), done.stdout + done.stderr
+
+
 def test_ctrl_c_keeps_what_was_saved(tmp_path, base):
     rows = rows_file(tmp_path / "rows.csv", 2000)
     out = tmp_path / "run"

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from minift.errors import UserError, look_up
-from minift.pretrained import Checkpoint, check_shapes, check_values, read_object
+from minift.pretrained import Checkpoint, check_shapes, check_values, outline, read_object
 from minift.tasks import TASKS
 from minift.tasks.task import Task, described, of
 
@@ -287,7 +287,7 @@ def usual_settings(task: type[Task]) -> dict:
 def as_run(file: Path, family, checkpoint: Checkpoint, report, stored: dict) -> Checkpoint:
     """The body, its head out of what stood outside, and the task as a run, which was trained whole."""
     task, outside = of(stored), dict(report.outside)
-    with torch.device("meta"):
+    with outline():
         body = checkpoint.empty_body(task.pool)
         expected = task.head(body).state_dict()
     tensors = dict(checkpoint.tensors)

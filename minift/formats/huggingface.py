@@ -28,6 +28,7 @@ from minift.pretrained import (
     Checkpoint,
     check_shapes,
     check_values,
+    outline,
     read_object,
     read_tensors,
     whole,
@@ -73,7 +74,7 @@ def read(directory: Path, source: str, revision: str | None) -> tuple[Checkpoint
     model = look_up(MODELS, architecture, "architecture")
     try:
         config = model.Config(**{f.name: raw[f.name] for f in fields(model.Config) if raw.get(f.name) is not None})
-        with torch.device("meta"):
+        with outline():
             body = model(config)
     except (ValueError, TypeError) as error:
         raise UserError(f"{directory / 'config.json'}: {error}") from None

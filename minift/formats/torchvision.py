@@ -26,6 +26,7 @@ from minift.pretrained import (
     Checkpoint,
     check_shapes,
     check_values,
+    outline,
     read_object,
     read_tensors,
     sha256,
@@ -140,7 +141,7 @@ def read(path: Path, source: str, revision: str | None = None, preprocessing: st
     report = Report(path.name, [])
     theirs = state_dict(path, report)
     config = architecture(path, theirs)
-    with torch.device("meta"):
+    with outline():
         body = ResNet(config)
     table = translate(body, body.TORCHVISION)
     expected = {table[ours]: tensor for ours, tensor in body.state_dict().items()}

@@ -51,7 +51,8 @@ class Flat(nn.Module):
 
     def __init__(self, length: int, width: int, std: float, kind: dict):
         super().__init__()
-        self.keys_values = nn.Parameter(torch.randn(length, 2 * width, **kind) * std)
+        self.keys_values = nn.Parameter(torch.empty(length, 2 * width, **kind))
+        nn.init.normal_(self.keys_values, std=std)
 
     def forward(self) -> Tensor:
         return self.keys_values

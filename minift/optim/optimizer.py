@@ -161,8 +161,10 @@ class Verdict:
 
 def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Tensors of one shape, together: in views of BLOCK elements where all lie in memory in one piece and one order of their axes,
-    as contiguous and channels_last tensors do, and on a CPU; else as they are.
+    as contiguous and channels_last tensors do, and on a CPU; else, and where they are no larger, as they are.
     """
+    if tensors[0].numel() <= BLOCK:
+        return iter([tensors])
     order = sorted(range(tensors[0].dim()), key=tensors[0].stride, reverse=True)
     flat = [x.permute(order) for x in tensors]
     if all(x.device.type == "cpu" and x.is_contiguous() for x in flat):

@@ -8,7 +8,7 @@ import torch
 from minift.optim import optimizer as optimizers
 from minift.optim.adamw import AdamW
 from minift.optim.groups import Group, clip_gradients
-from minift.optim.optimizer import blocks
+from minift.optim.optimizer import BLOCK, blocks
 from minift.optim.sgd import SGD
 
 SHAPES = [(7, 5), (300,), (2, 3, 4), ()]
@@ -150,10 +150,11 @@ def test_layouts_in_memory(name, layout):
 
 
 def test_blocks_of_tensors_whose_axes_of_length_one_have_other_strides():
-    weight, g = torch.zeros(300, 1, 1, 300).permute(0, 3, 1, 2), torch.zeros(300, 300, 1, 1)
+    weight, g = torch.zeros(400, 1, 1, 400).permute(0, 3, 1, 2), torch.zeros(400, 400, 1, 1)
     assert weight.stride() != g.stride()
     cut = list(blocks(weight, g))
-    assert {x.shape for x in cut[0]} == {(90_000,)}
+    assert [{x.shape for x in parts} for parts in cut] == [{(BLOCK,)}, {(160_000 - BLOCK,)}]
+    assert [{x.shape for x in parts} for parts in blocks(weight[:9], g[:9])] == [{(9, 400, 1, 1)}]
 
 
 def test_zero_grad():
