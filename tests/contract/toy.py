@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from minift.data.batching import Batch, Data
+from minift.data.layout import TextLayout
 from minift.data.texts import Texts, read_texts
 from minift.data.tokenising import encode, pad
 from minift.flags import flag
@@ -79,7 +80,7 @@ class Toy(Task):
     OPTIMIZER: ClassVar = "adamw"
     WEIGHT_DECAY: ClassVar = 0.01
     METRICS: ClassVar = {"agreement": True}
-    LAYOUT: ClassVar = TextFlags.__mro__[1]
+    LAYOUT: ClassVar = TextLayout
 
     @classmethod
     def defaults(cls, method, checkpoint):
