@@ -1,0 +1,255 @@
+"""The tasks beside transformers' models in a plain loop: `python tests/bench/table_tasks.py --data ROOT`, about an hour on 2 cores.
+
+ROOT holds the directories rte, stsb_glue and cola (GLUE's train.tsv and dev.tsv), wnut17 (emerging entities) and trec. The embedded
+checkpoint; both sides in the same recipe: AdamW, weight decay 0.01 but for biases and norms, linear warm-up over 10 % of the steps
+and linear decay, gradients clipped at 1, batches of 32, bfloat16, the last epoch kept, learning rate and epochs of TASKS. minift by
+its command line, transformers' model in the loop of plain.py, which pads each batch to its longest row too, without grouping by
+length. What differs besides: minift scales the targets of regression and decodes tags by Viterbi (both decodings are scored on both
+sides). Beside them the majority class (the mean; for tags nothing), and TF-IDF with logistic regression (ridge for a number; for
+tags each word's most frequent one) by scikit-learn.
+
+Every run is appended to runs/table_tasks.jsonl; a rerun goes on where it stopped. `--only rte` runs and prints one.
+"""
+
+import argparse
+import statistics
+import tempfile
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from restartable import collect, train
+
+LR, BATCH, LENGTH = 2e-4, 32, 128
+
+
+@dataclass(frozen=True)
+class Setting:
+    name: str
+    kind: str  # class, number or tags
+    train: str
+    test: str
+    epochs: int
+    seeds: int
+    metrics: dict[str, str]  # name in result.json -> in the table
+    flags: list[str] = field(default_factory=list)
+
+
+F1 = {"f1_lenient_greedy": "F1 greedy, lenient", "f1_strict_greedy": "F1 greedy, strict", "f1_strict": "F1 Viterbi"}
+TASKS = {
+    "rte": Setting("RTE", "class", "rte/train.tsv", "rte/dev.tsv", 3, 3, {"accuracy": "dev accuracy"}),
+    "stsb": Setting(
+        "STS-B",
+        "number",
+        "stsb_glue/train.tsv",
+        "stsb_glue/dev.tsv",
+        3,
+        3,
+        {"pearson": "dev Pearson", "spearman": "dev Spearman"},
+        ["--task", "text-regression"],
+    ),
+    "wnut": Setting(
+        "WNUT-17",
+        "tags",
+        "wnut17/wnut17train.conll",
+        "wnut17/emerging.test.annotated",
+        4,
+        3,
+        {name: f"test {shown}" for name, shown in F1.items()},
+        ["--task", "token-classification"],
+    ),
+    "trec50": Setting(
+        "TREC-50",
+        "class",
+        "trec/train_5500.label",
+        "trec/TREC_10.label",
+        5,
+        2,
+        {"accuracy": "test accuracy"},
+        ["--format", "label-first", "--encoding", "latin-1"],
+    ),
+    "cola": Setting(
+        "CoLA",
+        "class",
+        "cola/train.tsv",
+        "cola/dev.tsv",
+        4,
+        2,
+        {"matthews": "dev Matthews"},
+        ["--text-column", "4", "--label-column", "2"],
+    ),
+}
+
+
+def read(task: str, path: Path) -> tuple[list, list]:
+    """(texts, pairs of texts or lists of words; labels, numbers or lists of tags)"""
+    text = path.read_bytes().decode("latin-1" if task == "trec50" else "utf-8")
+    if task == "wnut":
+        rows = [[line.split("\t") for line in block.split("\n")] for block in text.replace("\n\t\n", "\n\n").strip().split("\n\n")]
+        rows = [[cells for cells in row if cells[0]] for row in rows]
+        return [[word for word, _ in row] for row in rows if row], [[tag for _, tag in row] for row in rows if row]
+    lines = text.strip("\n").split("\n")
+    if task == "trec50":
+        return [line.split(" ", 1)[1] for line in lines], [line.split(" ", 1)[0] for line in lines]
+    rows = [line.split("\t") for line in lines]
+    if task == "cola":
+        return [row[3] for row in rows], [row[1] for row in rows]
+    columns = [rows[0].index(name) for name in ("sentence1", "sentence2", "label" if task == "rte" else "score")]
+    rows = [[row[i] for i in columns] for row in rows[1:]]
+    return [(a, b) for a, b, _ in rows], [float(y) if task == "stsb" else y for _, _, y in rows]
+
+
+def score(kind: str, right: list, found: list) -> dict[str, float]:
+    """By the libraries that everyone uses. found: labels, numbers, or lists of tags."""
+    if kind == "number":
+        from scipy.stats import pearsonr, spearmanr
+
+        if len({*found}) == 1:
+            return {"pearson": None, "spearman": None}
+        return {"pearson": pearsonr(right, found)[0], "spearman": spearmanr(right, found)[0]}
+    if kind == "tags":
+        from seqeval.metrics import f1_score
+        from seqeval.scheme import IOB2
+
+        if not any(tag != "O" for tags in found for tag in tags):
+            return {"lenient": 0.0, "strict": 0.0}
+        return {"lenient": f1_score(right, found), "strict": f1_score(right, found, mode="strict", scheme=IOB2)}
+    from sklearn.metrics import accuracy_score, matthews_corrcoef
+
+    return {"accuracy": accuracy_score(right, found), "matthews": matthews_corrcoef(right, found)}
+
+
+def tag_scores(right: list, greedy: list, best: list) -> dict[str, float]:
+    at_once, path = score("tags", right, greedy), score("tags", right, best)
+    return {"f1_lenient_greedy": at_once["lenient"], "f1_strict_greedy": at_once["strict"], "f1_strict": path["strict"]}
+
+
+def baselines(task: str, root: Path) -> tuple[dict, dict]:
+    """Scores of (the majority class, the mean or no entity; TF-IDF or the word's tag)"""
+    setting = TASKS[task]
+    (x, y), (x_test, y_test) = (read(task, root / name) for name in (setting.train, setting.test))
+    if setting.kind == "tags":
+        seen = defaultdict(Counter)
+        for words, tags in zip(x, y, strict=True):
+            for word, tag in zip(words, tags, strict=True):
+                seen[word][tag] += 1
+        looked_up = [[seen[word].most_common(1)[0][0] if word in seen else "O" for word in words] for words in x_test]
+        return dict.fromkeys(setting.metrics, 0.0), tag_scores(y_test, looked_up, looked_up) | {"f1_strict": None}
+    from scipy.sparse import csr_matrix, hstack
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression, Ridge
+
+    constant = statistics.mean(y) if setting.kind == "number" else Counter(y).most_common(1)[0][0]
+    vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    vectors.fit([text for row in x for text in ([row] if isinstance(row, str) else row)])
+
+    def features(rows: list):
+        if isinstance(rows[0], str):
+            return vectors.transform(rows)
+        a, b = (vectors.transform(side) for side in zip(*rows, strict=True))
+        return hstack([a, b, csr_matrix(a.multiply(b).sum(1))]).tocsr()  # both, and their cosine
+
+    model = Ridge() if setting.kind == "number" else LogisticRegression(C=10, max_iter=2000)
+    found = model.fit(features(x), y).predict(features(x_test))
+    return score(setting.kind, y_test, [constant] * len(y_test)), score(setting.kind, y_test, list(found))
+
+
+def flags_of(task: str, root: Path) -> list[str]:
+    """Of minift, all but the method and the seed."""
+    setting = TASKS[task]
+    files = ["--train", str(root / setting.train), "--valid", "none", "--test", str(root / setting.test), *setting.flags]
+    recipe = ["--batch-size", str(BATCH), "--max-length", str(LENGTH), "--weight-decay", "0.01", "--warmup", "0.1", "--clip", "1"]
+    return [*files, *recipe, "--epochs", str(setting.epochs), "--precision", "bfloat16", "--quiet"]
+
+
+def run_minift(task: str, seed: int, root: Path) -> dict:
+    result = train([*flags_of(task, root), "--lr", str(LR), "--seed", str(seed)])
+    return {**result["test"], "steps": result["steps"], "seconds": result["seconds"]["train"]}
+
+
+def run_plain(task: str, seed: int, root: Path) -> dict:
+    import plain
+    import transformers
+
+    setting = TASKS[task]
+    (x, y), (x_test, y_test) = (read(task, root / name) for name in (setting.train, setting.test))
+    labels = sorted({tag for tags in y for tag in tags} if setting.kind == "tags" else {*y})
+    number = {label: i for i, label in enumerate(labels)}
+    with tempfile.TemporaryDirectory() as directory:
+        source = plain.export("minilm-l6", Path(directory))
+        if setting.kind == "tags":
+            model, tokenizer = plain.start(transformers.AutoModelForTokenClassification, source, seed, num_labels=len(labels))
+        else:
+            outputs = 1 if setting.kind == "number" else len(labels)
+            model, tokenizer = plain.start(transformers.AutoModelForSequenceClassification, source, seed, num_labels=outputs)
+
+    def encode(row, target) -> dict:
+        if setting.kind == "tags":
+            encoded = tokenizer(row, is_split_into_words=True, truncation=True, max_length=LENGTH)
+            words = encoded.word_ids()
+            first = [w is not None and w != before for w, before in zip(words, [None, *words], strict=False)]
+            return {**encoded, "labels": [number[target[w]] if f else -100 for w, f in zip(words, first, strict=True)]}
+        encoded = tokenizer(*([row] if isinstance(row, str) else row), truncation=True, max_length=LENGTH)
+        return {**encoded, "labels": target if setting.kind == "number" else number[target]}
+
+    rows, test = ([encode(a, b) for a, b in zip(*part, strict=True)] for part in ((x, y), (x_test, y_test)))
+    collator = transformers.DataCollatorForTokenClassification if setting.kind == "tags" else transformers.DataCollatorWithPadding
+    collate = collator(tokenizer)
+    done = plain.fit(model, rows, collate, LR, setting.epochs, BATCH)
+    logits = [row.float().numpy() for batch in plain.outputs(model, test, collate) for row in batch.logits]
+    if setting.kind == "tags":
+        return {**tag_scores(y_test, *decode(logits, test, y_test, labels)), **done}
+    found = [float(row[0]) for row in logits] if setting.kind == "number" else [labels[row.argmax()] for row in logits]
+    return {**score(setting.kind, y_test, found), **done}
+
+
+def decode(logits: list, rows: list[dict], right: list, labels: list[str]) -> tuple[list, list]:
+    """(greedy, Viterbi) tags of all words; those beyond the length are O."""
+    from minift.metrics.entities import grammar, viterbi
+
+    greedy, best = [], []
+    for row, scores, tags in zip(rows, logits, right, strict=True):
+        scores = scores[: len(row["labels"])][np.array(row["labels"]) != -100].astype(np.float64)
+        rest = ["O"] * (len(tags) - len(scores))
+        log_p = scores - np.logaddexp.reduce(scores, 1, keepdims=True)
+        greedy.append([labels[i] for i in scores.argmax(1)] + rest)
+        best.append([labels[i] for i in viterbi(log_p, *grammar(labels))[0]] + rest)
+    return greedy, best
+
+
+def measure(root: Path, run: dict) -> dict:
+    figures = (run_minift if run["who"] == "minift" else run_plain)(run["task"], run["seed"], root)
+    return {name: value if value is None else float(value) for name, value in figures.items()}
+
+
+def shown(values: list[float]) -> str:
+    return f"{100 * statistics.mean(values):.1f} ({', '.join(f'{100 * value:.1f}' for value in values)})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="directory of the data sets' directories")
+    parser.add_argument("--only", choices=[*TASKS], help="run and print this one")
+    arguments = parser.parse_args()
+    tasks = [arguments.only] if arguments.only else [*TASKS]
+    done = {}
+    for task in tasks:
+        wanted = [{"task": task, "who": who, "seed": seed} for seed in range(TASKS[task].seeds) for who in ("minift", "plain")]
+        done[task] = collect("table_tasks.jsonl", wanted, partial(measure, arguments.data))
+    print("| data | figure | majority | TF-IDF | transformers, plain loop | minift | difference over paired seeds |")
+    print("|---|---|---|---|---|---|---|")
+    for task in tasks:
+        simple = baselines(task, arguments.data)
+        for metric, name in TASKS[task].metrics.items():
+            sides = [[run[metric] for run in done[task] if run["run"]["who"] == who] for who in ("plain", "minift")]
+            differences = [100 * (ours - theirs) for theirs, ours in zip(*sides, strict=True)]
+            error = statistics.stdev(differences) / len(differences) ** 0.5
+            cells = ["undefined" if s[metric] is None else f"{100 * s[metric]:.1f}" for s in simple]
+            cells += [*map(shown, sides), f"{statistics.mean(differences):+.1f} ± {error:.1f}"]
+            print(f"| {TASKS[task].name} | {name} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
