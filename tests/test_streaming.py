@@ -42,6 +42,7 @@ FILES = {
     "label first.txt": (b"A one\nB two words\nA three\nB four\n", {"format": "label-first"}),
     "marked.csv": ("text,id\naé中\U0001f600,1\nb,2\nü,3\n".encode("utf-8-sig"), {}),
     "wide.csv": ("text,id\naé中\U0001f600,1\nb,2\nü,3\n".encode("utf-16"), {}),
+    "without a mark.csv": ("text,id\naé中\U0001f600,1\nb,2\nü,3\n".encode(f"utf-16-{sys.byteorder[0]}e"), {"encoding": "utf-16"}),
     "latin.csv": ("text\néa\nb\nüber\n".encode("latin-1"), {"encoding": "latin-1"}),
     "doubtful.csv": ("text\néa\nb\nüber\n".encode(), {"encoding": "cp1252"}),
     "japanese.csv": ("text\n日本語\nb\nテキスト\n".encode("shift_jis"), {"encoding": "shift_jis"}),
@@ -194,9 +195,13 @@ print(*peaks)
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems count memory otherwise")
 def test_memory_does_not_grow_with_the_file(tmp_path, base):
     start("--train", rows_file(tmp_path / "rows.csv"), "--model", base, "--epochs", 1, "--max-length", 8, "--out", tmp_path / "run")
-    files = [texts_file(tmp_path / f"{rows}.csv", rows, 200) for rows in (2000, 12000)]
+    files = []
+    for rows in (1600, 8000):  # most of a row is a cell that goes through no tokenizer, whose own memory has its ups and downs
+        lines = texts_file(tmp_path / f"{rows}.csv", rows, 5).read_text().splitlines()
+        files.append(tmp_path / f"{rows}.csv")
+        files[-1].write_text("\n".join([f"{lines[0]},note"] + [f"{line},{'x' * 3000}" for line in lines[1:]]))
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     arguments = [sys.executable, "-c", MEASURED, tmp_path / "run", *files]
     done = subprocess.run(arguments, env=environment, stdout=subprocess.PIPE, text=True, timeout=120, check=True)
     few, many = map(int, done.stdout.split())
-    assert many - few < 8, f"{few} MB for 2,000 rows, {many} MB for 12,000"  # 30 MB and more where all are in memory
+    assert many - few < 20, f"{few} MB for 1,600 rows, {many} MB for 8,000"  # 86 MB where all are in memory

@@ -157,6 +157,8 @@ def encoding_of(path: Path, first: bytes, encoding: str, decided: list[str]) -> 
         return marked
     if given != "utf-8":
         decided.append(f"as {encoding}")
+    if given in ("utf-16", "utf-32") and not marked:  # without a mark it is the machine's
+        return f"{given}-{sys.byteorder[:1]}e"
     return encoding
 
 
