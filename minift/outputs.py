@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from minift.data.examples import Examples
-from minift.errors import UserError
+from minift.errors import UserError, say
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
@@ -56,6 +56,9 @@ def write_rows(out: str, rows: Iterable[dict]) -> int:
                 count += 1
     except KeyboardInterrupt as stop:
         raise type(stop)(f"the first {count:,} rows are in {part}") from None
+    except (UserError, MemoryError, RuntimeError):
+        say(f"note: the first {count:,} rows are in {part}")
+        raise
     except OSError as error:  # of a full disk, which does not say where
         error.filename = error.filename or str(part)
         raise

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import chain, starmap
 from pathlib import Path
 
 from minift.data.layout import Layout
@@ -9,6 +10,8 @@ from minift.errors import UserError, command
 from minift.evaluate import add_layout_flags, given_of, layout_of
 from minift.flags import Parser
 from minift.outputs import by_row, check_out, write_official, write_rows
+
+ROWS = 10_000  # that are in memory at a time
 
 
 def main(argv: list[str]) -> None:
@@ -39,6 +42,7 @@ def main(argv: list[str]) -> None:
 
     from tqdm import tqdm
 
+    from minift.data.batching import whole_windows
     from minift.data.decoding import processes
     from minift.data.splits import check_directory
     from minift.finetuned import load
@@ -48,6 +52,7 @@ def main(argv: list[str]) -> None:
         pairs = None if arguments.pair is None else [arguments.pair] * len(arguments.input)
         inputs = arguments.input if pairs is None else zip(arguments.input, pairs, strict=True)
         rows = tuned.task.read(inputs, tuned.layout, labelled=False)
+        count, blocks = len(rows), [rows]
     else:
         layout = layout_of(arguments, tuned)
         check_directory(arguments.data, [name for name in given_of(arguments, Layout) if name not in layout.OF_FILES])
@@ -56,14 +61,18 @@ def main(argv: list[str]) -> None:
                 f"{arguments.data}: the run was trained on lines of `label text`; say --format label-first if these are such lines "
                 "too, or --format lines if each is a text and nothing else"
             )
-        rows = tuned.task.read(arguments.data, layout, labelled=False)
-        print(f"{arguments.data}: {len(rows):,} rows; {'; '.join(rows.decided)}", file=sys.stderr)
-    made = tuned.predict_rows(rows, processes(arguments.workers) if arguments.data else 0, arguments.batch_size)
+        size = whole_windows(ROWS, arguments.batch_size or tuned.settings["batch_size"])
+        read = tuned.task.in_blocks(arguments.data, layout, size)
+        print(f"{arguments.data}: {read.count:,} rows; {'; '.join(read.decided)}", file=sys.stderr)
+        count, blocks = read.count, read.examples
+    workers = processes(arguments.workers) if arguments.data else 0
+    made = ((rows, tuned.predict_rows(rows, workers, arguments.batch_size)) for rows in blocks)
+    first = next(made)  # what the task refuses it refuses before a file is begun
     if arguments.input and not arguments.out:
-        for text, prediction in zip(arguments.input, made, strict=True):
+        for text, prediction in zip(arguments.input, first[1], strict=True):
             print(f"{tuned.task.show(prediction)}  {text}")
         return
-    bar = tqdm(by_row(rows, made), total=len(rows), unit="row", leave=False, disable=None)
+    bar = tqdm(chain.from_iterable(starmap(by_row, chain([first], made))), total=count, unit="row", leave=False, disable=None)
     if not arguments.out:
         sys.stdout.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in bar)
         return

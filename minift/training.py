@@ -335,6 +335,7 @@ def evaluate(model: nn.Module, task, data: Data, batch_size: int, precision: Abs
 
 def outputs_by_row(model: nn.Module, data: Data, batch_size: int, precision: AbstractContextManager) -> Iterator[tuple[int, list]]:
     """For every row, in order: its number and the outputs of its units, on the CPU. Holds a window of rows, never all."""
+    rows = data.rows
     for order in in_windows(data, batch_size):
         by_unit = {}
         for units, outputs, _ in outputs_of(model, data, order, precision):
@@ -343,7 +344,7 @@ def outputs_by_row(model: nn.Module, data: Data, batch_size: int, precision: Abs
                 by_unit[unit] = tree_map(lambda x, i=i: x[i], outputs)
         by_row = {}
         for unit in sorted(by_unit):
-            by_row.setdefault(int(data.rows[unit]), []).append(by_unit[unit])
+            by_row.setdefault(int(rows[unit]), []).append(by_unit[unit])
         yield from by_row.items()
 
 

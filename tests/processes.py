@@ -63,7 +63,7 @@ import json, os, signal, sys
 import torch, torchvision.transforms.v2
 import train, minift.plan, minift.report, minift.setup, minift.solve, minift.checkpoints, minift.data.loading
 import minift.tasks.text_classification, minift.tasks.image_classification, minift.methods.lora
-import minift.tasks.token_classification, minift.tasks.masked_lm, minift.tasks.text_regression
+import minift.tasks.token_classification, minift.tasks.masked_lm, minift.tasks.text_regression, minift.tasks.question_answering
 from minift.errors import command
 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 print("ready", flush=True)

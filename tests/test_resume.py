@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from contract.tasks import numbers_file, sentences_file
+from contract.tasks import numbers_file, questions_file, sentences_file
 from processes import Nursery, group_lives, wait_for
 from tiny import converted_directory, converted_resnet, photographs, rows_file
 
@@ -34,6 +34,9 @@ SCENARIOS = {
     "classes drawn evenly": [*TEXTS, "--precision", "float32", "--sampler", "balanced"],
     "token classification in windows": [
         "--task", "token-classification", *TEXTS, "--precision", "float32", "--max-length", 12, "--overlap", 3, "--accumulate", 2,
+    ],
+    "question answering in windows": [
+        "--task", "question-answering", *TEXTS, "--precision", "float32", "--max-length", 20, "--overlap", 3,
     ],
     "masked LM": ["--task", "masked-lm", *TEXTS, "--precision", "bfloat16", "--masking", "coin"],
     "regression": ["--task", "text-regression", *TEXTS, "--precision", "float32", "--method", "probe"],
@@ -69,6 +72,7 @@ def data(place):
         "masked-lm": texts,
         "image-classification": ["--train", photographs(place / "photos"), "--model", converted_resnet(place / "resnet")],
         "token-classification": ["--train", sentences, *texts[2:]],
+        "question-answering": ["--train", questions_file(place / "questions.jsonl"), *texts[2:]],
         "text-regression": ["--train", numbers, *texts[2:]],
     }
 

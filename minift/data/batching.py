@@ -152,5 +152,12 @@ def in_windows(data: Data, batch_size: int) -> Iterator[list[np.ndarray]]:
         start = end
 
 
+def whole_windows(rows: int, batch_size: int) -> int:
+    """At most so many rows that fill the windows of prediction, but one window: of rows that are predicted so many at a time the
+    batches are those of all together."""
+    window = WINDOW * batch_size
+    return max(rows // window, 1) * window
+
+
 def in_order(units: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return [units[i : i + batch_size] for i in range(0, len(units), batch_size)]

@@ -198,12 +198,21 @@ def is_decimal(cell: str) -> bool:
 
 def other_columns(table: Table, taken: set[int]) -> dict[str, list]:
     """The cells that are neither text nor label, by column, so that predictions can repeat them."""
+    return cells_of(table, other_names(table, taken))
+
+
+def cells_of(table: Table, columns: dict[str, int]) -> dict[str, list]:
+    return {name: table.cells(i) for name, i in columns.items()}
+
+
+def other_names(table: Table, taken: set[int]) -> dict[str, int]:
+    """Name -> number of the columns that are kept for predictions."""
     others = [i for i in range(table.width) if i not in taken]
     if len(others) > MOST_KEPT:
         table.decided.append(f"{len(others):,} other columns not kept for predictions, which is done for {MOST_KEPT} at most")
         return {}
-    columns: dict[str, list] = {}
+    columns: dict[str, int] = {}
     for i in others:
         name = table.name(i)
-        columns[f"{name}_{i + 1}" if name in columns else name] = table.cells(i)
+        columns[f"{name}_{i + 1}" if name in columns else name] = i
     return columns

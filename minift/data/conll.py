@@ -18,8 +18,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from minift.data.encoding import decode, read_bytes
 from minift.data.examples import Examples, check_characters, listed
-from minift.data.table import decode, read_bytes, read_jsonl
+from minift.data.table import json_lines
 from minift.errors import UserError
 
 FORMATS = ("auto", "conll", "jsonl", "lines")
@@ -262,7 +263,7 @@ def no_tag(tag: str, column: int | None = None) -> str:
 def read_objects(
     path: Path, text: str, text_column: str | None, label_column: str | None, labelled: bool, decided: list[str]
 ) -> Tagged:
-    records = [(line, value) for line, value in zip(*read_jsonl(path, text), strict=True) if value]
+    records = [(line, value) for line, value in json_lines(path, text.rstrip("\n").split("\n")) if value]
     keys = list(dict.fromkeys(key for _, value in records for key in value))
     if not keys:
         raise UserError(f"{path}: the file is empty")

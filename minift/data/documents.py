@@ -9,6 +9,7 @@ Tests: tests/data/test_documents.py.
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from minift.data.examples import Examples, check_characters
 from minift.data.folders import all_files
 from minift.data.layout import DocumentLayout, not_for_directories
 from minift.data.table import FORMATS, read_table
-from minift.data.texts import TEXT_FILES, as_texts, from_list
+from minift.data.texts import TEXT_FILES, as_texts, empties, from_list
 from minift.errors import UserError
 from minift.flags import spelled
 
@@ -96,7 +97,9 @@ def from_table(source: str | Path, layout: DocumentLayout, filled: bool) -> Docu
     pick = choose_columns(table, flags)
     table.decided.append(f"a document a row, text = {' + '.join(map(table.name, pick['text']))}")
     table.decided += idle(layout, LABELLED, "documents") + idle(layout, ("documents",), "a table")
-    texts = as_texts(table, pick["text"])
+    empty: Counter = Counter()
+    texts = as_texts(table, pick["text"], empty)
+    table.decided += empties(empty)
     return without_blanks(Documents(table.path, texts, [], lines=table.lines, decided=table.decided), filled)
 
 

@@ -1,9 +1,15 @@
 """A file to text: its bytes, its encoding, and what is no text at all."""
 
 import codecs
+import io
 import os
+import shutil
 import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from itertools import repeat
 from pathlib import Path
+from typing import BinaryIO
 
 from minift.data.examples import check_characters
 from minift.errors import UserError
@@ -33,15 +39,42 @@ MARKS = {
 }
 
 
+# Where bytes are not of an encoding -> which one to try
+ADVICE = {"utf-8": "most often --encoding latin-1 or --encoding cp1252", "cp1252": "perhaps --encoding utf-8 or latin-1"}
+
+PIECE = 1 << 20  # bytes of a file that are decoded at a time
+
+
 def read_bytes(path: str | Path) -> tuple[Path, bytes]:
     """(name for messages, content)"""
+    name, file = open_bytes(path)
+    with file:
+        return name, read(name, file)
+
+
+def read(path: Path, file: BinaryIO, size: int = -1) -> bytes:
+    try:
+        return file.read(size)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def open_bytes(path: str | Path) -> tuple[Path, BinaryIO]:
+    """(name for messages, the file, which can be read from its start again)
+
+    Of standard input, and of a pipe, it is a copy: in memory up to 64 MB, then in a temporary file.
+    """
     if str(path) == "-":
         if sys.stdin is None:
             raise UserError("standard input is closed")
-        return Path("<stdin>"), sys.stdin.buffer.read()
+        return Path("<stdin>"), copy_of(sys.stdin.buffer)
     check_characters(str(path), "the path of a file")
     try:
-        return Path(path), Path(path).read_bytes()
+        file = Path(path).open("rb")  # noqa: SIM115
+        if file.seekable():
+            return Path(path), file
+        with file:
+            return Path(path), copy_of(file)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
@@ -50,34 +83,140 @@ def read_bytes(path: str | Path) -> tuple[Path, bytes]:
         raise UserError(f"{str(path)!r}: a zero byte cannot stand in a name") from None
 
 
+def copy_of(stream: BinaryIO) -> BinaryIO:
+    copy = tempfile.SpooledTemporaryFile(max_size=64 << 20)  # noqa: SIM115
+    shutil.copyfileobj(stream, copy)
+    copy.seek(0)
+    return copy
+
+
+class Text:
+    """The lines of a file, decoded a piece at a time whenever they are gone through: the file may be larger than memory."""
+
+    def __init__(self, path: str | Path, encoding: str, decided: list[str]):
+        """decided: is told what to say of the encoding."""
+        self.path, self.file = open_bytes(path)
+        self.status = self.look()
+        self.encoding = encoding_of(self.path, read(self.path, self.file, 64), encoding, decided)
+        decided += doubts(encoding, self.pieces())
+
+    def look(self) -> tuple | None:
+        """What changes where someone writes the file; None: it is a copy of our own."""
+        if isinstance(self.file, tempfile.SpooledTemporaryFile):
+            return None
+        status = os.fstat(self.file.fileno())
+        return status.st_size, status.st_mtime_ns
+
+    def pieces(self) -> Iterator[bytes]:
+        at = 0
+        while True:
+            self.file.seek(at)  # another pass may have moved it
+            if not (piece := read(self.path, self.file, PIECE)):
+                break
+            yield piece
+            at += len(piece)
+        if self.look() != self.status:
+            raise UserError(f"{self.path}: someone writes to the file while it is read; make a copy first")
+
+    def lines(self) -> Iterator[str]:
+        """All lines without their ends; empty ones at the end of the file are left out."""
+        parts, empty = [], 0
+        for text in decoded(self.path, self.pieces(), self.encoding):
+            first, *others = text.split("\n")
+            parts.append(first)
+            for line in others:
+                if ended := "".join(parts):
+                    yield from repeat("", empty)
+                    yield ended
+                empty = 0 if ended else empty + 1
+                parts = [line]
+        if ended := "".join(parts):
+            yield from repeat("", empty)
+            yield ended
+
+    def close(self) -> None:
+        self.file.close()
+
+
 def decode(path: Path, raw: bytes, encoding: str, decided: list[str]) -> str:
     """The decoded file, lines ended by \\n alone, without a byte order mark."""
-    if found := packed(raw):
+    found = encoding_of(path, raw, encoding, decided)
+    text = "".join(decoded(path, [raw], found))
+    decided += doubts(encoding, [raw])
+    return text
+
+
+def encoding_of(path: Path, first: bytes, encoding: str, decided: list[str]) -> str:
+    """The encoding of a file by its first bytes, else as given. Raises UserError for a file that is no text."""
+    if found := packed(first):
         raise UserError(f"{path}: this is {found}")
-    marked = next((name for mark, name in MARKS.items() if raw.startswith(mark)), None)
+    marked = next((name for mark, name in MARKS.items() if first.startswith(mark)), None)
     given = normal_encoding(encoding)
     if marked and not given.startswith(marked):
         decided.append(f"as {marked}, by its first bytes")
-        encoding = marked
-    elif given != "utf-8":
+        return marked
+    if given != "utf-8":
         decided.append(f"as {encoding}")
+    if given in ("utf-16", "utf-32") and not marked:  # without a mark it is the machine's
+        return f"{given}-{sys.byteorder[:1]}e"
+    return encoding
+
+
+def decoded(path: Path, pieces: Iterable[bytes], encoding: str) -> Iterator[str]:
+    """The text of a file piece by piece, lines ended by \\n alone, without a byte order mark.
+
+    Raises UserError, with line and column, for bytes that are not of this encoding, and for zero bytes.
+    """
+    decoder, ends = codecs.getincrementaldecoder(encoding)(), io.IncrementalNewlineDecoder(None, translate=True)
+    lines = column = 0  # ends of lines, and bytes after the last of them, in what has been decoded
+    ended, begun, order = 0, False, None  # ends of lines in the text; whether there is any; what the first zero byte tells
+    for raw, last in marked_last(pieces):
+        waiting = decoder.getstate()[0] + raw  # the first bytes of a character were kept from the piece before
+        order = order or ("utf-16-be" if waiting[:1] == b"\0" else "utf-16-le" if waiting[1:2] == b"\0" else "none")
+        try:
+            text = decoder.decode(raw, last)
+        except UnicodeError as error:
+            at = getattr(error, "start", 0)
+            line, above = lines + waiting.count(b"\n", 0, at) + 1, waiting.rfind(b"\n", 0, at)
+            place = f"{path}:{line}:{at - above if above >= 0 else column + at + 1}"
+            advice = ADVICE.get(normal_encoding(encoding), "perhaps --encoding utf-8")
+            byte = waiting[at : at + 1].hex()
+            raise UserError(f"{place}: byte 0x{byte} is not {encoding}; name the file's encoding, {advice}") from None
+        done = waiting[: len(waiting) - len(decoder.getstate()[0])]
+        above = done.rfind(b"\n")
+        lines, column = lines + done.count(b"\n"), len(done) - above - 1 if above >= 0 else column + len(done)
+        if "\0" in text:
+            advice = f"its first bytes look like --encoding {order}" if order != "none" else "see what made it"
+            raise UserError(f"{path}:{ended + text.count(chr(10), 0, text.index(chr(0))) + 1}: holds zero bytes, so it is no "
+                            f"{encoding} text; {advice}")  # fmt: skip
+        ended += text.count("\n")
+        if not begun:
+            begun, text = bool(text), text.removeprefix("\ufeff")
+        yield ends.decode(text, last)
+
+
+def marked_last(pieces: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
+    """(piece, whether it is the last one); one that is empty where there is none"""
+    before = b""
+    for piece in pieces:
+        if before:
+            yield before, False
+        before = piece
+    yield before, True
+
+
+def doubts(encoding: str, pieces: Iterable[bytes]) -> list[str]:
+    """What to say of an encoding that knows every byte, where the file is valid UTF-8 with more than ASCII in it."""
+    if normal_encoding(encoding) not in ("iso8859-1", "cp1252"):
+        return []
+    decoder, ascii_only = codecs.getincrementaldecoder("utf-8")(), True
     try:
-        text = raw.decode(encoding)
-    except UnicodeError as error:
-        at = getattr(error, "start", 0)
-        line = raw.count(b"\n", 0, at) + 1
-        column = at - (raw.rfind(b"\n", 0, at) + 1) + 1
-        advice = {"utf-8": "most often --encoding latin-1 or --encoding cp1252", "cp1252": "perhaps --encoding utf-8 or latin-1"}
-        raise UserError(f"{path}:{line}:{column}: byte 0x{raw[at : at + 1].hex()} is not {encoding}; name the file's encoding, "
-                        f"{advice.get(normal_encoding(encoding), 'perhaps --encoding utf-8')}") from None  # fmt: skip
-    if "\0" in text:
-        order = "utf-16-be" if raw[:1] == b"\0" else "utf-16-le" if raw[1:2] == b"\0" else None
-        advice = f"its first bytes look like --encoding {order}" if order else "see what made it"
-        raise UserError(f"{path}:{text.count(chr(10), 0, text.index(chr(0))) + 1}: holds zero bytes, so it is no {encoding} "
-                        f"text; {advice}")  # fmt: skip
-    if given in ("iso8859-1", "cp1252") and not raw.isascii() and is_utf8(raw):
-        decided.append(f"it would also be valid UTF-8: check that --encoding {encoding} is right")
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+        for raw, last in marked_last(pieces):
+            ascii_only = ascii_only and raw.isascii()
+            decoder.decode(raw, last)
+    except UnicodeError:
+        return []
+    return [] if ascii_only else [f"it would also be valid UTF-8: check that --encoding {encoding} is right"]
 
 
 def normal_encoding(encoding: str) -> str:
@@ -87,14 +226,6 @@ def normal_encoding(encoding: str) -> str:
         return codecs.lookup(encoding).name.removesuffix("-sig")
     except (LookupError, UnicodeError, ValueError):
         raise UserError(f"--encoding {encoding}: no encoding of this name; usual ones are utf-8, latin-1, cp1252, utf-16") from None
-
-
-def is_utf8(raw: bytes) -> bool:
-    try:
-        raw.decode("utf-8")
-    except UnicodeError:
-        return False
-    return True
 
 
 def not_text(path: str | Path) -> str | None:

@@ -1,6 +1,6 @@
 """What a file holds, row by row, before it becomes numbers."""
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
@@ -59,6 +59,15 @@ class Examples:
     def groups(self) -> list | None:
         """For each row the group that a split must not part, as the context of a question; None: every row stands alone."""
         return None
+
+
+@dataclass
+class Blocks:
+    """The rows of a source to predict, in order, some at a time, so that they need not all be in memory. They are read once."""
+
+    count: int  # of all rows
+    decided: list[str]  # how they are read: what to tell the user
+    examples: Iterator[Examples]
 
 
 def check_characters(text: str, where: str) -> None:

@@ -8,14 +8,15 @@ lines         a text a line and nothing else, for predictions
 """
 
 import csv
-import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
-from minift.data.encoding import decode, not_text, read_bytes
+from minift.data.encoding import Text, not_text
 from minift.data.examples import check_characters
 from minift.data.layout import Layout
 from minift.errors import UserError
@@ -26,13 +27,34 @@ FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 FIXED = {"label-first": ["label", "text"], "lines": ["text"]}
 
 
+class Rows:
+    """The rows of a file, or their lines, read anew whenever they are gone through: the file may be larger than memory."""
+
+    def __init__(self, numbered: Callable[[], Iterator[tuple[int, list | dict]]], count: int, part: int, skipped: int = 0):
+        """numbered: gives (line, cells) of every row. part: 0 for the lines, 1 for the cells. skipped: rows at the start."""
+        self.numbered, self.count, self.part, self.skipped = numbered, count, part, skipped
+
+    def __len__(self) -> int:
+        return self.count - self.skipped
+
+    def __iter__(self) -> Iterator:
+        return (one[self.part] for one in islice(self.numbered(), self.skipped, None))
+
+    def __getitem__(self, at: int | slice):
+        """One of them, or all from one on."""
+        if isinstance(at, slice):
+            assert at.stop is None and at.step is None
+            return Rows(self.numbered, self.count, self.part, self.skipped + at.start)
+        return next(islice(self, at, None))
+
+
 @dataclass
 class Table:
     path: Path  # for messages
     kind: str  # the format
     columns: list[str] | None  # names of the columns; None: no header
-    lines: list[int]  # line of the file on which each row begins
-    rows: list[list] | list[dict]  # the cells of each row; of JSON lines the objects, in which an absent key is an empty cell
+    lines: list[int] | Rows  # line of the file on which each row begins
+    rows: list[list] | list[dict] | Rows  # the cells of each row; of JSON lines the objects, an absent key being an empty cell
     decided: list[str] = field(default_factory=list)  # how it was read: what to tell the user
 
     @property
@@ -68,6 +90,13 @@ class Table:
     def take(self, rows: list[int]) -> "Table":
         return replace(self, lines=[self.lines[i] for i in rows], rows=[self.rows[i] for i in rows])
 
+    def blocks(self, size: int) -> Iterator["Table"]:
+        """All rows in order, in tables of so many rows that are in memory and decide nothing of their own."""
+        numbered = islice(self.rows.numbered(), self.rows.skipped, None)
+        while some := list(islice(numbered, size)):
+            lines, rows = zip(*some, strict=True)
+            yield replace(self, lines=list(lines), rows=list(rows), decided=[])
+
     def settle(self, header: bool) -> None:
         """Make the first row the header, or not, and check that every row is as wide as the first. For tables without columns."""
         self.decided.append("header" if header else "no header")
@@ -79,28 +108,37 @@ class Table:
             )
             if not self.rows:
                 raise UserError(f"{self.path}: there is a header and no row below it")
-        width = self.width
+        width, again = self.width, None
         for i, cells in enumerate(self.rows):
             if len(cells) != width:
                 hint = "; a text with a comma in it must stand in double quotes" if self.kind == "csv" else ""
                 raise UserError(
                     f"{self.where(i)}: {len(cells)} columns where the {'header' if header else 'first row'} has {width}{hint}"
                 )
-        if header and width > 1 and self.columns in self.rows:
-            again = self.rows.index(self.columns)
+            if again is None and cells == self.columns:
+                again = i
+        if width > 1 and again is not None:
             raise UserError(f"{self.where(again)}: the header stands here again; take the line out")
 
 
 def read_table(path: str | Path, layout: Layout) -> Table:
-    """Read a file, or standard input for `-`. A first row that may be a header is still a row: `Table.settle` follows.
+    """Read a file, or standard input for `-`, into memory. Otherwise as `open_table`."""
+    text, table = open_table(path, layout)
+    lines, rows = map(list, zip(*table.rows.numbered(), strict=True))
+    text.close()
+    return replace(table, lines=lines, rows=rows)
 
-    Raises UserError, with file and line, for a missing or empty file, one that is no text, broken encoding, quoting or JSON.
-    Tests: tests/data/test_table.py, test_reading.py.
+
+def open_table(path: str | Path, layout: Layout) -> tuple[Text, Table]:
+    """(the file, to be closed in the end; its table, whose rows are not in memory)
+
+    A first row that may be a header is still a row: `Table.settle` follows. The file is gone through here, so that what is decided
+    holds for all of it. Raises UserError, with file and line, for a missing or empty file, one that is no text, broken encoding,
+    quoting or JSON. Tests: tests/data/test_table.py, test_reading.py.
     """
     kind = file_format(path, layout)
-    path, raw = read_bytes(path)
     decided = [kind]
-    text = decode(path, raw, layout.encoding, decided)
+    text = Text(path, layout.encoding, decided)
     delimiter = None
     if layout.delimiter is not None:
         if kind == "csv":
@@ -108,20 +146,41 @@ def read_table(path: str | Path, layout: Layout) -> Table:
         else:
             decided.append(f"--delimiter {layout.delimiter} does not apply to {kind}")
     if kind == "csv":
-        lines, rows = read_csv(path, text, delimiter, decided)
+        numbered, seen = open_csv(text, delimiter, decided)
     else:
-        lines, rows = READERS[kind](path, text)
-    columns = list(dict.fromkeys(key for row in rows for key in row)) if kind == "jsonl" else FIXED.get(kind)
+        numbered = partial(READERS[kind], text)
+        seen = Survey(numbered())
+    if not seen.filled:
+        raise UserError(f"{text.path}: the file is empty")
+    one = kind != "jsonl" and seen.width == 1  # in a file of one column a blank line is an empty text
+    if not one and seen.blank:
+        decided.append(f"{seen.blank} blank lines skipped")
+    count = seen.filled + seen.blank * one
 
-    filled = [i for i, row in enumerate(rows) if row]
-    if not filled:
-        raise UserError(f"{path}: the file is empty")
-    if kind != "jsonl" and len(rows[filled[0]]) == 1:  # in a file of one column a blank line is an empty text
-        rows = [row or [""] for row in rows]
-    elif len(filled) < len(rows):
-        decided.append(f"{len(rows) - len(filled)} blank lines skipped")
-        rows, lines = [rows[i] for i in filled], [lines[i] for i in filled]
-    return Table(path, kind, columns, lines, rows, decided)
+    def kept() -> Iterator[tuple[int, list | dict]]:
+        return ((line, cells or [""]) for line, cells in numbered() if cells or one)
+
+    columns = list(seen.keys) if kind == "jsonl" else FIXED.get(kind)
+    return text, Table(text.path, kind, columns, Rows(kept, count, 0), Rows(kept, count, 1), decided)
+
+
+class Survey:
+    """What a file has, before any of it is kept."""
+
+    def __init__(self, numbered: Iterable[tuple[int, list | dict]]):
+        self.filled = self.blank = self.width = 0  # rows with cells; without; cells of the first one
+        self.keys: dict[str, None] = {}  # of JSON lines, in the order in which they come
+        self.spaced = False  # whether a cell begins with a blank and a quote
+        for _, cells in numbered:
+            if not cells:
+                self.blank += 1
+                continue
+            self.filled += 1
+            self.width = self.width or len(cells)
+            if isinstance(cells, dict):
+                self.keys |= dict.fromkeys(cells)
+            elif not self.spaced:
+                self.spaced = any(cell.startswith(' "') for cell in cells)
 
 
 def file_format(path: str | Path, layout: Layout) -> str:
@@ -139,36 +198,45 @@ def file_format(path: str | Path, layout: Layout) -> str:
                                       f"one of {known}")  # fmt: skip
 
 
-# ---- formats: (line of each row, cells of each row); a blank line has none ----
+# ---- formats: (line, cells) of each row; a blank line has none ----
 
 
-def read_csv(path: Path, text: str, delimiter: str | None, decided: list[str]) -> tuple[list[int], list[list]]:
-    above = 0
-    first = text.partition("\n")[0]
+def open_csv(text: Text, delimiter: str | None, decided: list[str]) -> tuple[Callable[[], Iterator], Survey]:
+    """(what reads the rows, what it has found in them)"""
+    lines, above = text.lines(), 0
+    first = next(lines, "")
     if told := re.fullmatch(r'"?sep=([^"])"?', first, re.IGNORECASE):  # Excel's own first line
         decided.append(f"the line {first!r} names the delimiter")
-        text, above = text.partition("\n")[2], 1
+        first, above = "", 1
         delimiter = delimiter or told[1]
     if delimiter is None:
-        first = re.sub(r'"[^"]*"', "", text.lstrip("\n").partition("\n")[0])
+        first = re.sub(r'"[^"]*"', "", first or next(filter(None, lines), ""))
         delimiter = max(",;\t", key=first.count)
     if delimiter != ",":
         decided.append(f"delimiter {delimiter!r}")
+    plain, skipping = (partial(read_csv, text, delimiter, above, skip_blanks) for skip_blanks in (False, True))
     try:
-        lines, rows = parse_csv(text, delimiter)
+        seen = Survey(plain())
     except CsvError as error:
-        if told_apart := read_with_blanks(text, delimiter):
-            lines, rows = told_apart
-            decided.append("blanks before quotes skipped")
-        else:
-            raise UserError(f"{path}:{error.line + above}: {error}; inside a quoted text a double quote is written twice; "
+        if not (told_apart := with_blanks(skipping, delimiter)):
+            raise UserError(f"{text.path}:{error.line}: {error}; inside a quoted text a double quote is written twice; "
                             "a file without quoting is --format tsv") from None  # fmt: skip
     else:
-        blank = any(cell.startswith(' "') for row in rows for cell in row) if f'{delimiter} "' in text else False
-        if blank and (told_apart := read_with_blanks(text, delimiter)):
-            lines, rows = told_apart
-            decided.append("blanks before quotes skipped")
-    return [line + above for line in lines], rows
+        blank = seen.spaced and any(f'{delimiter} "' in line for line in text.lines())
+        if not (told_apart := with_blanks(skipping, delimiter) if blank else None):
+            return plain, seen
+    decided.append("blanks before quotes skipped")
+    return skipping, told_apart
+
+
+def with_blanks(skipping: Callable[[], Iterator], delimiter: str) -> Survey | None:
+    """Of rows where a cell such as ` "pos"` is quoted though a blank precedes the quote; None where that is no valid CSV."""
+    if delimiter == " ":
+        return None
+    try:
+        return Survey(skipping())
+    except CsvError:
+        return None
 
 
 class CsvError(Exception):
@@ -179,32 +247,21 @@ class CsvError(Exception):
         self.line = line
 
 
-def parse_csv(text: str, delimiter: str, skip_blanks: bool = False) -> tuple[list[int], list[list]]:
+def read_csv(text: Text, delimiter: str, above: int, skip_blanks: bool) -> Iterator[tuple[int, list]]:
+    """above: lines before the first row."""
     limit = csv.field_size_limit(2**31 - 1)  # the library's own is 131,072 characters a cell
-    file = io.StringIO(text.rstrip("\n"), newline="")
-    reader = csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=skip_blanks)
-    lines, rows, line = [], [], 1
+    lines = (line + "\n" for line in islice(text.lines(), above, None))
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=skip_blanks)
+    line = above + 1
     try:
         for cells in reader:
-            lines.append(line)
-            rows.append(cells)
-            line = reader.line_num + 1
+            yield line, cells
+            line = above + reader.line_num + 1
     except csv.Error as error:
         unclosed = "unexpected end" in str(error)
         raise CsvError(line, "a double quote is opened and never closed" if unclosed else str(error)) from None
     finally:
         csv.field_size_limit(limit)
-    return lines, rows
-
-
-def read_with_blanks(text: str, delimiter: str) -> tuple[list[int], list[list]] | None:
-    """The rows where a cell such as ` "pos"` is quoted though a blank precedes the quote; None where that is no valid CSV."""
-    if delimiter == " ":
-        return None
-    try:
-        return parse_csv(text, delimiter, skip_blanks=True)
-    except CsvError:
-        return None
 
 
 def as_delimiter(given: str) -> str:
@@ -214,30 +271,29 @@ def as_delimiter(given: str) -> str:
     return delimiter
 
 
-def by_line(text: str, cells: Callable[[str], list]) -> tuple[list[int], list[list]]:
-    lines = text.rstrip("\n").split("\n")
-    return list(range(1, len(lines) + 1)), [cells(line) for line in lines]
+def read_tsv(text: Text) -> Iterator[tuple[int, list]]:
+    return ((n, line.split("\t") if line else []) for n, line in enumerate(text.lines(), 1))
 
 
-def read_tsv(path: Path, text: str) -> tuple[list[int], list[list]]:
-    return by_line(text, lambda line: line.split("\t") if line else [])
-
-
-def read_label_first(path: Path, text: str) -> tuple[list[int], list[list]]:
-    lines, rows = by_line(text, lambda line: line.split(None, 1))
-    for line, cells in zip(lines, rows, strict=True):
+def read_label_first(text: Text) -> Iterator[tuple[int, list]]:
+    for n, line in enumerate(text.lines(), 1):
+        cells = line.split(None, 1)
         if len(cells) == 1:
-            raise UserError(f"{path}:{line}: a label and no text after it")
-    return lines, rows
+            raise UserError(f"{text.path}:{n}: a label and no text after it")
+        yield n, cells
 
 
-def read_lines(path: Path, text: str) -> tuple[list[int], list[list]]:
-    return by_line(text, lambda line: [line] if line else [])
+def read_lines(text: Text) -> Iterator[tuple[int, list]]:
+    return ((n, [line] if line else []) for n, line in enumerate(text.lines(), 1))
 
 
-def read_jsonl(path: Path, text: str) -> tuple[list[int], list[dict]]:
-    lines, rows = [], []
-    for n, line in enumerate(text.rstrip("\n").split("\n"), 1):
+def read_jsonl(text: Text) -> Iterator[tuple[int, dict]]:
+    return json_lines(text.path, text.lines())
+
+
+def json_lines(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict]]:
+    """(number, object) of each line; a blank one is an empty object"""
+    for n, line in enumerate(lines, 1):
         try:
             value = json.loads(line, object_pairs_hook=without_doubles) if line.strip() else {}
         except RecursionError:
@@ -248,9 +304,7 @@ def read_jsonl(path: Path, text: str) -> tuple[list[int], list[dict]]:
             raise UserError(f"{path}:{n}: not valid JSON ({error}); one object a line is expected") from None
         if not isinstance(value, dict):
             raise UserError(f"{path}:{n}: a JSON {type(value).__name__}; one object a line is expected")
-        lines.append(n)
-        rows.append(value)
-    return lines, rows
+        yield n, value
 
 
 def without_doubles(pairs: list[tuple]) -> dict:
@@ -261,7 +315,7 @@ def without_doubles(pairs: list[tuple]) -> dict:
     return found
 
 
-READERS: dict[str, Callable[[Path, str], tuple[list[int], list]]] = {
+READERS: dict[str, Callable[[Text], Iterator[tuple[int, list | dict]]]] = {
     "tsv": read_tsv,
     "jsonl": read_jsonl,
     "label-first": read_label_first,

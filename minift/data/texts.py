@@ -2,17 +2,18 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from minift.data.columns import choose_columns, is_header, other_columns
+from minift.data.columns import cells_of, choose_columns, is_header, other_columns, other_names
 from minift.data.encoding import read_files
-from minift.data.examples import Examples, check_characters, listed
+from minift.data.examples import Blocks, Examples, check_characters, listed
 from minift.data.folders import Kind, all_files, class_folders
 from minift.data.labels import alike, keep_part, read_labels, strata_of
 from minift.data.layout import TextLayout, not_for_directories
-from minift.data.table import Table, read_table
+from minift.data.table import Table, open_table, read_table
 from minift.errors import UserError
 
 IMAGES_HINT = "; images are a task of their own, --task image-classification"
@@ -64,20 +65,63 @@ def read_texts(source: str | Path | Iterable, layout: TextLayout, labelled: bool
     if os.path.isdir(source):
         return from_folders(Path(source), layout, labelled, label)
     table = read_table(source, layout)
+    pick = settled(table, layout, labelled, label)
+    labels, shortened = None, 0
+    if labelled:
+        labels, table, shortened = read_labels(table, pick["label"], layout, label)
+        check_first_label(table, labels, layout, label)
+    empty: Counter = Counter()
+    texts, pairs = texts_of(table, pick, empty)
+    table.decided += empties(empty)
+    others = other_columns(table, {i for columns in pick.values() for i in columns})
+    return Texts(table.path, texts, pairs, labels, shortened, lines=table.lines, decided=table.decided, columns=others)
+
+
+def texts_in_blocks(source: str | Path, layout: TextLayout, size: int) -> Blocks:
+    """Texts without labels as `read_texts` reads them from a table, `size` of them in memory at a time; else in one block.
+
+    The table is gone through and checked as a whole before the first block. Tests: tests/data/test_blocks.py.
+    """
+    if os.path.isdir(source):
+        rows = read_texts(source, layout, labelled=False)
+        return Blocks(len(rows), rows.decided, iter([rows]))
+    file, table = open_table(source, layout)
+    pick = settled(table, layout, labelled=False, label="name")
+    empty: Counter = Counter()
+    for block in table.blocks(size):
+        texts_of(block, pick, empty)
+    table.decided += empties(empty)
+    others = other_names(table, {i for columns in pick.values() for i in columns})
+
+    def blocks() -> Iterator[Texts]:
+        with closing(file):
+            for block in table.blocks(size):
+                yield Texts(table.path, *texts_of(block, pick, empty), lines=block.lines, columns=cells_of(block, others))
+
+    return Blocks(len(table.rows), table.decided, blocks())
+
+
+def settled(table: Table, layout: TextLayout, labelled: bool, label: str) -> dict[str, list[int]]:
+    """Role -> its columns. Whether the first row is a header is decided too."""
     flags = column_flags(table, layout, labelled)
     if table.columns is None:
         table.settle(is_header(table, flags, layout.header))
     pick = choose_columns(table, flags, label)
     table.decided.append("columns " + ", ".join(f"{role} = {' + '.join(map(table.name, i))}" for role, i in pick.items()))
-    labels, shortened = None, 0
-    if labelled:
-        labels, table, shortened = read_labels(table, pick["label"], layout, label)
-        check_first_label(table, labels, layout, label)
-    texts, pairs = (as_texts(table, pick[role]) if role in pick else None for role in ("text", "pair"))
-    empty = sum(not text.strip() for text in texts)
-    table.decided += [f"{empty} rows with an empty text"] if empty else []
-    others = other_columns(table, {i for columns in pick.values() for i in columns})
-    return Texts(table.path, texts, pairs, labels, shortened, lines=table.lines, decided=table.decided, columns=others)
+    return pick
+
+
+def texts_of(table: Table, pick: dict[str, list[int]], empty: Counter) -> tuple[list[str], list[str] | None]:
+    """(texts, the second texts where rows are pairs). empty: counts the cells of joined columns, and the texts, that are empty."""
+    texts, pairs = (as_texts(table, pick[role], empty) if role in pick else None for role in ("text", "pair"))
+    empty[""] += sum(not text.strip() for text in texts)
+    return texts, pairs
+
+
+def empties(empty: Counter) -> list[str]:
+    """What to tell of them."""
+    told = [f"{name} is empty in {n:,} rows" for name, n in empty.items() if name and n]
+    return told + ([f"{empty['']} rows with an empty text"] if empty[""] else [])
 
 
 def column_flags(table: Table, layout: TextLayout, labelled: bool) -> dict[str, str | None]:
@@ -96,13 +140,12 @@ def check_first_label(table: Table, labels: list, layout: TextLayout, label: str
                         "add --header yes, else --header no")  # fmt: skip
 
 
-def as_texts(table: Table, columns: list[int]) -> list[str]:
-    """The text of each row; of several columns those that are not empty, joined by a blank."""
+def as_texts(table: Table, columns: list[int], empty: Counter) -> list[str]:
+    """The text of each row; of several columns those that are not empty, joined by a blank, and the others counted in `empty`."""
     if columns[1:]:
         several = [table.texts(i, null_is_empty=True) for i in columns]
         for i, cells in zip(columns, several, strict=True):
-            empty = sum(not cell.strip() for cell in cells)
-            table.decided += [f"{table.name(i)} is empty in {empty:,} rows"] if empty else []
+            empty[table.name(i)] += sum(not cell.strip() for cell in cells)
         return [" ".join(filter(str.strip, cells)) for cells in zip(*several, strict=True)]
     return table.texts(columns[0])
 

@@ -9,11 +9,11 @@ from typing import ClassVar
 import numpy as np
 
 from minift.data.decoding import processes
-from minift.data.examples import Examples
+from minift.data.examples import Blocks, Examples
 from minift.data.images import Images
 from minift.data.layout import ImageLayout, TextLayout
 from minift.data.loading import Pictures, Preprocessing
-from minift.data.texts import Texts
+from minift.data.texts import Texts, texts_in_blocks
 from minift.data.tokenising import Encoded, encode
 from minift.errors import UserError
 from minift.fields import ranged
@@ -54,6 +54,10 @@ class OfTexts(Pooled):
             "max_length": (min(128, checkpoint.max_length), "default"),
             "pool": (recorded or "cls", "the checkpoint's" if recorded else "default"),
         }
+
+    @classmethod
+    def in_blocks(cls, source: str, layout: TextLayout, size: int) -> Blocks:
+        return texts_in_blocks(source, layout, size)
 
     def prepare(self, examples: Texts, checkpoint, options=None, workers: int = 0) -> Encoded:
         positions = checkpoint.max_length

@@ -22,7 +22,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from minift.data.batching import Batch, Data
-from minift.data.examples import Examples
+from minift.data.examples import Blocks, Examples
 from minift.data.layout import Layout
 from minift.errors import UserError, look_up
 from minift.fields import read_fields, shown
@@ -79,6 +79,13 @@ class Task:
     def read(source: str | Iterable, layout: Layout, labelled: bool = True) -> Examples:
         """source: a path, or any iterable of inputs. labelled: every row must have what the task learns."""
         raise NotImplementedError
+
+    @classmethod
+    def in_blocks(cls, source: str, layout: Layout, size: int) -> Blocks:
+        """The rows of a path, without labels, for prediction: `size` at a time where the task can, so that a file may be larger
+        than memory; here all together."""
+        rows = cls.read(source, layout, labelled=False)
+        return Blocks(len(rows), rows.decided, iter([rows]))
 
     @classmethod
     def learn(cls, train: Examples, options) -> "Task":
