@@ -380,11 +380,11 @@ def check(checkpoint, theirs: Path, dtype: str | None) -> int:
     import torch
 
     from minift.formats.huggingface import look_up_module
-    from minift.tasks.task import of
+    from minift.tasks.task import task_from
 
     cast(checkpoint, dtype)
     of_images = checkpoint.preprocessing is not None
-    task = of(checkpoint.task) if checkpoint.task else None
+    task = task_from(checkpoint.task) if checkpoint.task else None
     pool = task.pool if task else "mean" if of_images else checkpoint.own_pool
     body = checkpoint.body(pool, dtype=torch.float64).eval()
     library, version, whole, base = reference(checkpoint, theirs, body.config)
