@@ -280,12 +280,8 @@ def export_to_hf(checkpoint, out: Path, source: str) -> None:
     from minift.formats import huggingface
     from minift.formats.heads import OURS
 
-    family = huggingface.FAMILIES[checkpoint.architecture]
-    if checkpoint.task and not huggingface.can_export(checkpoint.architecture, checkpoint.task):
-        raise UserError(
-            f"{source}: the head reads pool={checkpoint.task['pool']}, which transformers' classifier cannot; "
-            f"train with --pool {family.pool}"
-        )
+    if checkpoint.task and (reason := huggingface.why_no_export(checkpoint.architecture, checkpoint.task)):
+        raise UserError(f"{source}: {reason}")
     huggingface.write(out, checkpoint)
     inputs = "AutoTokenizer" if checkpoint.tokenizer else "AutoImageProcessor"
     print(f"written  {out}; load it with transformers.{auto_class(checkpoint)}.from_pretrained({str(out)!r}) and {inputs}")

@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import multiprocessing
 import random
 import signal
 import sys
@@ -193,6 +194,14 @@ def test_mixing(files, mixup, cutmix):
     assert again[0] == again[1] != again[2] and again[0][0] != again[0][1]
 
 
+@pytest.mark.parametrize(("order", "processes"), [([np.arange(3)], 0), ([np.arange(2), np.arange(1)], 2)])
+def test_one_batch_starts_no_worker(files, order, processes):
+    batches = Pictures(files, (), SMALL, workers=3).batches(order, CPU)
+    next(batches)
+    assert len(multiprocessing.active_children()) == processes
+    batches.close()
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_file_that_breaks_is_one_line(files, tmp_path, workers):
     (tmp_path / "bad.jpg").write_bytes(b"")
@@ -273,7 +282,7 @@ def test_ctrl_c_waits_for_the_start_and_the_end_of_workers(files, monkeypatch, s
 
     monkeypatch.setattr(loader, step, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        list(Pictures(files, (), SMALL, workers=1).batches([np.arange(3)], CPU))
+        list(Pictures(files, (), SMALL, workers=1).batches([np.arange(2), np.arange(1)], CPU))
     assert len(done) == 1
 
 
