@@ -4,6 +4,7 @@ import builtins
 import json
 import multiprocessing
 import random
+import re
 import signal
 import sys
 from dataclasses import asdict, replace
@@ -20,7 +21,7 @@ from torchvision.transforms._presets import ImageClassification
 
 from minift.data.batching import by_length, in_order
 from minift.data.decoding import open_image
-from minift.data.loading import AUGMENT, IMAGENET_V1, IMAGENET_V2, Pictures, Preprocessing, normalise, strong, transforms
+from minift.data.loading import AUGMENT, IMAGENET_V1, IMAGENET_V2, Pictures, Preprocessing, next_item, normalise, strong, transforms
 from minift.errors import UserError
 
 CPU = torch.device("cpu")
@@ -200,6 +201,22 @@ def test_one_batch_starts_no_worker(files, order, processes):
     next(batches)
     assert len(multiprocessing.active_children()) == processes
     batches.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("DataLoader worker (pid 7) is killed by signal: Killed.", UserError),
+        ("The size of tensor a (3) must match b", RuntimeError),
+    ],
+)
+def test_a_worker_s_own_error_is_not_told_as_lack_of_memory(said, kind):
+    def items():
+        raise RuntimeError(said)
+        yield
+
+    with pytest.raises(kind, match="lack of memory" if kind is UserError else re.escape(said)):
+        next_item(items(), 2)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
