@@ -20,6 +20,7 @@ The work is done in minift/formats; this file reads arguments, says what happene
 """
 
 import argparse
+import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -239,6 +240,8 @@ def export(arguments: argparse.Namespace) -> int | None:
     if arguments.to in ADDED:
         refuse_flags(arguments, ("dtype", "check"), f"--to {arguments.to} writes what the run has added as it is")
         return ADDED[arguments.to](checkpoint, out)
+    if arguments.check and arguments.to == "hf":
+        need_transformers()  # before anything is written
     if arguments.to == "minift":
         refuse_flags(arguments, ("check",), "--to minift has no other library to compare with; --to hf has")
     checkpoint = made_plain(checkpoint, f", before --dtype {arguments.dtype}" if arguments.dtype else "")
@@ -280,12 +283,8 @@ def export_to_hf(checkpoint, out: Path, source: str) -> None:
     from minift.formats import huggingface
     from minift.formats.heads import OURS
 
-    family = huggingface.FAMILIES[checkpoint.architecture]
-    if checkpoint.task and not huggingface.can_export(checkpoint.architecture, checkpoint.task):
-        raise UserError(
-            f"{source}: the head reads pool={checkpoint.task['pool']}, which transformers' classifier cannot; "
-            f"train with --pool {family.pool}"
-        )
+    if checkpoint.task and (reason := huggingface.why_no_export(checkpoint.architecture, checkpoint.task)):
+        raise UserError(f"{source}: {reason}")
     huggingface.write(out, checkpoint)
     inputs = "AutoTokenizer" if checkpoint.tokenizer else "AutoImageProcessor"
     print(f"written  {out}; load it with transformers.{auto_class(checkpoint)}.from_pretrained({str(out)!r}) and {inputs}")
@@ -380,11 +379,11 @@ def check(checkpoint, theirs: Path, dtype: str | None) -> int:
     import torch
 
     from minift.formats.huggingface import look_up_module
-    from minift.tasks.task import of
+    from minift.tasks.task import task_from
 
     cast(checkpoint, dtype)
     of_images = checkpoint.preprocessing is not None
-    task = of(checkpoint.task) if checkpoint.task else None
+    task = task_from(checkpoint.task) if checkpoint.task else None
     pool = task.pool if task else "mean" if of_images else checkpoint.own_pool
     body = checkpoint.body(pool, dtype=torch.float64).eval()
     library, version, whole, base = reference(checkpoint, theirs, body.config)
@@ -437,14 +436,19 @@ def reference(checkpoint, theirs: Path, config) -> tuple:
 
         network = load(theirs, config)
         return "torchvision", torchvision.__version__, network, network
-    try:
-        import transformers
-    except ImportError:
-        install = 'pip install -e ".[test]"' if is_checkout() else "pip install transformers"
-        raise UserError(f"--check compares with transformers, which is not installed: {install}") from None
+    need_transformers()
+    import transformers
+
     transformers.logging.set_verbosity_error()
     whole = getattr(transformers, auto_class(checkpoint)).from_pretrained(theirs)
     return "transformers", transformers.__version__, whole, whole.base_model
+
+
+def need_transformers() -> None:
+    """Raises UserError where --check has nothing to compare with."""
+    if importlib.util.find_spec("transformers") is None:
+        install = 'pip install -e ".[test]"' if is_checkout() else "pip install transformers"
+        raise UserError(f"--check compares with transformers, which is not installed: {install}")
 
 
 def every_token(state):

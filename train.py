@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     check(given)
     if any(isinstance(getattr(given, name), tuple) for name in GRID):
         run_grid(given, directory)
-    elif given.seeds > 1:
+    elif given.seeds > 1 and not given.plan:
         run_seeds(given, directory)
     elif directory:
         with stopped_in(directory):  # while it loads

@@ -20,7 +20,7 @@ from minift.errors import UserError
 from minift.methods.surgery import wrappers
 from minift.optim.precision import autocast
 from minift.pretrained import Checkpoint, read, read_config, read_description, recover
-from minift.tasks.task import Model, of
+from minift.tasks.task import Model, task_from
 from minift.training import Scores, evaluate, outputs_by_row
 
 
@@ -180,7 +180,7 @@ def assemble(checkpoint: Checkpoint, device: str | None) -> FineTuned:
     moved = {id(t): tensors[name] for name, t in checkpoint.tensors.items()}
     origin = checkpoint.origin  # goes on holding the same tensors; what the run has replaced stays where it was
     origin = origin and replace(origin, tensors={name: moved.get(id(t), t) for name, t in origin.tensors.items()})
-    task = of(checkpoint.task)
+    task = task_from(checkpoint.task)
     with torch.random.fork_rng(devices=[]):  # new weights are drawn before those of the run take their place
         body = replace(checkpoint, tensors=tensors).tuned_body(copy=False)
         model = Model(body, task.head(body))

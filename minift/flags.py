@@ -78,7 +78,8 @@ def add_flags(parser: argparse.ArgumentParser, options: type, inherited: str | N
         shown = f" (default: {inherited})" if inherited else "" if f.default is None else f" (default: {f.default})"
         form = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": grid(kind) if several else kind}
         if kind is not bool:
-            form["metavar"] = kind.__name__.upper()
+            choices = f.metadata["choices"]
+            form["metavar"] = "{" + ",".join(choices) + "}" if choices else {int: "N", float: "X", str: "VALUE"}[kind]
         default = None if inherited else f.default
         parser.add_argument(spelled(f.name), default=default, help=(f.metadata["help"] + shown).replace("%", "%%"), **form)
 

@@ -142,8 +142,6 @@ def check(options) -> None:
         raise UserError(f"--reinit {options.reinit} with --init random: all weights are new already")
     if options.seeds > 1 and options.train is not None and options.valid == "none" and options.test is None:
         raise UserError("--seeds with --valid none and without --test: there would be nothing to compare")
-    if options.plan and options.seeds > 1:
-        raise UserError("--plan with --seeds: a plan is of one run")
     if getattr(options, "solver", "gradient") == "lbfgs":
         check_lbfgs(options)
     elif is_set(options, "l2"):

@@ -53,8 +53,10 @@ def print_plan(training, data: dict[str, Data], options) -> None:
         seconds += scoring
         print(f"validate  {scoring:,.1f} s, {options.epochs} times{', the frozen stages once' if kept else ''}")
     memory = peak_memory_mb(device)
+    several = f" a seed, {seconds * options.seeds:,.0f} s for {options.seeds}" if options.seeds > 1 else ""
     print(
-        f"in all    about {seconds:,.0f} s; memory {f'{memory:,} MB' if memory else 'not told by this system'} in the timed steps"
+        f"in all    about {seconds:,.0f} s{several}; "
+        f"memory {f'{memory:,} MB' if memory else 'not told by this system'} in the timed steps"
     )
 
 

@@ -36,7 +36,7 @@ from minift.flags import check_ranges
 from minift.methods.surgery import delta, load_delta, plain_name
 from minift.models import MODELS
 from minift.models.resnet import DEPTHS
-from minift.tasks.task import of
+from minift.tasks.task import task_from
 
 LAYOUT = 1
 HEAD = "head."
@@ -112,7 +112,7 @@ class Checkpoint:
 
     def tuned_body(self, dtype: torch.dtype = torch.float32, copy: bool = True) -> nn.Module:
         """Of a run: the body as it was trained, with what the method has added."""
-        body = self.body(of(self.task).pool, dtype, copy)
+        body = self.body(task_from(self.task).pool, dtype, copy)
         if self.grafts:
             adapt_saved(body, self.method)
             own = self.tensors | self.grafts
@@ -335,7 +335,7 @@ def read(directory: Path, base: Checkpoint | None = None) -> Checkpoint:
             task, _, leaf = name.removeprefix(PRETRAINED).partition(".")
             checkpoint.heads.setdefault(task, {})[leaf] = tensors.pop(name)
     try:
-        task = None if checkpoint.task is None else of(checkpoint.task)
+        task = None if checkpoint.task is None else task_from(checkpoint.task)
         body = checkpoint.empty_body(task.pool if task else checkpoint.own_pool)
         plain = body.state_dict().keys()
         if checkpoint.method:
@@ -378,7 +378,7 @@ def check_config(path: Path, config: dict) -> dict:
             raise UserError(f"{path}: {name} is {shown(value)}, and not what a checkpoint has there; convert or train it again")
     try:
         model = look_up(MODELS, config["architecture"], "architecture").Config(**config["config"])
-        task = None if config.get("task") is None else of(config["task"])
+        task = None if config.get("task") is None else task_from(config["task"])
         settings = None if config.get("settings") is None else read_fields(Settings, config["settings"], "settings")
         if task is not None and settings is not None:
             check_ranges(read_fields(task.LAYOUT, settings.layout, "settings: layout"))

@@ -15,7 +15,7 @@ from minift.cli import spelled as command_of
 from minift.errors import Diverged, look_up
 from minift.finetuned import predictions
 from minift.flags import spelled
-from minift.formats.huggingface import can_export
+from minift.formats.huggingface import why_no_export
 from minift.methods import METHODS
 from minift.methods.surgery import lengthened, mergeable
 from minift.models import MODELS
@@ -144,8 +144,11 @@ def print_results(run, parts: dict, task, training, scores: dict, progress, opti
     quoted, scored = shlex.quote(str(run.directory)), options.test or options.valid
     print(f"predict   python -m minift.predict {quoted} {parts['train'].example()}")
     print(f"evaluate  python -m minift.evaluate {quoted} --data {'DATA' if scored in (None, 'none') else shlex.quote(scored)}")
-    if can_export(run.template.architecture, run.template.task) and mergeable(training.model.body):
-        print(f"export    {command_of('convert')} {quoted} --to hf --out {shlex.quote(f'{run.directory}-hf')}")
+    reason = why_no_export(run.template.architecture, run.template.task)
+    if not reason and not mergeable(training.model.body):
+        reason = f"{options.method} cannot be merged into plain layers"
+    command = f"{command_of('convert')} {quoted} --to hf --out {shlex.quote(f'{run.directory}-hf')}"
+    print(f"export    {f'not as a plain model of transformers: {reason}' if reason else command}")
 
 
 def print_worst(run, examples, task, training, losses: np.ndarray, options) -> None:

@@ -1,5 +1,8 @@
 """Faults of a kind that a table finds: devices, batches of one picture, figures of the data, the default dtype."""
 
+import os
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +16,7 @@ from minift.errors import UserError
 from minift.finetuned import choose_device
 from minift.models.resnet import ResNet, ResNetConfig
 from minift.pretrained import read_tokenizer
+from minift.runs import forget_peak_memory, peak_memory_mb
 
 
 @pytest.mark.parametrize(
@@ -99,3 +103,14 @@ def test_the_longest_row_is_told_as_it_was_before_it_was_cut(tmp_path, pairs):
         tokens, _, uncut = encode(tokenizer, texts, pairs, length)
         assert uncut.tolist() == plain
         assert [len(ids) for ids in tokens] == [min(n, length) for n in plain]
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak cannot be reset")
+def test_the_tokenizer_holds_a_part_of_the_rows_at_once(tmp_path):
+    """Of every token, it holds some 220 bytes besides the id: 330 MB of these rows."""
+    tokenizer = read_tokenizer(converted_directory(tmp_path / "base"))
+    texts = ["the film " * 150] * 5000
+    forget_peak_memory()
+    before = peak_memory_mb(torch.device("cpu"))
+    encode(tokenizer, texts, None, 128)
+    assert peak_memory_mb(torch.device("cpu")) - before < 150

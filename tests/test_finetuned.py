@@ -191,7 +191,9 @@ def test_version(capsys):
 def test_training_that_has_gone_astray_is_said(directory):
     task = minift.load(directory, "cpu").task
     assert task.remarks({"loss": 0.69}) == [] == task.remarks({"loss": 1.0})
-    assert "lower --lr" in task.remarks({"loss": 1.2})[0]
+    assert "lower --lr" in task.remarks({"loss": 1.2})[0] and "lower --lr" in task.remarks({"loss": 1.2, "matthews": -0.02})[0]
+    overfitted = task.remarks({"loss": 1.2, "matthews": 0.45})[0]
+    assert "fewer --epochs" in overfitted and "--lr" not in overfitted and "astray" not in overfitted
 
 
 def test_the_peak_of_memory_is_that_of_the_run():

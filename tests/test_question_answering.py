@@ -19,7 +19,7 @@ from minift.metrics.squad import squad_metrics
 from minift.options import options_of
 from minift.pretrained import Checkpoint, read
 from minift.tasks.question_answering import CLS, Passages, QuestionAnswering
-from minift.tasks.task import described, of
+from minift.tasks.task import described, task_from
 
 CPU = torch.device("cpu")
 
@@ -258,7 +258,7 @@ def test_what_is_learned_and_noted(checkpoint):
     train_rows.answers[0].append(Answer("the film", 0))
     options = options_of("question-answering")(max_length=30)
     task = QuestionAnswering.learn(train_rows, options)
-    assert task == QuestionAnswering(None, 30, 10, 30, True, None) and of(described("question-answering", task)) == task
+    assert task == QuestionAnswering(None, 30, 10, 30, True, None) and task_from(described("question-answering", task)) == task
     assert task.columns(train_rows) == {"contexts": 2, "without answer": 1}
     notes = task.review({"train": train_rows, "valid": train_rows.take(np.array([0, 2]))}, options)
     assert "1 training questions have several answers; the first is learned" in notes

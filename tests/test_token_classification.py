@@ -18,7 +18,7 @@ from minift.data.layout import Layout
 from minift.errors import Diverged, UserError
 from minift.options import options_of
 from minift.pretrained import Checkpoint, read
-from minift.tasks.task import described, of
+from minift.tasks.task import described, task_from
 from minift.tasks.token_classification import TokenClassification, Words
 
 CPU = torch.device("cpu")
@@ -215,7 +215,7 @@ def test_what_does_not_fit_is_refused(checkpoint):
     for change, said in (({"labels": ["B-X"]}, "O among"), ({"labels": ["O", "S-X"]}, "IOB"), ({"overlap": 40}, "overlap 40")):
         stored = described("token-classification", TokenClassification(LABELS, None, 40, 4)) | change
         with pytest.raises((UserError, ValueError), match=said):
-            of(stored)
+            task_from(stored)
 
 
 # ---- a run ----

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -361,6 +362,13 @@ def test_help_needs_no_torch(arguments):
     assert not imported & {"torch", "tokenizers", "safetensors", "transformers", "huggingface_hub"}
 
 
+def test_help_shows_what_a_flag_takes(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(flag in shown for flag in ("--batch-size N", "--lr X", "--pool {cls,mean}", "--train VALUE"))
+
+
 COMMANDS = """
 import sys, train, convert
 from minift import evaluate, predict
@@ -499,6 +507,31 @@ def test_a_plan_trains_nothing_and_leaves_nothing(tmp_path, base, capsys):
         directory = run(tmp_path, base, plan=None, method=method)
         printed = capsys.readouterr().out
         assert not directory.exists() and "in all    about" in printed and "█" in printed and "highest 0.0" in printed
+
+
+def test_a_plan_of_several_seeds(tmp_path, base, capsys):
+    directory = run(tmp_path, base, plan=None, seeds=3)
+    printed = capsys.readouterr().out
+    one, all_three = re.search(r"in all    about ([\d,]+) s a seed, ([\d,]+) s for 3; memory", printed).groups()
+    assert not directory.exists() and printed.count("in all") == 1
+    assert abs(int(all_three.replace(",", "")) - 3 * int(one.replace(",", ""))) <= 2  # both are rounded
+
+
+@pytest.mark.parametrize(
+    ("method", "pool", "reason"),
+    [
+        ("houlsby", "cls", "houlsby cannot be merged into plain layers"),
+        ("full", "mean", "the head reads pool=mean, which transformers' classifier cannot; train with --pool cls"),
+        ("lora", "cls", None),
+    ],
+)
+def test_why_a_run_cannot_be_exported(tmp_path, base, capsys, method, pool, reason):
+    run(tmp_path, base, method=method, pool=pool, epochs=0)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("export    ")]
+    if reason:
+        assert line == f"export    not as a plain model of transformers: {reason}"
+    else:
+        assert "--to hf --out" in line
 
 
 def test_precision_and_checkpointing_reach_the_run(tmp_path, base, capsys):

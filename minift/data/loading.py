@@ -212,7 +212,7 @@ class Pictures(Labelled):
         if epoch is not None and self.views:
             drawn_epoch = epoch % self.views
         mix = None if epoch is None else self.mixing()
-        workers = min(self.workers, len(order))
+        workers = min(self.workers, len(order)) if len(order) > 1 else 0  # one batch is what this process waits for in any case
         loader = DataLoader(
             Decoding(self.files, order, transform, self.seed, drawn_epoch),
             batch_size=None,

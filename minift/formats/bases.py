@@ -24,7 +24,7 @@ from minift.pretrained import (
     write_json,
 )
 from minift.tasks import TASKS as ALL_TASKS
-from minift.tasks.task import of
+from minift.tasks.task import task_from
 
 BESIDE = "minift.json"
 TASKS = {"bert": "text-classification", "resnet": "image-classification"}
@@ -201,7 +201,7 @@ def task_of(
     usual = usual_task(name, base, labels, FAMILIES[base.architecture].pool, length)
     task = usual | {field: value for field, value in (said or {}).items() if field not in ("pool", "labels")}
     try:
-        of(task)
+        task_from(task)
     except (UserError, ValueError) as error:
         hint = "delete the file to go on without its labels"
         if said is None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from minift.errors import UserError, look_up
 from minift.pretrained import Checkpoint, check_shapes, check_values, outline, read_object
 from minift.tasks import TASKS
-from minift.tasks.task import Task, described, of
+from minift.tasks.task import Task, described, task_from
 
 OURS = "minift_task"
 QUESTION = 384  # tokens of a window of question and context, as in the usual scripts; all others read what the model can take
@@ -77,7 +77,7 @@ def folded(checkpoint: Checkpoint) -> Checkpoint:
     """The same, with the scaling of regression's targets in the head: its outputs are then the predictions."""
     if checkpoint.task is None or checkpoint.task["name"] != "text-regression":
         return checkpoint
-    offset, scale = of(checkpoint.task).scaling
+    offset, scale = task_from(checkpoint.task).scaling
     weight, bias = (checkpoint.head[leaf].double() for leaf in ("weight", "bias"))
     dtype = checkpoint.head["weight"].dtype
     head = {"weight": (weight * scale).to(dtype), "bias": (bias * scale + offset).to(dtype)}
@@ -187,7 +187,7 @@ def fields_in(directory: Path, config: dict, family, checkpoint: Checkpoint, rep
         task = usual | {field: value for field, value in stored.items() if field not in ("labels", "pool")}
         task |= {"pairs": True} if pairs else {}
         try:
-            of(task)
+            task_from(task)
         except (UserError, ValueError) as error:
             report.said.append(f"{OURS} of config.json left out, as it does not fit: {error}")
         else:
@@ -195,7 +195,7 @@ def fields_in(directory: Path, config: dict, family, checkpoint: Checkpoint, rep
     if pairs and "pairs" not in usual:
         raise UserError(f"--pairs: rows of {name} are no pairs of texts")
     try:
-        of(usual)
+        task_from(usual)
     except UserError as error:
         raise ValueError(str(error)) from None
     report.said += assumed(usual, where)
@@ -286,7 +286,7 @@ def usual_settings(task: type[Task]) -> dict:
 
 def as_run(file: Path, family, checkpoint: Checkpoint, report, stored: dict) -> Checkpoint:
     """The body, its head out of what stood outside, and the task as a run, which was trained whole."""
-    task, outside = of(stored), dict(report.outside)
+    task, outside = task_from(stored), dict(report.outside)
     with outline():
         body = checkpoint.empty_body(task.pool)
         expected = task.head(body).state_dict()

@@ -105,9 +105,14 @@ def read_config(directory: Path) -> dict:
     return raw
 
 
-def can_export(architecture: str, task: dict) -> bool:
-    """Whether transformers has the head of this task, as config.json stores it, on this architecture."""
-    return heads.has_head(architecture, task["name"]) and task["pool"] in (None, FAMILIES[architecture].pool)
+def why_no_export(architecture: str, task: dict) -> str | None:
+    """Why transformers lacks the head of this task, as config.json stores it, on this architecture; None where it has it."""
+    family, pool = FAMILIES[architecture], task["pool"]
+    if not heads.has_head(architecture, task["name"]):
+        return f"transformers has no {family.name} for {task['name']}"
+    if pool not in (None, family.pool):
+        return f"the head reads pool={pool}, which transformers' classifier cannot; train with --pool {family.pool}"
+    return None
 
 
 def write(directory: Path, checkpoint: Checkpoint) -> None:

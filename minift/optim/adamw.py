@@ -1,12 +1,14 @@
 """AdamW: Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2)."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from minift.optim.fused import DTYPES, fused_adamw
 from minift.optim.groups import Group
-from minift.optim.optimizer import Optimizer
+from minift.optim.optimizer import Optimizer, in_one_piece
 
 
 class AdamW(Optimizer):
@@ -28,6 +30,8 @@ class AdamW(Optimizer):
     m nor v depends on theta, this is the same update up to rounding. What still differs are defaults outside this file: eps
     1e-6, lambda 0.01, a global clip of 1.0, and a linear decay counted from step 0 (see `schedules`).
 
+    fused: on a CPU the update is torch's kernel of it (minift/optim/fused.py), where there is one: not without bias_correction.
+
     Equal to torch.optim.AdamW and to BERT's formula (tests/reference/test_optim.py).
     """
 
@@ -38,6 +42,7 @@ class AdamW(Optimizer):
         eps: float = 1e-8,
         amsgrad: bool = False,
         bias_correction: bool = True,
+        fused: bool = True,
     ):
         if len(betas) != 2 or not all(0 <= beta <= 1 - 1e-8 for beta in betas):
             raise ValueError(f"betas={betas}: two numbers from 0 to below 1 are expected")
@@ -48,10 +53,17 @@ class AdamW(Optimizer):
         self.eps = eps
         self.moments = ("m", "v", "largest") if amsgrad else ("m", "v")
         self.bias_correction = bias_correction
+        self.fused = fused and bias_correction
+
+    def pieces(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        return iter([tensors]) if self.fused else super().pieces(*tensors)
 
     def update(
         self, t: int, lr: float, weight_decay: float, theta: Tensor, g: Tensor, m: Tensor, v: Tensor, largest: Tensor | None = None
     ) -> None:
+        tensors = (theta, g, m, v) if largest is None else (theta, g, m, v, largest)
+        if self.fused and theta.dtype in DTYPES and (flat := in_one_piece(*tensors)):
+            return fused_adamw(t, lr, weight_decay, self.betas, self.eps, *flat)
         beta1, beta2 = self.betas
         alpha, eps = lr, self.eps
         if self.bias_correction:  # the whole fraction times root / root, which saves a pass over v

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 TIGHT, LOOSE = 1e-8, 1e-4  # tolerance of one fit, and of those of a sweep
+BLOCK = 65_536  # rows of which products are made at once
 ROUND = 100  # steps of L-BFGS before the curvature is computed anew
 POLISH = 20  # steps after the last round of a tight fit, by the gradient alone
 PATIENCE = 6  # penalties, one and a half decades, after the best validation loss and the best accuracy: then a sweep ends
@@ -115,12 +116,14 @@ def finite(features: Tensor) -> Tensor:
 
 def centred(features: Tensor, labels: Tensor) -> Rows:
     X = finite(features).double()
-    mean, Q = X.mean(0), None
-    Z = X - mean
-    if Z.shape[0] < Z.shape[1]:
-        Q, R = torch.linalg.qr(Z.T)
-        Z = R.T
-    return Rows(mean, Q, torch.cat([Z, torch.ones_like(Z[:, :1])], 1), labels)
+    mean, Q, (N, D) = X.mean(0), None, X.shape
+    Z = X.new_ones(N, min(N, D) + 1)  # the one copy of the features: they may fill half of the memory
+    if N < D:
+        Q, R = torch.linalg.qr((X - mean).T)
+        Z[:, :-1] = R.T
+    else:
+        torch.sub(X, mean, out=Z[:, :-1])
+    return Rows(mean, Q, Z, labels)
 
 
 def weight_and_bias(rows: Rows, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,8 +162,7 @@ def minimise(rows: Rows, l2: float, theta: Tensor, tolerance: float) -> Tensor:
     J = objective(rows, l2, theta).item()
     while True:
         p = (rows.Z @ theta.T).softmax(1)
-        h = (p * (1 - p)).mean(1, keepdim=True)
-        d, V = torch.linalg.eigh(rows.Z.T @ (rows.Z * h) / len(h) + penalty.diag())
+        d, V = torch.linalg.eigh(weighted_square(rows.Z, (p * (1 - p)).mean(1)) / len(p) + penalty.diag())
         root = d.clamp_min(torch.finfo(d.dtype).eps * d.max()).sqrt()
         T = V / root
         x = (theta @ (V * root)).requires_grad_()
@@ -184,6 +186,11 @@ def minimise(rows: Rows, l2: float, theta: Tensor, tolerance: float) -> Tensor:
         lbfgs.step(partial(differentiate, rows, l2, T, x))
         theta = (x @ T.T).detach()
     return theta
+
+
+def weighted_square(Z: Tensor, h: Tensor) -> Tensor:
+    """Z^T diag(h) Z, in blocks, so that no second copy of Z is made. Z: (N, R + 1). h: (N)."""
+    return sum(z.T @ (z * w[:, None]) for z, w in zip(Z.split(BLOCK), h.split(BLOCK), strict=True))
 
 
 def differentiate(rows: Rows, l2: float, T: Tensor, x: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ class Optimizer:
                 t, *moments = self.state.get(theta) or (0, *(torch.zeros_like(theta) for _ in self.moments))
                 self.state[theta] = (t + 1, *moments)
                 updated.append(theta)
-                for part, g, *kept in blocks(theta, theta.grad, *moments):
+                for part, g, *kept in self.pieces(theta, theta.grad, *moments):
                     before = [x.clone() for x in (part, *kept)] if masked else []
                     self.update(t + 1, factor * group.lr, group.weight_decay, part, g, *kept)
                     for x, old in zip((part, *kept) if masked else (), before, strict=True):
@@ -66,6 +66,10 @@ class Optimizer:
     def update(self, t: int, lr: float, weight_decay: float, theta: Tensor, g: Tensor, *moments: Tensor) -> None:
         """The t-th update of theta, or of a block of it, in place; lr: eta times the group's learning rate. g is not changed."""
         raise NotImplementedError
+
+    def pieces(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """A parameter, its gradient and its moments, in the pieces in which they are updated."""
+        return blocks(*tensors)
 
     def settle(self) -> None:
         """If the last update was masked out, take back its step counts."""
@@ -163,10 +167,13 @@ def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Tensors of one shape, together: in views of BLOCK elements where all lie in memory in one piece and one order of their axes,
     as contiguous and channels_last tensors do, and on a CPU; else, and where they are no larger, as they are.
     """
-    if tensors[0].numel() <= BLOCK:
+    if tensors[0].numel() <= BLOCK or (flat := in_one_piece(*tensors)) is None:
         return iter([tensors])
+    return zip(*(x.split(BLOCK) for x in flat), strict=True)
+
+
+def in_one_piece(*tensors: Tensor) -> list[Tensor] | None:
+    """Tensors of one shape, viewed with one axis; None where one is not on a CPU, or not in one piece in the order of the first."""
     order = sorted(range(tensors[0].dim()), key=tensors[0].stride, reverse=True)
     flat = [x.permute(order) for x in tensors]
-    if all(x.device.type == "cpu" and x.is_contiguous() for x in flat):
-        return zip(*(x.view(-1).split(BLOCK) for x in flat), strict=True)
-    return iter([tensors])
+    return [x.view(-1) for x in flat] if all(x.device.type == "cpu" and x.is_contiguous() for x in flat) else None

@@ -120,8 +120,10 @@ class Classification(Pooled):
         even = math.log(len(self.labels))
         if metrics["loss"] < 1.5 * even:
             return []
+        learned = (metrics.get("matthews") or 0) > 0.1
+        advice = "right often enough, it is too sure where it is wrong; try fewer --epochs or --label-smoothing 0.1"
         return [f"the loss {metrics['loss']:.3g} is far above that of equal probabilities, ln {len(self.labels)} = {even:.3g}: "
-                "training has gone astray; try a lower --lr"]  # fmt: skip
+                f"{advice if learned else 'training has gone astray; try a lower --lr'}"]  # fmt: skip
 
     def predict(self, outputs: Iterable[tuple[int, list[Tensor]]], data: Data) -> Iterator[dict]:
         """label, score (its probability), probabilities by label"""

@@ -17,7 +17,7 @@ from minift.data.texts import Texts, texts_in_blocks
 from minift.data.tokenising import Encoded, encode
 from minift.errors import UserError
 from minift.fields import ranged
-from minift.tasks.task import Task
+from minift.tasks.task import Task, text_defaults
 
 
 class Pooled(Task):
@@ -47,13 +47,9 @@ class OfTexts(Pooled):
 
     @classmethod
     def defaults(cls, method: str, checkpoint) -> dict[str, tuple]:
-        if checkpoint.tokenizer is None:
-            raise UserError(f"{checkpoint.source} is a model of images; expected a BERT for texts, as --model minilm-l6")
         recorded = checkpoint.pool if method == "probe" else None
-        return {
-            "max_length": (min(128, checkpoint.max_length), "default"),
-            "pool": (recorded or "cls", "the checkpoint's" if recorded else "default"),
-        }
+        pool = (recorded or "cls", "the checkpoint's" if recorded else "default")
+        return text_defaults(checkpoint) | {"pool": pool}
 
     @classmethod
     def in_blocks(cls, source: str, layout: TextLayout, size: int) -> Blocks:

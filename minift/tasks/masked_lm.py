@@ -33,7 +33,7 @@ from minift.data.documents import Documents, read_documents
 from minift.data.layout import DocumentLayout
 from minift.data.masking import NO_LABEL, Blocks, blocks_of, vocabulary_of
 from minift.errors import UserError
-from minift.tasks.task import Meter, Task
+from minift.tasks.task import Meter, Task, text_defaults
 
 BLOCKS = ("within", "across")
 MASKINGS = ("exact", "whole-words", "coin")
@@ -68,9 +68,7 @@ class MaskedLM(Task):
 
     @classmethod
     def defaults(cls, method: str, checkpoint) -> dict[str, tuple]:
-        if checkpoint.tokenizer is None:
-            raise UserError(f"{checkpoint.source} is a model of images; expected one of texts, as --model minilm-l6")
-        return {"max_length": (min(128, checkpoint.max_length), "default")}
+        return text_defaults(checkpoint)
 
     @staticmethod
     def read(source: str | Iterable, layout: DocumentLayout, labelled: bool = True) -> Documents:

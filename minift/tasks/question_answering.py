@@ -52,7 +52,7 @@ from minift.metrics.squad import (
     squad_scores,
 )
 from minift.tables import table
-from minift.tasks.task import Meter, Task
+from minift.tasks.task import Meter, Task, text_defaults
 
 N_BEST = 20  # spans that `predict` gives, as in the usual scripts
 CLS = 0  # the position that stands for "no answer in this window"
@@ -85,9 +85,7 @@ class QuestionAnswering(Task):
 
     @classmethod
     def defaults(cls, method: str, checkpoint) -> dict[str, tuple]:
-        if checkpoint.tokenizer is None:
-            raise UserError(f"{checkpoint.source} is a model of images; expected one of texts, as --model minilm-l6")
-        return {"max_length": (min(384, checkpoint.max_length), "default")}
+        return text_defaults(checkpoint, 384)
 
     @staticmethod
     def read(source: str | Iterable, layout: TextLayout, labelled: bool = True) -> Questions:

@@ -186,12 +186,19 @@ class TokenLinear(nn.Linear):
         return outputs if state.mask is None else outputs.masked_fill(~state.mask.unsqueeze(-1), 0.0)
 
 
+def text_defaults(checkpoint, longest: int = 128) -> dict[str, tuple]:
+    """`defaults` of a task of texts: max_length is `longest`, or what the checkpoint can take if that is less."""
+    if checkpoint.tokenizer is None:
+        raise UserError(f"{checkpoint.source} is a model of images; expected one of texts, as --model minilm-l6")
+    return {"max_length": (min(longest, checkpoint.max_length), "default")}
+
+
 def described(name: str, task: Task) -> dict:
     """The task as config.json stores it."""
     return {"name": name, **asdict(task)}
 
 
-def of(stored: dict) -> Task:
+def task_from(stored: dict) -> Task:
     """The task that config.json describes. Raises UserError for an unknown name and for fields of another type or value."""
     values = {key: value for key, value in stored.items() if key != "name"}
     name = stored.get("name")

@@ -57,7 +57,7 @@ from minift.metrics.entities import (
     viterbi,
 )
 from minift.tables import table
-from minift.tasks.task import Meter, Task, TokenLinear
+from minift.tasks.task import Meter, Task, TokenLinear, text_defaults
 
 IGNORED = -100  # the label of a token that bears none, as in transformers
 TABULAR = ("header", "delimiter", "label_part", "skip_unlabelled")  # flags that say nothing of sentences
@@ -94,9 +94,7 @@ class TokenClassification(Task):
 
     @classmethod
     def defaults(cls, method: str, checkpoint) -> dict[str, tuple]:
-        if checkpoint.tokenizer is None:
-            raise UserError(f"{checkpoint.source} is a model of images; expected one of texts, as --model minilm-l6")
-        return {"max_length": (min(128, checkpoint.max_length), "default")}
+        return text_defaults(checkpoint)
 
     @staticmethod
     def read(source: str | Iterable, layout: Layout, labelled: bool = True) -> Tagged:

@@ -19,7 +19,7 @@ from minift.optim.optimizer import Optimizer
 from minift.options import layout_of, options_of
 from minift.pretrained import read_tensors
 from minift.tasks import FLAGS, TASKS
-from minift.tasks.task import described, of
+from minift.tasks.task import described, task_from
 from minift.training import Progress, evaluate, fit, outputs_by_row
 
 CPU = torch.device("cpu")
@@ -90,7 +90,7 @@ def test_a_run_is_saved_loaded_and_scores_as_it_did(tmp_path, bases, name, model
     result = json.loads((directory / "result.json").read_text())
     tuned = minift.load(directory)
     assert set(result["valid"]) == {"loss", *tuned.task.METRICS}
-    assert of(described(tuned.checkpoint.task["name"], tuned.task)) == tuned.task
+    assert task_from(described(tuned.checkpoint.task["name"], tuned.task)) == tuned.task
     given = options_of(tuned.checkpoint.task["name"])(train=str(data))
     parts = read_splits(given, type(tuned.task), tuned.layout)
     again = tuned.score(parts["valid"])[0].metrics

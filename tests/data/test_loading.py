@@ -2,7 +2,9 @@
 
 import builtins
 import json
+import multiprocessing
 import random
+import re
 import signal
 import sys
 from dataclasses import asdict, replace
@@ -19,7 +21,7 @@ from torchvision.transforms._presets import ImageClassification
 
 from minift.data.batching import by_length, in_order
 from minift.data.decoding import open_image
-from minift.data.loading import AUGMENT, IMAGENET_V1, IMAGENET_V2, Pictures, Preprocessing, normalise, strong, transforms
+from minift.data.loading import AUGMENT, IMAGENET_V1, IMAGENET_V2, Pictures, Preprocessing, next_item, normalise, strong, transforms
 from minift.errors import UserError
 
 CPU = torch.device("cpu")
@@ -193,6 +195,30 @@ def test_mixing(files, mixup, cutmix):
     assert again[0] == again[1] != again[2] and again[0][0] != again[0][1]
 
 
+@pytest.mark.parametrize(("order", "processes"), [([np.arange(3)], 0), ([np.arange(2), np.arange(1)], 2)])
+def test_one_batch_starts_no_worker(files, order, processes):
+    batches = Pictures(files, (), SMALL, workers=3).batches(order, CPU)
+    next(batches)
+    assert len(multiprocessing.active_children()) == processes
+    batches.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("DataLoader worker (pid 7) is killed by signal: Killed.", UserError),
+        ("The size of tensor a (3) must match b", RuntimeError),
+    ],
+)
+def test_a_worker_s_own_error_is_not_told_as_lack_of_memory(said, kind):
+    def items():
+        raise RuntimeError(said)
+        yield
+
+    with pytest.raises(kind, match="lack of memory" if kind is UserError else re.escape(said)):
+        next_item(items(), 2)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_file_that_breaks_is_one_line(files, tmp_path, workers):
     (tmp_path / "bad.jpg").write_bytes(b"")
@@ -273,7 +299,7 @@ def test_ctrl_c_waits_for_the_start_and_the_end_of_workers(files, monkeypatch, s
 
     monkeypatch.setattr(loader, step, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        list(Pictures(files, (), SMALL, workers=1).batches([np.arange(3)], CPU))
+        list(Pictures(files, (), SMALL, workers=1).batches([np.arange(2), np.arange(1)], CPU))
     assert len(done) == 1
 
 

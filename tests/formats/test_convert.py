@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 
 import pytest
 import torch
@@ -345,6 +346,14 @@ def test_wrong_use(tmp_path):
     ):
         with pytest.raises(UserError, match=wanted):
             convert.main(arguments)
+
+
+def test_a_check_without_transformers_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    convert.main([str(huggingface_directory(tmp_path / "source")), "--out", str(tmp_path / "out")])
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match="--check compares with transformers, which is not installed"):
+        convert.main([str(tmp_path / "out"), "--to", "hf", "--out", str(tmp_path / "hf"), "--check"])
+    assert not (tmp_path / "hf").exists()
 
 
 # ---- where things go ----

@@ -65,6 +65,26 @@ def compare(task, model: Model, theirs: nn.Module, kind: str, labels: Tensor, ba
         torch.testing.assert_close(ours[name], gradient, rtol=0, atol=tolerance, msg=name)
 
 
+def same_training_step(task, model: Model, theirs: nn.Module, batch: Batch, loss_of, in_theirs) -> None:
+    """In training mode, with equal draws of dropout, the loss and the gradient of every parameter are transformers'.
+
+    loss_of(theirs, batch): transformers' loss. in_theirs(gradients of the body, of the head): the same under transformers' names.
+    """
+    for one in (model, theirs):
+        one.train()
+    torch.manual_seed(1)
+    loss = task.loss(model(batch)[1], batch).sum() / batch.counts.sum()
+    torch.manual_seed(1)
+    expected = loss_of(theirs, batch)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-10)
+    loss.backward()
+    expected.backward()
+    gradients = in_theirs(*({name: p.grad for name, p in part.named_parameters()} for part in (model.body, model.head)))
+    for name, p in theirs.named_parameters():
+        torch.testing.assert_close(gradients[name], p.grad, rtol=0, atol=1e-10, msg=name)
+        assert p.grad.any() or "key.bias" in name or "token_type" in name, name
+
+
 def batch_for(kind: str, targets: Tensor, counts: Tensor | None = None, **fields) -> Batch:
     batch = batch_of(inputs_of(kind), targets)
     return Batch(batch.inputs, batch.targets, batch.rows, batch.counts if counts is None else counts, **fields)

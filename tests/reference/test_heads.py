@@ -25,7 +25,7 @@ from minift.errors import UserError
 from minift.formats.heads import HEADS, OURS
 from minift.pretrained import read
 from minift.tasks import TASKS
-from minift.tasks.task import of
+from minift.tasks.task import task_from
 
 TAGS = ["O", "B-X", "I-X", "B-Y", "I-Y"]
 # Task -> what transformers' config has besides
@@ -80,7 +80,7 @@ def theirs_of(directory: Path, task: str, dtype=torch.float64):
 def outputs(directory: Path, dtype=torch.float64):
     """(inputs -> outputs of every unit and token of a run, the task)"""
     checkpoint = read(directory)
-    task, body = of(checkpoint.task), checkpoint.tuned_body(dtype).eval()
+    task, body = task_from(checkpoint.task), checkpoint.tuned_body(dtype).eval()
     head = task.head(body).to(dtype).eval()
     head.load_state_dict({name: tensor.to(dtype) for name, tensor in checkpoint.head.items()})
 

@@ -1,6 +1,8 @@
 """Logistic regression against scikit-learn, and the sweep over its penalty against one fit after the other."""
 
 import math
+import os
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from minift.optim import logistic
 from minift.optim.logistic import fit_logistic, kornblith_grid, sweep_l2
+from minift.runs import forget_peak_memory, peak_memory_mb
 
 # rows, features, classes: more rows than features, and fewer, where the classes can be separated
 SHAPES = [(150, 8, 2), (150, 8, 5), (40, 60, 2), (40, 60, 5)]
@@ -148,3 +151,20 @@ def test_rows_nearly_alike_of_other_classes_under_a_weak_penalty(l2, monkeypatch
     assert len(evaluations) < 1000
     expected = objective(features, labels, *by_sklearn(features, labels, 4, l2), l2)
     assert objective(features, labels, weight, bias, l2) <= expected * (1 + 1e-9)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak cannot be reset")
+def test_one_copy_of_the_features_is_made():
+    features = torch.randn(200_000, 100, dtype=torch.float64)
+    labels = (features[:, 0] > 0).long()
+    size = features.nbytes / 2**20
+    forget_peak_memory()
+    before = peak_memory_mb(torch.device("cpu"))
+    fit_logistic(features, labels, 2, 1.0)
+    assert peak_memory_mb(torch.device("cpu")) - before < 1.6 * size
+
+
+def test_a_product_in_blocks_is_the_whole(monkeypatch):
+    Z, h = torch.randn(150, 9, dtype=torch.float64), torch.rand(150, dtype=torch.float64)
+    monkeypatch.setattr(logistic, "BLOCK", 40)
+    torch.testing.assert_close(logistic.weighted_square(Z, h), Z.T @ h.diag() @ Z, rtol=0, atol=1e-12)

@@ -264,7 +264,7 @@ def test_mistakes(tmp_path, base):
     data.write_text(data.read_text() + '{"text": "a", "labels": null}\n')
     with pytest.raises(UserError, match=r"rows.jsonl:49: a row without a label"):
         run(tmp_path, base, data)
-    with pytest.raises(UserError, match="is a model of images; expected a BERT for texts"):
+    with pytest.raises(UserError, match="is a model of images; expected one of texts"):
         run(tmp_path, converted_resnet(tmp_path / "resnet"), data)
 
 

@@ -60,11 +60,12 @@ def small_blocks(monkeypatch):
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.5), (0.95, 0.98)])
 @pytest.mark.parametrize("eps", [1e-8, 1e-2])
 @pytest.mark.parametrize("amsgrad", [False, True])
-def test_adamw_trajectory(lr, weight_decay, betas, eps, amsgrad):
+@pytest.mark.parametrize("fused", [False, True])
+def test_adamw_trajectory(lr, weight_decay, betas, eps, amsgrad, fused):
     options = {"betas": betas, "eps": eps, "amsgrad": amsgrad}
     trajectory(
-        lambda groups: AdamW(groups, **options),
-        lambda parameters: torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, **options),
+        lambda groups: AdamW(groups, **options, fused=fused),
+        lambda parameters: torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=False, **options),
         lr,
         weight_decay,
     )
@@ -88,11 +89,12 @@ def test_sgd_trajectory(lr, weight_decay, momentum, nesterov):
 @pytest.mark.parametrize("weight_decay", [0.0, 0.5])
 @pytest.mark.parametrize("bias_correction", [True, False])
 @pytest.mark.parametrize("amsgrad", [True, False])
-def test_adamw_against_the_formula(lr, weight_decay, bias_correction, amsgrad):
+@pytest.mark.parametrize("fused", [True, False])
+def test_adamw_against_the_formula(lr, weight_decay, bias_correction, amsgrad, fused):
     """Written as the paper and, where nothing is corrected, as google-research/bert's optimization.py does: decay in the update."""
     beta1, beta2, eps = 0.9, 0.99, 1e-6
     ours, theirs = start(), [p.detach() for p in start()]
-    options = {"amsgrad": amsgrad, "bias_correction": bias_correction}
+    options = {"amsgrad": amsgrad, "bias_correction": bias_correction, "fused": fused}
     optimizer = AdamW([Group("all", lr, weight_decay, [], ours)], (beta1, beta2), eps, **options)
     m, v, largest = ([torch.zeros_like(p) for p in theirs] for _ in range(3))
     for step in range(STEPS):
@@ -208,7 +210,9 @@ def how(request, monkeypatch):
 
 RULES = {
     "adamw": AdamW,
+    "adamw by hand": lambda groups: AdamW(groups, fused=False),
     "amsgrad": lambda groups: AdamW(groups, amsgrad=True),
+    "amsgrad by hand": lambda groups: AdamW(groups, amsgrad=True, fused=False),
     "sgd": SGD,
     "sgd without momentum": lambda groups: SGD(groups, momentum=0.0),
 }

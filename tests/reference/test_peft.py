@@ -29,7 +29,7 @@ from minift.formats.peft import CONFIG, is_peft, read, write
 from minift.methods.surgery import delta
 from minift.pretrained import Checkpoint, sha256
 from minift.tasks import TASKS as ALL_TASKS
-from minift.tasks.task import of
+from minift.tasks.task import task_from
 
 LABELS = ["bad", "so so", "good"]
 SETTINGS = {"batch_size": 4, "precision": "float32", "frozen": 0, "layout": asdict(TextLayout())}
@@ -649,7 +649,7 @@ def learned_for(bases: Path, task: str, method: str) -> Checkpoint:
     """A run of another task, with random weights."""
     run_of, rows = learned(bases, "bert", method), {"text-regression": 1, "question-answering": 2}.get(task, 3)
     pool = HEADS_OF[task]["pool"]
-    layout = asdict(of({"name": task} | HEADS_OF[task]).LAYOUT())
+    layout = asdict(task_from({"name": task} | HEADS_OF[task]).LAYOUT())
     return replace(
         run_of,
         task={"name": task} | HEADS_OF[task],
@@ -670,7 +670,7 @@ def outputs_here(checkpoint: Checkpoint) -> Tensor:
     state = checkpoint.tuned_body(torch.float64).eval()(*texts())
     head = {name: tensor.double() for name, tensor in checkpoint.head.items()}
     made = nn.functional.linear(state.hidden if state.pooled is None else state.pooled, head["weight"], head["bias"])
-    task = of(checkpoint.task)
+    task = task_from(checkpoint.task)
     offset, scale = task.scaling if hasattr(task, "scaling") else (0.0, 1.0)
     return made * scale + offset
 

@@ -1,5 +1,6 @@
 """Question answering against transformers' models, tokenizers and loss; beside it the figures of naive versions."""
 
+import functools
 from dataclasses import asdict
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from reference.heads import same_training_step
 from tiny import VOCABULARY, converted_directory, tiny_body, tiny_roberta
 from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
@@ -108,21 +110,7 @@ def test_loss_and_gradients_are_those_of_transformers(checkpoint, kind, dropout)
     (batch,) = data.batches([np.flatnonzero(data.lengths == 24)], CPU)
     assert batch.inputs[1] is None and (batch.inputs[2] is None) == (kind == "roberta")
     assert 3 < (batch.targets[0][:, 0] != CLS).sum() < len(batch.rows) - 3
-    for one in (model, theirs):
-        one.train()
-    torch.manual_seed(1)
-    loss = task.loss(model(batch)[1], batch).sum() / batch.counts.sum()
-    torch.manual_seed(1)
-    expected = theirs_on(theirs, batch)
-    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-10)
-    loss.backward()
-    expected.backward()
-    gradients = in_theirs(
-        model, kind, *({name: p.grad for name, p in part.named_parameters()} for part in (model.body, model.head))
-    )
-    for name, p in theirs.named_parameters():
-        torch.testing.assert_close(gradients[name], p.grad, rtol=0, atol=1e-10, msg=name)
-        assert p.grad.any() or "key.bias" in name or "token_type" in name, name
+    same_training_step(task, model, theirs, batch, theirs_on, functools.partial(in_theirs, model, kind))
 
 
 def test_padding_is_not_in_the_softmax(checkpoint):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from reference.heads import same_training_step
 from tiny import VOCABULARY, converted_directory, tiny_body, tiny_roberta
 from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
@@ -83,20 +84,7 @@ def test_loss_and_gradients_are_those_of_transformers(checkpoint, kind, dropout)
         data.tokens = [np.maximum(ids, 2) for ids in data.tokens]  # 0 and 1 are special to it
     (batch,) = data.batches([np.arange(9)], CPU)
     assert batch.inputs[1] is not None and (batch.targets[0] == IGNORED).any() and len({*batch.counts.tolist()}) > 1
-    for one in (model, theirs):
-        one.train()
-    torch.manual_seed(1)
-    loss = task.loss(model(batch)[1], batch).sum() / batch.counts.sum()
-    torch.manual_seed(1)
-    expected = theirs_on(theirs, batch)
-    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-10)
-    loss.backward()
-    expected.backward()
-    ours = [{name: p.grad for name, p in part.named_parameters()} for part in (model.body, model.head)]
-    gradients = in_theirs(model, kind, *ours)
-    for name, p in theirs.named_parameters():
-        torch.testing.assert_close(gradients[name], p.grad, rtol=0, atol=1e-10, msg=name)
-        assert p.grad.any() or "key.bias" in name or "token_type" in name, name
+    same_training_step(task, model, theirs, batch, theirs_on, functools.partial(in_theirs, model, kind))
 
 
 def test_the_mean_of_batches_is_not_the_mean_over_words(checkpoint):
