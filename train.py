@@ -87,6 +87,7 @@ def run_once(given, record: dict | None = None) -> dict | None:
     from minift.optim.precision import without_tf32
     from minift.plan import print_plan
     from minift.runs import Run, finished, forget_peak_memory, stopped_in
+    from minift.slices import rows_by
     from minift.solve import solve
     from minift.training import Progress, fit
 
@@ -105,6 +106,8 @@ def run_once(given, record: dict | None = None) -> dict | None:
     task = start.task.learn(parts["train"], options)
     data = setup.prepare(options, task, parts, start.checkpoint)
     report.print_data(parts, data, task, task.review(parts, options))
+    if options.by:
+        rows_by(list(parts.values())[-1], options.by)  # a column that is not there is told before training
     options, why, steps_per_epoch = setup.choose_epochs(options, data["train"])
 
     # Model and optimizer
@@ -136,8 +139,9 @@ def run_once(given, record: dict | None = None) -> dict | None:
 
         # Results of what was saved
         task, scores = run.score(training, seen, options, progress)
-        result = run.finish(training, scores, progress, setup_seconds, start.device)
-    report.print_results(run, parts, task, training, scores, progress, options)
+        by = run.score_by(training, task, parts, options) if options.by and scores else {}
+        result = run.finish(training, scores, by, progress, setup_seconds, start.device)
+    report.print_results(run, parts, task, training, scores, by, progress, options)
     return result
 
 

@@ -43,6 +43,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--data", required=True, help="file of texts and labels, or directory of images by class")
     parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
     parser.add_argument("--out", help="file for the loss and the prediction of every row: .csv, .tsv, else JSON lines")
+    parser.add_argument("--by", metavar="COLUMN", help="the figures for each value of a column of the file as well")
     add_layout_flags(parser)
     arguments = parser.parse(argv)
     check_out(arguments.out)
@@ -50,6 +51,7 @@ def main(argv: list[str]) -> None:
     from minift.data.decoding import processes
     from minift.data.splits import check_directory
     from minift.finetuned import load
+    from minift.slices import scores_by, table_by
     from minift.tables import table
 
     tuned = load(arguments.run, arguments.device)
@@ -60,11 +62,14 @@ def main(argv: list[str]) -> None:
     layout = layout_of(arguments, tuned)
     check_directory(arguments.data, [name for name in given_of(arguments, Layout) if name not in layout.OF_FILES])
     rows = tuned.task.read(arguments.data, layout)
+    by = arguments.by and scores_by(rows, arguments.by, lambda part: tuned.score(part, processes(arguments.workers))[0])
     scores, described = tuned.score(rows, processes(arguments.workers))
     print(f"{arguments.data}: {len(rows):,} rows; {'; '.join(rows.decided)}")
     print(", ".join(f"{name} {value}" for name, value in described.items()), end="\n\n")
     print(table(list(scores.metrics), [list(scores.metrics.values())]), end="\n\n")
     print(scores.meter.table())
+    if by:
+        print(f"\n{table_by(arguments.by, by)}")
     if arguments.out:
         right = [{}] * len(rows) if (gold := getattr(rows, "labels", None)) is None else [{"gold": one} for one in gold]
         made = tuned.predict_rows(rows, processes(arguments.workers))

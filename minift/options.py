@@ -77,6 +77,7 @@ class Options:
     seed: int = flag(42, "of the head's start, the order of the rows and dropout", least=0, below=2**62)
     seeds: int = flag(1, "runs with this seed and the following ones, in OUT/seed-S, and what they have in common", least=1)
     plan: bool = flag(False, "show stages, learning rates, steps, estimates of time and memory; then stop")
+    by: str | None = flag(None, "column for whose values the figures of the last split are given too; the embedded sample: kind")
     quiet: bool = flag(False, "print no tables of the model, the settings and the labels, and no worst rows")
     device: str | None = flag(None, "cpu, cuda, ...; unset: cuda where there is one")
     out: str | None = flag(None, "directory of the run; unset: runs/DATA-MODEL-METHOD")
@@ -148,6 +149,8 @@ def check(options) -> None:
         raise UserError(f"--l2 {options.l2}: it is the penalty of --solver lbfgs; add that flag")
     if is_set(options, "class_weights") and is_set(options, "sampler"):
         raise UserError("--class-weights balanced with --sampler balanced: a rare class would count twice over; give one of them")
+    if options.by is not None and options.valid == "none" and options.test is None:
+        raise UserError(f"--by {options.by} with --valid none and without --test: no split is scored")
     if options.patience is not None and options.valid == "none":
         raise UserError("--patience with --valid none: without validation rows no epoch is better than another")
     described = sorted(name for name in {*READING, "valid", "test", "split_seed"} if is_set(options, name))

@@ -20,6 +20,7 @@ from minift.methods import METHODS
 from minift.methods.surgery import lengthened, mergeable
 from minift.models import MODELS
 from minift.runs import describe_device
+from minift.slices import table_by
 from minift.specs import as_option, options_of
 from minift.tables import table
 
@@ -127,7 +128,7 @@ def rows_named(examples, checkpoints) -> Iterator[None]:
         raise Diverged(f"{error}{named}{checkpoints.before()}") from None
 
 
-def print_results(run, parts: dict, task, training, scores: dict, progress, options) -> None:
+def print_results(run, parts: dict, task, training, scores: dict, by: dict, progress, options) -> None:
     print()
     if scores:
         header = next(iter(scores.values())).metrics
@@ -139,6 +140,8 @@ def print_results(run, parts: dict, task, training, scores: dict, progress, opti
         last = list(scores)[-1]
         if not options.quiet and (shown_table := scores[last].meter.table()):
             print(f"\n{shown_table}  ({last})\n")
+    if by:
+        print(f"{table_by(options.by, by)}  ({last})\n")
     if "valid" in scores and task.by_row and not options.quiet:
         print_worst(run, parts["valid"], task, training, scores["valid"].losses, options)
     quoted, scored = shlex.quote(str(run.directory)), options.test or options.valid

@@ -36,6 +36,7 @@ from minift.flags import spelled
 from minift.methods.surgery import plain_name
 from minift.options import layout_of
 from minift.pretrained import HEAD, Checkpoint, flush, read_object, read_tensors, sha256, whole_file, write, write_json
+from minift.slices import scores_by
 from minift.tables import table
 from minift.tasks import TASKS
 from minift.tasks.task import described
@@ -190,8 +191,17 @@ class Run:
             scores["test"] = scored("test")
         return task, scores
 
-    def finish(self, training, scores: dict[str, Scores], progress: Progress, setup: float, device: torch.device) -> dict:
-        """Write result.json, and delete the checkpoints. setup: seconds before training."""
+    def score_by(self, training, task, parts: dict[str, Examples], options) -> dict[str, dict[str, float | None]]:
+        """The figures of the last split for each value of the column --by."""
+
+        def score(part: Examples) -> Scores:
+            data = task.prepare(part, self.template, workers=getattr(options, "workers", None) or 0)
+            return evaluate(training.model, task, data, options.batch_size, training.precision)
+
+        return scores_by(list(parts.values())[-1], options.by, score)
+
+    def finish(self, training, scores: dict[str, Scores], by: dict, progress: Progress, setup: float, device: torch.device) -> dict:
+        """Write result.json, and delete the checkpoints. by: from `score_by`. setup: seconds before training."""
         result = {split: s.metrics for split, s in scores.items()} | {
             "seconds": {"setup": setup, "train": progress.seconds_training, "evaluate": progress.seconds_evaluating},
             "peak_memory_mb": peak_memory_mb(device),
@@ -206,6 +216,8 @@ class Run:
         }
         if details := {split: d for split, s in scores.items() if (d := s.meter.details())}:
             result["details"] = details
+        if by:
+            result["by"] = by
         if progress.nonfinite:
             result["nonfinite"] = progress.nonfinite
         self.write_json("result.json", result)
