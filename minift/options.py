@@ -171,6 +171,8 @@ def check_lbfgs(options) -> None:
         raise UserError(f"--solver lbfgs with --method {options.method}: it solves a linear head alone; add --method probe")
     if options.valid == "none" and options.l2 is None:
         raise UserError("--solver lbfgs with --valid none: nothing to choose the penalty by; give it with --l2")
+    if getattr(options, "paraphrases", None) or (getattr(options, "augment", None) and not hasattr(options, "views")):
+        raise UserError("--solver lbfgs with --augment or --paraphrases: it sees the texts once, and these are new in every epoch")
     if getattr(options, "augment", None) not in (None, "none") and options.views is None:
         raise UserError(f"--solver lbfgs with --augment {options.augment}: it sees the rows once; say how often with --views")
     if options.l2 is not None and options.monitor is not None:

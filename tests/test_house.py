@@ -37,6 +37,7 @@ ALLOWED = {
         "tqdm",
         "minift.data",
         "minift.errors",
+        "minift.specs",
         "minift.fields",
         "minift.flags",
     },

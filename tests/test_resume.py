@@ -31,7 +31,9 @@ SCENARIOS = {
         *IMAGES, "--precision", "bfloat16", "--method", "probe", "--augment", "standard", "--views", 2, "--cache", "disk",
         "--workers", 0,
     ],
-    "classes drawn evenly": [*TEXTS, "--precision", "float32", "--sampler", "balanced"],
+    "classes drawn evenly, words left out": [
+        *TEXTS, "--precision", "float32", "--sampler", "balanced", "--augment", "eda:deletion=0.2,swap=0.2",
+    ],
     "token classification in windows": [
         "--task", "token-classification", *TEXTS, "--precision", "float32", "--max-length", 12, "--overlap", 3, "--accumulate", 2,
     ],
@@ -39,7 +41,9 @@ SCENARIOS = {
         "--task", "question-answering", *TEXTS, "--precision", "float32", "--max-length", 20, "--overlap", 3,
     ],
     "masked LM": ["--task", "masked-lm", *TEXTS, "--precision", "bfloat16", "--masking", "coin"],
-    "regression": ["--task", "text-regression", *TEXTS, "--precision", "float32", "--method", "probe"],
+    "regression, tokens hidden from frozen stages": [
+        "--task", "text-regression", *TEXTS, "--precision", "float32", "--method", "probe", "--augment", "cutoff:rate=0.2",
+    ],
 }  # fmt: skip
 
 

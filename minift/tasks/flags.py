@@ -63,6 +63,13 @@ class TextFlags(DropoutFlags, TextLayout):
     max_length: int | None = flag(
         None, "tokens of a row, special ones counted; longer rows are cut; unset: 128, or what the model can take", least=3
     )
+    augment: str | None = flag(
+        None,
+        "anew in each epoch of training: eda:deletion=0.1,swap=0.1 (words out, exchanged); cutoff:rate=0.1 (tokens hidden)",
+    )
+    paraphrases: str | None = flag(
+        None, "table with the columns text and paraphrase: a training row is then its text or one of its paraphrases, by chance"
+    )
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from minift.data.augmenting import augmented
 from minift.data.decoding import processes
 from minift.data.examples import Blocks, Examples
 from minift.data.images import Images
@@ -75,7 +76,7 @@ class OfTexts(Pooled):
             raise UserError(f"{examples.path}: the run was trained on {trained}")
         tokens, types, uncut = encode(checkpoint.tokenizer, examples.texts, examples.pairs, self.max_length)
         targets = () if examples.labels is None else (self.targets(examples),)
-        return Encoded(
+        encoded = Encoded(
             tokens,
             types,
             np.array([len(ids) for ids in tokens], dtype=np.int64),
@@ -85,6 +86,9 @@ class OfTexts(Pooled):
             uncut,
             **self.counted(targets, options),
         )
+        if options is None or (options.augment is None and options.paraphrases is None):
+            return encoded
+        return augmented(encoded, examples, checkpoint.tokenizer, options)
 
 
 class OfImages(Pooled):

@@ -105,6 +105,9 @@ CASES = {
     "image-classification": Case(("resnet",), lambda place: photographs(place / "photos"), {"workers": 0, "augment": "standard"}),
     "token-classification": Case(TEXT, lambda place: sentences_file(place / "rows.conll"), {"max_length": 12, "overlap": 3}),
     "classification with weights": Case(TEXT, lambda place: rows_file(place / "rows.csv"), BALANCED, task="text-classification"),
+    "augmented texts": Case(
+        ("bert",), lambda place: rows_file(place / "rows.csv"), {"augment": "eda:deletion=0.2,swap=0.2"}, task="text-classification"
+    ),
     "text-regression": Case(TEXT, lambda place: numbers_file(place / "rows.csv")),
     "multi-label-classification": Case(TEXT, lambda place: sets_file(place / "rows.csv"), {"pos_weight": "balanced"}),
     "multi-label-image-classification": Case(
