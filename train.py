@@ -136,7 +136,7 @@ def run_once(given, record: dict | None = None) -> dict | None:
 
         # Results of what was saved
         task, scores = run.score(training, seen, options, progress)
-        result = run.finish(training, scores, progress, setup_seconds, start.device)
+        result = run.finish(training, seen, scores, progress, setup_seconds, start.device)
     report.print_results(run, parts, task, training, scores, progress, options)
     return result
 

@@ -190,9 +190,12 @@ class Run:
             scores["test"] = scored("test")
         return task, scores
 
-    def finish(self, training, scores: dict[str, Scores], progress: Progress, setup: float, device: torch.device) -> dict:
-        """Write result.json, and delete the checkpoints. setup: seconds before training."""
+    def finish(
+        self, training, data: dict[str, Data], scores: dict[str, Scores], progress: Progress, setup: float, device: torch.device
+    ) -> dict:
+        """Write result.json, and delete the checkpoints. data: of each split. setup: seconds before training."""
         result = {split: s.metrics for split, s in scores.items()} | {
+            "data": {split: {"rows": len({*rows.rows.tolist()}), **rows.describe()} for split, rows in data.items()},
             "seconds": {"setup": setup, "train": progress.seconds_training, "evaluate": progress.seconds_evaluating},
             "peak_memory_mb": peak_memory_mb(device),
             "parameters": {
