@@ -15,7 +15,9 @@ class Options:
     train: str | None = flag(None, "training file, or directory of images by class; unset: the embedded sample of reviews")
     valid: str | None = flag(None, "validation file or directory; unset: 10 % of the training rows; none: keep the last epoch")
     test: str | None = flag(None, "test file or directory, scored once at the end")
-    split_seed: int = flag(0, "of the split where --valid is unset; --seed has no part in it", least=0)
+    train_rows: int | None = flag(None, "rows drawn from --train, as many of each class as it has there; unset: all", least=2)
+    test_rows: int | None = flag(None, "the same of --test", least=2)
+    split_seed: int = flag(0, "of the split where --valid is unset, and of drawn rows; --seed has no part in it", least=0)
     task: str = flag("text-classification", f"what is learned: {', '.join(FLAGS)}; --task NAME --help shows its own flags")
     model: str | None = flag(None, "converted directory, its name under weights/, or a finished run; unset: the task's own")
     init: str = flag("pretrained", "pretrained, or random: the same architecture from scratch", choices=("pretrained", "random"))
@@ -160,7 +162,10 @@ def check(options) -> None:
     files = (options.train, options.valid)
     if all(path and os.path.exists(path) for path in files) and os.path.samefile(*files):
         print(f"note: --valid {options.valid} is the training file: its figures say nothing of other rows", file=sys.stderr)
-    if options.valid is not None and is_set(options, "split_seed"):
+    if options.test_rows is not None and options.test is None:
+        raise UserError("--test-rows without --test: there is nothing to draw from")
+    drawn = options.train_rows is not None or options.test_rows is not None
+    if options.valid is not None and is_set(options, "split_seed") and not drawn:
         raise UserError("--split-seed with --valid: nothing is split off the training file")
     if options.valid == "none" and options.monitor is not None:
         raise UserError("--monitor with --valid none: without validation rows there is nothing to choose by")

@@ -200,9 +200,19 @@ class Run:
 
         return scores_by(list(parts.values())[-1], options.by, score)
 
-    def finish(self, training, scores: dict[str, Scores], by: dict, progress: Progress, setup: float, device: torch.device) -> dict:
-        """Write result.json, and delete the checkpoints. by: from `score_by`. setup: seconds before training."""
+    def finish(
+        self,
+        training,
+        data: dict[str, Data],
+        scores: dict[str, Scores],
+        by: dict,
+        progress: Progress,
+        setup: float,
+        device: torch.device,
+    ) -> dict:
+        """Write result.json, and delete the checkpoints. data: of each split. by: from `score_by`. setup: seconds before training."""
         result = {split: s.metrics for split, s in scores.items()} | {
+            "data": {split: {"rows": len({*rows.rows.tolist()}), **rows.describe()} for split, rows in data.items()},
             "seconds": {"setup": setup, "train": progress.seconds_training, "evaluate": progress.seconds_evaluating},
             "peak_memory_mb": peak_memory_mb(device),
             "parameters": {

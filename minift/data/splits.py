@@ -17,20 +17,22 @@ def read_splits(options, task: type, layout) -> dict[str, Examples]:
             raise UserError(f"--task {options.task}: the embedded sample is for text-classification; give --train FILE")
         rows = task.read(str(REVIEWS), layout)
         splits = np.array([reviews_split(f"{text}\t{label}") for text, label in zip(rows.texts, rows.labels, strict=True)])
-        return {name: rows.take(np.flatnonzero(splits == name)) for name in ("train", "valid", "test")}
+        parts = {name: rows.take(np.flatnonzero(splits == name)) for name in ("train", "valid", "test")}
+        return parts | {"train": drawn(parts["train"], options.train_rows, options.split_seed, "--train-rows")}
     described = layout.described()
     for path in filter(None, (options.train, options.valid, options.test)):
         check_directory(path, described)
     parts = {"train": task.read(options.train, layout)}
     if layout.label_part and not parts["train"].shortened:
         raise UserError(f"{options.train}: --label-part {layout.label_part!r}: no label in the file contains it")
+    parts["train"] = drawn(parts["train"], options.train_rows, options.split_seed, "--train-rows")
     if options.valid is None:
         kept, held = split(parts["train"], 0.1, options.split_seed)
         parts = {"train": parts["train"].take(kept), "valid": parts["train"].take(held)}
     elif options.valid != "none":
         parts["valid"] = task.read(options.valid, layout)
     if options.test is not None:
-        parts["test"] = task.read(options.test, layout)
+        parts["test"] = drawn(task.read(options.test, layout), options.test_rows, options.split_seed, "--test-rows")
     return parts
 
 
@@ -38,6 +40,20 @@ def check_directory(path: str, described: list[str]) -> None:
     """Raises UserError for a directory, and flags that were given to describe a table."""
     if described and Path(path).is_dir():
         raise UserError(f"{spelled(described[0])}: {path} is a directory; the flag describes a table")
+
+
+def drawn(examples: Examples, rows: int | None, seed: int, flag: str) -> Examples:
+    """So many of the rows, by chance, in every stratum the same share, rounded; None: all. Groups stay together.
+
+    Raises UserError for more rows than there are. Test: tests/data/test_splits.py, test_rows_are_drawn_by_class.
+    """
+    if rows is None or rows == len(examples):
+        return examples
+    if rows > len(examples):
+        raise UserError(f"{flag} {rows}: {examples.path} has {len(examples)}")
+    _, held = split(examples, rows / len(examples), seed)
+    examples.decided.append(f"{len(held):,} of the {len(examples):,} {examples.UNIT}s drawn")
+    return examples.take(held)
 
 
 def split(examples: Examples, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

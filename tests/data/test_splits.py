@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minift.data.examples import Examples
-from minift.data.splits import split
+from minift.data.splits import drawn, split
 from minift.data.texts import Texts
 from minift.errors import UserError
 
@@ -29,6 +29,19 @@ def test_split_is_stratified_and_repeats():
     assert [sum(labels[i] == name for i in held) for name in "abcd"] == [5, 3, 0, 0]
     again, other = split(rows(labels), 0.1, 0), split(rows(labels), 0.1, 1)
     assert np.array_equal(held, again[1]) and not np.array_equal(held, other[1])
+
+
+def test_rows_are_drawn_by_class():
+    labels = ["a"] * 50 + ["b"] * 30 + ["c"] * 20
+    some, again, other = (drawn(rows(labels), 20, seed, "--train-rows") for seed in (0, 0, 1))
+    assert [some.labels.count(name) for name in "abc"] == [10, 6, 4]
+    assert some.decided == ["20 of the 100 rows drawn"] and some.labels == again.labels == other.labels
+    numbered = [drawn(rows(labels=[str(i % 2) for i in range(40)], groups=list(range(40))), 10, seed, "") for seed in (0, 0, 1)]
+    first, second, third = (part.columns["group"] for part in numbered)
+    assert first == second != third and len({*first}) == 10
+    assert drawn(one := rows(labels), None, 0, "") is one and drawn(one, 100, 0, "") is one
+    with pytest.raises(UserError, match=r"--test-rows 101: rows.csv has 100"):
+        drawn(rows(labels), 101, 0, "--test-rows")
 
 
 def test_split_without_groups_holds_back_the_rows_that_it_always_did():
