@@ -129,7 +129,10 @@ def run_once(given, record: dict | None = None) -> dict | None:
         checkpoints = Checkpoints(run, options, signals)
         report.print_work(training, start.device, options)
         setup_seconds = time.perf_counter() - started
-        seen, seconds = cache.keep(data, training.model.body, training.precision, start.device, options, run.directory)
+        body, kept = training.model.body, run.record.get("kept")
+        seen, seconds = cache.keep(data, body, training.precision, start.device, options, run.directory, kept)
+        if training.frozen:
+            run.remember(kept={split: isinstance(rows, cache.CachedFeatures) for split, rows in seen.items()})
         progress = Progress(seconds_training=seconds)
         if getattr(options, "solver", "gradient") == "lbfgs":
             solve(training, seen["train"], seen.get("valid"), run, options, progress)

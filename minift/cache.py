@@ -32,7 +32,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
 from minift.data.batching import Batch, Data, by_length
-from minift.errors import UserError
+from minift.errors import UserError, say
 from minift.methods.surgery import trains
 
 PLACES = {"memory": "in memory", "disk": "on disk"}
@@ -228,13 +228,17 @@ def keep(
     device: torch.device,
     options,
     directory: Path,
+    earlier: dict[str, bool] | None = None,
 ) -> tuple[dict[str, Data], float]:
     """(the splits of a run as seen through its frozen stages, or as they are where there are none; the seconds that took)
 
     options: batch_size, and cache: memory, disk (in `directory`), off (computed for every batch), or auto: in memory up to a
     quarter of the machine's, then on disk up to half of what is free, then off. Data that is new in every epoch (`variants` is
     None), and the test split, which is read once, are never kept.
+    earlier: split -> whether a run that goes on has kept it so far. The stages round otherwise where each batch goes through them
+    anew, so auto stays with that, in memory or on disk, wherever there is room.
     """
+    earlier = earlier or {}
     kind, begin = options.cache, time.perf_counter()
     done = depth(body)
     if not done:
@@ -249,6 +253,11 @@ def keep(
             continue
         size = bytes_needed(rows, frozen, device)
         place = kind if kind != "auto" else "memory" if size <= memory else "disk" if size <= disk else "off"
+        if kind == "auto" and earlier.get(split, place != "off") != (place != "off"):
+            if place == "off":
+                say(f"note: {split}: frozen features were kept so far, and there is no room for them now: the last bits differ")
+            else:
+                place = "off"
         room = {"memory": memory * 4, "disk": disk * 2}.get(place, size)
         if size > room:
             raise UserError(
@@ -256,7 +265,8 @@ def keep(
             )
         if place == "off":
             seen[split] = OnTheFly(rows, frozen)
-            print(f"frozen  {split}: {size / 2**30:,.1f} GB are too many to keep, so computed for every batch")
+            why = "not kept so far" if earlier.get(split) is False else "too many to keep"
+            print(f"frozen  {split}: {size / 2**30:,.1f} GB are {why}, so computed for every batch")
             continue
         start = time.perf_counter()
         file = directory / f"frozen-{split}.bin" if place == "disk" else None

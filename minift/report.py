@@ -89,13 +89,13 @@ def print_settings(given, options, origins: dict[str, str]) -> None:
     for origin, flags in by_origin.items():
         print(
             textwrap.fill(
-                "  ".join(flags),
+                "  ".join(flag.replace(" ", "\0") for flag in flags),  # a flag and its value stay on one line
                 columns,
                 break_on_hyphens=False,
                 break_long_words=False,
                 initial_indent=f"{origin.ljust(width)}  ",
                 subsequent_indent=" " * (width + 2),
-            )
+            ).replace("\0", " ")
         )
     print()
 
@@ -104,7 +104,7 @@ def as_flag(name: str, value) -> str:
     """A flag as it can be typed."""
     if isinstance(value, bool):
         return spelled(name) if value else "--no-" + spelled(name).removeprefix("--")
-    return f"{spelled(name)} {value}"
+    return f"{spelled(name)} {shlex.quote(str(value))}"
 
 
 def print_work(training, device, options) -> None:

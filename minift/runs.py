@@ -53,6 +53,7 @@ class Run:
         self.template = template
         self.saved = saved
         self.lock: Lock | None = None
+        self.record: dict = {}  # what config.json holds
         self.written, self.unwritten = 0, ""  # of metrics.jsonl: bytes that are in the file, and lines that are not yet
         directory.mkdir(parents=True, exist_ok=True)
 
@@ -66,7 +67,7 @@ class Run:
         run.lock = Lock(run.directory)
         known = {"data": fingerprints(options, parts), "base": identity}
         machine = {"versions": versions(), "threads": torch.get_num_threads(), "seconds_of_products": training.seconds}
-        run.write_json("config.json", {"given": portable(given), "flags": asdict(options)} | known | machine)
+        run.remember(given=portable(given), flags=asdict(options), **known, **machine)
         return run
 
     @classmethod
@@ -87,7 +88,7 @@ class Run:
                 raise UserError(f"{directory}: {spelled(name)} was {value} at the start of the run and would be {now} now, with "
                                 "this version or on this machine")  # fmt: skip
         run = cls(directory, template_of(options, start, training, identity), training.saved)
-        run.lock = Lock(directory)
+        run.lock, run.record = Lock(directory), record
         tidy(directory)
         run.rewind(0)
         if record["threads"] != torch.get_num_threads():
@@ -103,7 +104,7 @@ class Run:
             print(f"note: --epochs {then} is now {options.epochs}: from here on the schedule is that of {options.epochs} epochs",
                   file=sys.stderr)  # fmt: skip
             changed = {"epochs": options.epochs}
-            run.write_json("config.json", record | {part: record[part] | changed for part in ("given", "flags")})
+            run.remember(**{part: record[part] | changed for part in ("given", "flags")})
         (directory / "result.json").unlink(missing_ok=True)
         return run
 
@@ -111,6 +112,12 @@ class Run:
         """Leave the directory to others."""
         if self.lock:
             self.lock.release()
+
+    def remember(self, **more) -> None:
+        """Add to config.json, or change what it says."""
+        before, self.record = self.record, self.record | more
+        if self.record != before:
+            self.write_json("config.json", self.record)
 
     def write_json(self, name: str, content: dict) -> None:
         with whole_file(self.directory / name) as fresh:
@@ -377,6 +384,8 @@ def read_record(path: Path) -> dict:
         if base is not None and not (fits(base, dict[str, str | None]) and {"weights", "tokenizer"} <= base.keys()):
             raise UserError(f"{path}: base is {shown(base)}; was the file edited?")
         record["base"] = base
+        if not fits(record.get("kept", {}), dict[str, bool]):
+            raise UserError(f"{path}: kept is {shown(record['kept'])}; was the file edited?")
     return record
 
 

@@ -18,7 +18,7 @@ from tiny import converted_directory, rows_file
 
 import minift
 import train
-from minift import checkpoints, runs, training
+from minift import cache, checkpoints, runs, training
 from minift.checkpoints import listed
 from minift.errors import Terminated, UserError, out_of_memory
 from minift.pretrained import read
@@ -151,6 +151,37 @@ def test_stopped_while_it_loads(stopped, monkeypatch):
     monkeypatch.setattr(TextClassification, "prepare", lambda *arguments: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt, match=f"--resume {stopped}$"):
         start("--resume", stopped)
+
+
+PLACES = {"memory": (1 << 40, 1 << 40), "disk": (0, 1 << 40), "off": (0, 0)}  # bytes of memory, and on disk
+
+
+@pytest.mark.parametrize(
+    ("first", "then"), [("memory", "disk"), ("disk", "memory"), ("off", "memory"), ("off", "disk"), ("memory", "off")]
+)
+def test_frozen_features_may_be_kept_in_another_place(tmp_path, flags, monkeypatch, capsys, first, then):
+    """The bits are those of the run that was left alone, though the machine has other room when it goes on."""
+    flags = [*flags, "--method", "partial:stages=2", "--cache", "auto"]
+
+    def room(place):
+        memory, disk = PLACES[place]
+        monkeypatch.setattr(cache, "memory_of_machine", lambda: memory)
+        monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 2 * disk if disk else 10**6}))
+        monkeypatch.setattr(cache, "bytes_needed", lambda *_: 10**6)
+
+    room(first)
+    start(*flags, "--out", tmp_path / "a")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(patch, 15)
+        start(*flags, "--out", tmp_path / "b")
+    room(then)
+    capsys.readouterr()
+    start("--resume", tmp_path / "b")
+    printed = capsys.readouterr()
+    assert ("there is no room for them now: the last bits differ" in printed.err) == ((first, then) == ("memory", "off"))
+    assert f"kept {'in memory' if then == 'memory' else 'on disk'}" in printed.out or "off" in (first, then)
+    if then != "off":
+        assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
 
 def test_what_was_scored_after_the_checkpoint_is_not_taken_for_the_best(tmp_path, flags, stopped):

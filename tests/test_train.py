@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from minift import evaluate, predict
 from minift.errors import Diverged, UserError
 from minift.options import options_of
 from minift.pretrained import read
+from minift.tasks.text_classification import TextClassification
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -92,6 +94,24 @@ def test_what_a_run_leaves(tmp_path, base, capsys):
         "--lr 0.01",
     ):
         assert wanted in printed
+
+
+def test_the_printed_settings_can_be_typed(tmp_path, base, capsys):
+    """A path with a blank among them."""
+    rows = rows_file(tmp_path / "my rows.csv")
+    train.main(["--train", str(rows), "--model", str(base), "--epochs", "1", "--out", str(tmp_path / "a b")])
+    settings = capsys.readouterr().out.split("\n\n")[2]
+    typed = [word for line in settings.splitlines() for word in shlex.split(line[line.index("--") :])]
+    assert {"--train", "--no-plan", "--lr", "--precision"} <= {*typed} and str(rows) in typed
+    train.main([*typed, "--out", str(tmp_path / "again")])
+    assert result(tmp_path / "again")["valid"] == result(tmp_path / "a b")["valid"]
+
+
+def test_of_equal_metrics_the_lower_loss_is_better():
+    def rank(loss: float, accuracy: float) -> tuple[float, float]:
+        return minift.training.rank_of({"loss": loss, "accuracy": accuracy}, "accuracy", TextClassification)
+
+    assert rank(1.3, 0.85) > rank(1.5, 0.85) and rank(1.5, 0.9) > rank(1.3, 0.85)
 
 
 def test_the_same_seed_gives_the_same_bits(tmp_path, base):
@@ -170,7 +190,7 @@ def test_predict(tmp_path, base, capsys):
         predict.main([str(directory), "--data", str(rows), "--out", str(tmp_path / "out.jsonl")])
 
 
-def test_pairs(tmp_path, base):
+def test_pairs(tmp_path, base, capsys):
     path = tmp_path / "pairs.tsv"
     path.write_text(
         "sentence1\tsentence2\tlabel\n" + "".join(f"a film\ta {('good', 'bad')[i % 2]} one\t{i % 2}\n" for i in range(60))
@@ -191,6 +211,7 @@ def test_pairs(tmp_path, base):
             str(tmp_path / "run"),
         ]
     )
+    assert re.search(r'^predict   python -m minift.predict \S+ ".*" --pair ".*"$', capsys.readouterr().out, re.M)
     tuned = minift.load(tmp_path / "run")
     assert [p["label"] for p in tuned.predict(["a film", "a film"], ["a good one", "a bad one"])] == ["0", "1"]
     with pytest.raises(UserError, match="pairs of texts"):
@@ -507,6 +528,7 @@ def test_a_plan_trains_nothing_and_leaves_nothing(tmp_path, base, capsys):
         directory = run(tmp_path, base, plan=None, method=method)
         printed = capsys.readouterr().out
         assert not directory.exists() and "in all    about" in printed and "█" in printed and "highest 0.0" in printed
+        assert ("s, 2 times\n" if method == "full" else " times, the frozen stages once\n") in printed  # of scoring
 
 
 def test_a_plan_of_several_seeds(tmp_path, base, capsys):
