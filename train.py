@@ -143,7 +143,8 @@ def run_once(given, record: dict | None = None) -> dict | None:
         # Results of what was saved
         task, scores = run.score(training, seen, options, progress)
         by = run.score_by(training, task, parts, options) if options.by and scores else {}
-        result = run.finish(training, data, scores, by, progress, setup_seconds, start.device)
+        result = run.finish(training, seen, scores, by, progress, setup_seconds, start.device)
+    report.print_results(run, parts, task, training, scores, by, progress, options)
     return result
 
 

@@ -217,7 +217,7 @@ class Run:
         setup: float,
         device: torch.device,
     ) -> dict:
-        """Write result.json, and delete the checkpoints. data: of each split. by: from `score_by`. setup: seconds before training."""
+        """Write result.json, and delete the checkpoints. by: from `score_by`. setup: seconds before training."""
         result = {split: s.metrics for split, s in scores.items()} | {
             "data": {split: {"rows": len({*rows.rows.tolist()}), **rows.describe()} for split, rows in data.items()},
             "seconds": {"setup": setup, "train": progress.seconds_training, "evaluate": progress.seconds_evaluating},
