@@ -259,6 +259,13 @@ WRONG = {
     "rate of nothing": ({"lr": 0}, "--lr 0"),
     "warm-up longer than the run": ({"warmup": 100}, "never reach its peak"),
     "part that no label has": ({"label_part": ":"}, "no label in the file contains it"),
+    "more rows than there are": ({"train_rows": 10_000}, "--train-rows 10000: "),
+    "test rows of no test file": ({"test_rows": 5}, "--test-rows without --test"),
+    "an unknown augmentation": ({"augment": "synonyms"}, "--augment 'synonyms' is not known; known are eda, cutoff"),
+    "augmented texts solved at once": (
+        {"augment": "eda", "method": "probe", "solver": "lbfgs"},
+        "--solver lbfgs with --augment or --paraphrases",
+    ),
     "split seed without a split": ({"valid": "neutral.csv", "split_seed": 1}, "nothing is split off"),
     "monitor without validation": ({"valid": "none", "monitor": "loss"}, "nothing to choose by"),
     "stages where only the head trains": ({"method": "probe", "layer_decay": 0.5}, "no stages to step through"),
