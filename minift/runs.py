@@ -317,12 +317,12 @@ def base_of(start) -> dict[str, str | None] | None:
 
 
 def fingerprints(options, parts: dict[str, Examples]) -> dict[str, str | None]:
-    """Split -> digest of the content of its file or directory, and of the files that a table lists; None: standard input."""
+    """Flag of a file or directory -> digest of its content, and of the files that a table lists; None: standard input."""
     found = {}
-    for split in SPLITS:
-        path = getattr(options, split)
+    for name in (*SPLITS, "paraphrases"):
+        path = getattr(options, name, None)
         if path not in (None, "none"):
-            found[split] = fingerprint(Path(path), getattr(parts[split], "files", ()))
+            found[name] = fingerprint(Path(path), getattr(parts.get(name), "files", ()))
     return found
 
 

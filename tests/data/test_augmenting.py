@@ -5,14 +5,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from test_train import run
+from tiny import TEXTS, converted_directory
 
+import train
 from minift.data.augmenting import augmented, chosen, cutoff, eda
 from minift.data.layout import TextLayout
 from minift.data.texts import read_texts
 from minift.data.tokenising import Encoded, encode
 from minift.errors import UserError
 from minift.pretrained import read
-from tests.tiny import TEXTS, converted_directory
 
 CPU = torch.device("cpu")
 
@@ -138,3 +140,13 @@ def test_files_of_paraphrases_that_are_refused(tokenizer, tmp_path, content, mes
 def test_augmentations_that_are_refused(spec):
     with pytest.raises(UserError, match="--augment"):
         chosen(spec)
+
+
+def test_other_paraphrases_than_at_the_start_are_refused_on_resume(tmp_path):
+    file, flags = tmp_path / "p.csv", {"keep": "1", "schedule": "constant", "valid": "none"}
+    file.write_text("text,paraphrase\nthe film was good,a good film\n")
+    base = converted_directory(tmp_path / "base", pool="mean")
+    directory = run(tmp_path, base, paraphrases=str(file), **flags)
+    file.write_text("text,paraphrase\nthe film was good,the good film\n")
+    with pytest.raises(UserError, match=r"--paraphrases .*p.csv: its content has changed since the run began"):
+        train.main(["--resume", str(directory), "--epochs", "3"])
