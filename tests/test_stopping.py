@@ -153,6 +153,88 @@ def test_stopped_while_it_loads(stopped, monkeypatch):
         start("--resume", stopped)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("scoring", [1, 2])
+def test_stopped_while_the_kept_epoch_is_scored(tmp_path, flags, monkeypatch, number, scoring):
+    """After training: the validation rows are scored, then the test rows. What was trained is not lost."""
+    flags = [*flags, "--test", flags[1]]
+    start(*flags, "--out", tmp_path / "a")
+    real, calls = runs.evaluate, []
+
+    def stopping(*arguments):
+        calls.append(0)
+        if len(calls) == scoring:
+            signal.raise_signal(number)
+            pytest.fail("it went on")
+        return real(*arguments)
+
+    kind = Terminated if number == signal.SIGTERM else KeyboardInterrupt
+    with monkeypatch.context() as patch, pytest.raises(kind, match=f"--resume {tmp_path / 'b'}$"):
+        patch.setattr(runs, "evaluate", stopping)
+        start(*flags, "--out", tmp_path / "b")
+    assert not (tmp_path / "b" / "result.json").exists() and not (tmp_path / "b" / "lock").exists()
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    steps = (tmp_path / "b" / "metrics.jsonl").read_bytes()
+    start("--resume", tmp_path / "b")
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in "ab"]
+    assert results[0]["test"] == results[1]["test"] and results[0]["valid"] == results[1]["valid"]
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    assert steps.count(b"train") == (tmp_path / "b" / "metrics.jsonl").read_bytes().count(b"train") == 33
+
+
+SCORING = """
+import os, sys, time
+import train
+from minift import runs
+from minift.errors import command
+real, calls = runs.evaluate, []
+
+def slow(*arguments):
+    calls.append(0)
+    if len(calls) == 2:
+        open(os.environ["BEGUN"], "w").close()
+        time.sleep(60)
+    return real(*arguments)
+
+runs.evaluate = slow
+command(train.main, "train")
+"""
+LOADING = """
+import os, time
+import train
+from minift.tasks.text_classification import TextClassification
+from minift.errors import command
+
+def slow(*arguments):
+    open(os.environ["BEGUN"], "w").close()
+    time.sleep(60)
+
+TextClassification.prepare = slow
+command(train.main, "train")
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("what", [SCORING, LOADING], ids=["scoring", "loading"])
+def test_exit_codes_while_it_loads_and_scores(tmp_path, flags, number, code, what):
+    arguments = [sys.executable, "-c", what, *flags, "--test", flags[1], "--epochs", "1", "--out", str(tmp_path / "run")]
+    environment = {**os.environ, "BEGUN": str(tmp_path / "begun"), "PYTHONPATH": str(CHECKOUT)}
+    run = subprocess.Popen(
+        arguments, cwd=CHECKOUT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        preexec_fn=default_handlers,
+    )  # fmt: skip
+    wait_for((tmp_path / "begun").is_file, 60)
+    run.send_signal(number)
+    _, errors = run.communicate(timeout=60)
+    last = errors.strip().splitlines()[-1]
+    assert run.returncode == code and "Traceback" not in errors and last.startswith("train: stopped")
+    if what == SCORING:
+        assert last.endswith(f"to continue: python train.py --resume {tmp_path / 'run'}")
+        assert (tmp_path / "run" / "model").is_dir() and not (tmp_path / "run" / "result.json").exists()
+    else:
+        assert not (tmp_path / "run").exists()  # nothing was begun
+
+
 PLACES = {"memory": (1 << 40, 1 << 40), "disk": (0, 1 << 40), "off": (0, 0)}  # bytes of memory, and on disk
 
 
@@ -294,6 +376,62 @@ def test_a_directory_that_vanishes(tmp_path, flags, monkeypatch):
     monkeypatch.setattr(training, "evaluate", vanishing)
     with pytest.raises(UserError, match="the directory is gone"):
         start(*flags, "--out", tmp_path / "run")
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    """A directory in which nobody can write: root can, whatever the mode says, so the file system has to refuse."""
+    place = tmp_path / "read-only"
+    place.mkdir()
+    place.chmod(0o555)
+    if not os.access(place, os.W_OK):
+        yield place
+    elif shutil.which("chattr") and not subprocess.run(["chattr", "+i", place], capture_output=True).returncode:
+        yield place
+        subprocess.run(["chattr", "-i", place], check=True)
+    elif not subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", place], capture_output=True).returncode:
+        yield place
+        subprocess.run(["umount", place], check=True)
+    else:
+        place.chmod(0o755)
+        pytest.skip("root writes everywhere, and neither chattr +i nor a read-only mount is allowed here")
+    place.chmod(0o755)
+
+
+def said_by(flags: list, out: Path) -> str:
+    """The one line of a run that cannot write there."""
+    arguments = [sys.executable, "train.py", *flags, "--epochs", "1", "--out", str(out)]
+    done = subprocess.run(arguments, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+def test_a_read_only_directory(flags, read_only):
+    assert str(read_only) in said_by(flags, read_only / "run")
+
+
+def test_a_file_in_the_place_of_a_directory(tmp_path, flags):
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        assert str(tmp_path / "file") in said_by(flags, out)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_checkpoints_that_cannot_be_written_cost_no_run(tmp_path, flags, capsys, monkeypatch):
+    """A file in the place of checkpoints/: no place to write that even root has."""
+    start(*flags, "--out", tmp_path / "a")
+    real = checkpoints.Checkpoints.begin
+
+    def begin(self, *arguments):
+        real(self, *arguments)
+        self.place.write_text("in the way")
+
+    monkeypatch.setattr(checkpoints.Checkpoints, "begin", begin)
+    capsys.readouterr()
+    start(*flags, "--out", tmp_path / "b", "--save-minutes", 0)
+    said = capsys.readouterr().err.splitlines()
+    assert said and all("no checkpoint at step" in line for line in said)
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
 
 def test_a_clock_that_goes_backwards(tmp_path, flags, monkeypatch):

@@ -185,12 +185,18 @@ def run_plain(task: str, seed: int, root: Path) -> dict:
             outputs = 1 if setting.kind == "number" else len(labels)
             model, tokenizer = plain.start(transformers.AutoModelForSequenceClassification, source, seed, num_labels=outputs)
 
+    def words_of(row) -> tuple:
+        """(the encoding, word -> its first token; a word beyond the length, or without a token, has none)"""
+        encoded = tokenizer(row, is_split_into_words=True, truncation=True, max_length=LENGTH)
+        return encoded, {word: place for place, word in reversed([*enumerate(encoded.word_ids())]) if word is not None}
+
     def encode(row, target) -> dict:
         if setting.kind == "tags":
-            encoded = tokenizer(row, is_split_into_words=True, truncation=True, max_length=LENGTH)
-            words = encoded.word_ids()
-            first = [w is not None and w != before for w, before in zip(words, [None, *words], strict=False)]
-            return {**encoded, "labels": [number[target[w]] if f else -100 for w, f in zip(words, first, strict=True)]}
+            encoded, first = words_of(row)
+            marked = [-100] * len(encoded["input_ids"])
+            for word, place in first.items():
+                marked[place] = number[target[word]]
+            return {**encoded, "labels": marked}
         encoded = tokenizer(*([row] if isinstance(row, str) else row), truncation=True, max_length=LENGTH)
         return {**encoded, "labels": target if setting.kind == "number" else number[target]}
 
@@ -200,22 +206,22 @@ def run_plain(task: str, seed: int, root: Path) -> dict:
     done = plain.fit(model, rows, collate, LR, setting.epochs, BATCH)
     logits = [row.float().numpy() for batch in plain.outputs(model, test, collate) for row in batch.logits]
     if setting.kind == "tags":
-        return {**tag_scores(y_test, *decode(logits, test, y_test, labels)), **done}
+        return {**tag_scores(y_test, *decode(logits, [words_of(row)[1] for row in x_test], y_test, labels)), **done}
     found = [float(row[0]) for row in logits] if setting.kind == "number" else [labels[row.argmax()] for row in logits]
     return {**score(setting.kind, y_test, found), **done}
 
 
-def decode(logits: list, rows: list[dict], right: list, labels: list[str]) -> tuple[list, list]:
-    """(greedy, Viterbi) tags of all words; those beyond the length are O."""
+def decode(logits: list, firsts: list[dict[int, int]], right: list, labels: list[str]) -> tuple[list, list]:
+    """(greedy, Viterbi) tags of all words. firsts: word -> its first token; a word that has none is O."""
     from minift.metrics.entities import grammar, viterbi
 
     greedy, best = [], []
-    for row, scores, tags in zip(rows, logits, right, strict=True):
-        scores = scores[: len(row["labels"])][np.array(row["labels"]) != -100].astype(np.float64)
-        rest = ["O"] * (len(tags) - len(scores))
-        log_p = scores - np.logaddexp.reduce(scores, 1, keepdims=True)
-        greedy.append([labels[i] for i in scores.argmax(1)] + rest)
-        best.append([labels[i] for i in viterbi(log_p, *grammar(labels))[0]] + rest)
+    for scores, first, tags in zip(logits, firsts, right, strict=True):
+        log_p = np.where(np.array(labels) == "O", 0.0, -np.inf) * np.ones((len(tags), 1))
+        for word, place in first.items():
+            log_p[word] = scores[place] - np.logaddexp.reduce(scores[place].astype(np.float64))
+        greedy.append([labels[i] for i in log_p.argmax(1)])
+        best.append([labels[i] for i in viterbi(log_p, *grammar(labels))[0]])
     return greedy, best
 
 
