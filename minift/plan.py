@@ -8,7 +8,7 @@ import torch
 from minift import cache
 from minift.data.batching import Data, by_length
 from minift.runs import peak_memory_mb
-from minift.tables import bars
+from minift.tables import bars, counted
 from minift.training import Progress, step
 
 TIMED = 4  # steps
@@ -44,7 +44,7 @@ def print_plan(training, data: dict[str, Data], options) -> None:
         figures = f"highest {factors[top] * lr:.2g} at step {top + 1}, last {factors[-1] * lr:.2g}"
         print(f"lr        {bars(factors)}  {figures}, of the head")
     below = f", {load:.2f} s before it for the data{' and the frozen stages, once' if kept else ''}"
-    print(f"steps     {training.steps:,} in {options.epochs} epochs; {one:.2f} s for a batch{below}")
+    print(f"steps     {training.steps:,} in {counted(options.epochs, 'epoch')}; {one:.2f} s for a batch{below}")
     if options.unfreeze:
         print("          timed with all stages on")
     if "valid" in data:

@@ -22,7 +22,7 @@ from minift.models import MODELS
 from minift.runs import describe_device
 from minift.slices import table_by
 from minift.specs import as_option, options_of
-from minift.tables import table
+from minift.tables import counted, table
 
 
 def short(text: str, spare: int = 0) -> str:
@@ -110,7 +110,7 @@ def as_flag(name: str, value) -> str:
 def print_work(training, device, options) -> None:
     rows = options.batch_size * options.accumulate
     lbfgs = getattr(options, "solver", "gradient") == "lbfgs"
-    work = "L-BFGS" if lbfgs else f"{training.steps:,} steps of {rows} rows, {options.epochs} epochs"
+    work = "L-BFGS" if lbfgs else f"{counted(training.steps, 'step')} of {counted(rows, 'row')}, {counted(options.epochs, 'epoch')}"
     seconds = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in training.seconds.items())
     measured = f" (the products of a step, measured: {seconds})" if seconds else ""
     print(f"{work}, on {describe_device(device)}, {options.precision}{measured}", flush=True)

@@ -37,7 +37,7 @@ from minift.methods.surgery import plain_name
 from minift.options import layout_of
 from minift.pretrained import HEAD, Checkpoint, flush, read_object, read_tensors, sha256, whole_file, write, write_json
 from minift.slices import scores_by
-from minift.tables import table
+from minift.tables import counted, table
 from minift.tasks import TASKS
 from minift.tasks.task import described
 from minift.training import Progress, Scores, evaluate
@@ -433,7 +433,7 @@ def finished(directory: Path, record: dict, given) -> dict | None:
         return None
     more = given.epochs is not None and given.epochs > record["flags"]["epochs"]
     if not more:
-        print(f"{directory}: this run has finished, {record['flags']['epochs']} epochs")
+        print(f"{directory}: this run has finished, {counted(record['flags']['epochs'], 'epoch')}")
         return read_object(directory / "result.json")
     if not (directory / "checkpoints").is_dir():
         raise UserError(f"{directory}: this run has finished and its checkpoints are deleted (--keep 1 keeps one); train on from "
@@ -569,7 +569,9 @@ def versions() -> dict[str, str]:
 
 
 def describe_device(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device}, {torch.get_num_threads()} threads"
+    return (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device}, {counted(torch.get_num_threads(), 'thread')}"
+    )
 
 
 def peak_memory_mb(device: torch.device) -> int | None:

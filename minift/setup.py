@@ -120,6 +120,8 @@ def resolve(given, start: Start, directory: Path | None = None) -> tuple[object,
         "device": (str(start.device), "found"),
         "out": (str(directory or choose_directory(given.out, Path(given.train or "reviews"), model, given.method)), "free"),
     }
+    if given.train is None:
+        defaults["by"] = ("kind", "the embedded sample's")
     defaults = {name: default for name, default in defaults.items() if getattr(given, name) is None}
     options = replace(given, **{name: value for name, (value, _) in defaults.items()})
     known = ("loss", *task.METRICS)

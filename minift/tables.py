@@ -1,6 +1,11 @@
 """Tables and curves of text."""
 
 
+def counted(number: int, what: str) -> str:
+    """`1 epoch`, `2 epochs`, `1,000 rows`."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
 def table(header: list[str], rows: list[list]) -> str:
     """Columns two blanks apart: numbers to the right, words to the left."""
     lines = [header, *([as_text(cell) for cell in row] for row in rows)]

@@ -25,6 +25,7 @@ from minift.optim.groups import clip_gradients, switch
 from minift.optim.optimizer import Optimizer
 from minift.optim.precision import LossScaler
 from minift.penalties.penalty import Penalty
+from minift.tables import counted
 
 LOOK = 10  # steps from one look at the losses to the next: a look makes a GPU wait
 
@@ -202,7 +203,7 @@ def fit(
         run.save(model, task)
     for epoch in range(progress.epoch, options.epochs):
         if out_of_patience(options, progress):
-            print(f"stopped: no better {options.monitor} for {options.patience} epochs")
+            print(f"stopped: no better {options.monitor} for {counted(options.patience, 'epoch')}")
             break
         line = train_epoch(training, train, run, options, progress, scaler, saving)
         better, rank = valid is None, None
@@ -273,7 +274,7 @@ def train_epoch(
     if progress.left_out:
         why = "gradients beyond float16" if scaler else "nothing in them counts"
         why = "loss or gradient not finite" if progress.nonfinite else why
-        line += f"  {progress.left_out} steps without an update: {why}"
+        line += f"  {counted(progress.left_out, 'step')} without an update: {why}"
     return line
 
 

@@ -620,7 +620,7 @@ def test_an_update_that_is_not_finite_stops_the_run_and_names_the_rows(tmp_path,
 def test_or_is_skipped_and_counted(tmp_path, flags, monkeypatch, capsys, precision):
     monkeypatch.setattr(TextClassification, "loss", loss_that_fails(5))
     start(*flags, "--out", tmp_path / "run", "--on-nonfinite", "skip", "--precision", precision)
-    assert "1 steps without an update: loss or gradient not finite" in capsys.readouterr().out
+    assert "1 step without an update: loss or gradient not finite" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "result.json").read_text())["nonfinite"] == 1
     for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=pytest.fail)
