@@ -31,7 +31,7 @@ def flags(tmp_path):
 
 
 def test_the_task(tmp_path, flags, monkeypatch):
-    code = block_after("on what\nBERT pools, with labels and files as `text-classification` has them, `hinge.py`:")
+    code = block_after("on what BERT pools, with labels and files as `text-classification` has them, `hinge.py`:")
     assert 30 <= len(code.strip().splitlines()) <= 60
     (tmp_path / "readme_hinge.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)

@@ -38,3 +38,4 @@ def fused_adamw(
         eps=eps,
         maximize=False,
     )
+    torch.autograd.graph.increment_version(theta)  # by which a cast of the weight that is kept notices; the kernel does not say
