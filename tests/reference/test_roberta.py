@@ -148,6 +148,8 @@ def test_prompt_is_that_of_peft(side):
 
 @pytest.mark.parametrize("side", [None, "right", "left"])
 def test_prefix_is_that_of_peft(side):
+    if int(transformers.__version__.partition(".")[0]) >= 5:
+        pytest.skip("with transformers 5 peft knows no prefix tuning of a RoBERTa")
     body, (tokens, mask) = roberta(), texts(side)
     call, table = in_peft(body, peft.PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=P))
     freeze(body)
