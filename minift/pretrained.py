@@ -308,13 +308,11 @@ def read_tokenizer(directory: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise UserError(f"{path}: not readable as a tokenizer ({brief(error)})") from None
-    processor = json.loads(tokenizer.to_str())["post_processor"] or {}
+    processor = json.loads(tokenizer.post_processor.__getstate__()) if tokenizer.post_processor else {}
     for part in processor.get("processors", [processor]):  # the library panics at the first text where a template lacks a token
         pieces = [*part.get("single", ()), *part.get("pair", ())] if part.get("type") == "TemplateProcessing" else []
-        absent = {piece["SpecialToken"]["id"] for piece in pieces if "SpecialToken" in piece} - part.get(
-            "special_tokens", {}
-        ).keys()
-        if absent:
+        used = {piece["SpecialToken"]["id"] for piece in pieces if "SpecialToken" in piece}
+        if absent := used - part.get("special_tokens", {}).keys():
             raise UserError(f"{path}: not readable as a tokenizer (special_tokens of its template lack {min(absent)!r})")
     return tokenizer
 

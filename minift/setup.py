@@ -134,7 +134,7 @@ def resolve(given, start: Start, directory: Path | None = None) -> tuple[object,
 
 def penalties_of(options) -> list[Callable[[Anchored], Penalty]]:
     """Those of --penalty, options bound."""
-    specs = options.penalty.split("+") if options.penalty else []
+    specs = [] if options.penalty is None else options.penalty.split("+")
     return [parse(spec, PENALTIES, "--penalty") for spec in specs]
 
 
@@ -247,6 +247,8 @@ def reinitialise(options, body: nn.Module, trained: dict[str, Tensor]) -> list[s
 
 def make_penalties(options, groups: list[Group], plain: Set[str], new: Set[str]) -> list[Penalty]:
     """plain: names of the parameters of the body before the method has added its own. new: modules that are newly initialised."""
+    if options.penalty is None:
+        return []
     anchored = Anchored([], [])
     for group in groups:
         for name, theta in zip(group.names, group.parameters, strict=True):

@@ -155,12 +155,13 @@ def step(training: Training, batches: list[Batch], factor: float, options, scale
         loss = loss + part.detach()
     updated = scaler is None or scaler.unscale(parameters)
     norm = clip_gradients(parameters, options.clip)
+    finite = norm.isfinite()
     before = digest(parameters) if updated and factor > 0 and not progress.changed else None
     if updated:
         for penalty in training.penalties:
-            penalty.pull(optimizer.groups, factor, norm.isfinite())
-        optimizer.step(factor, norm.isfinite())
-    if before is not None and norm.isfinite():
+            penalty.pull(optimizer.groups, factor, finite)
+        optimizer.step(factor, finite)
+    if before is not None and finite:
         if digest(parameters) == before:
             rate = factor * max(group.lr for group in optimizer.groups)
             raise UserError(f"the first update (step {progress.step + 1}, learning rate {rate:.3g}) has changed no parameter; "

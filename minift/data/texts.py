@@ -80,7 +80,7 @@ def read_texts(source: str | Path | Iterable, layout: TextLayout, labelled: bool
 def texts_in_blocks(source: str | Path, layout: TextLayout, size: int) -> Blocks:
     """Texts without labels as `read_texts` reads them from a table, `size` of them in memory at a time; else in one block.
 
-    The table is gone through and checked as a whole before the first block. Tests: tests/data/test_blocks.py.
+    The table is gone through and checked as a whole before the first block. Tests: tests/test_streaming.py.
     """
     if os.path.isdir(source):
         rows = read_texts(source, layout, labelled=False)

@@ -69,20 +69,21 @@ def encode(
 
     A text longer than max_length is cut at its end; of a pair the longer text is cut first, a token at a time.
     """
-    whole, tokenizer = uncut(tokenizer), truncating(tokenizer, max_length)
+    cutting = truncating(tokenizer, max_length)
     rows = texts if pairs is None else list(zip(texts, pairs, strict=True))
     special = tokenizer.num_special_tokens_to_add(is_pair=False)
     tokens, types, before = [], None if pairs is None else [], []
     for start in range(0, len(rows), CHUNK):
         chunk = rows[start : start + CHUNK]
-        encodings = tokenizer.encode_batch_fast(chunk)
+        encodings = cutting.encode_batch_fast(chunk)
         tokens += [np.array(e.ids, dtype=np.int64) for e in encodings]
         if types is None:
             before += [len(e.ids) + sum(len(rest.ids) - special for rest in e.overflowing) for e in encodings]
             continue
         types += [np.array(e.type_ids, dtype=np.int64) for e in encodings]
         cut = [i for i, e in enumerate(encodings) if e.overflowing]
-        lengths = dict(zip(cut, map(len, whole.encode_batch_fast([chunk[i] for i in cut])), strict=True))
+        whole = uncut(tokenizer).encode_batch_fast([chunk[i] for i in cut]) if cut else []
+        lengths = dict(zip(cut, map(len, whole), strict=True))
         before += [lengths.get(i, len(e.ids)) for i, e in enumerate(encodings)]
     return tokens, types, np.array(before, dtype=np.int64)
 
