@@ -83,7 +83,7 @@ class Checkpoints(Saving):
         """Write where the run stands; what cannot be written is said, and the run goes on."""
         name = f"epoch-{self.progress.epoch}-step-{self.progress.step}"
         if name == self.last:
-            return
+            return self.prune()  # what a kill between writing and pruning has left
         start = time.monotonic()
         try:
             self.write(name)
@@ -91,13 +91,17 @@ class Checkpoints(Saving):
             say(f"note: no checkpoint at step {self.progress.step}: {error}{self.before()}")
         else:
             self.last = name
-            newest = sorted(listed(self.place), key=position, reverse=True)
-            kept = [path for path in newest if position(path) <= position(self.place / name)][: self.options.keep or 1]
-            for path in newest:
-                if path not in kept:
-                    shutil.rmtree(path, ignore_errors=True)
+            self.prune()
         self.saved = time.monotonic()
         self.cost += self.saved - start
+
+    def prune(self) -> None:
+        """Leave --keep checkpoints, of the last one and those before it."""
+        newest = sorted(listed(self.place), key=position, reverse=True)
+        kept = [path for path in newest if position(path) <= position(self.place / self.last)][: self.options.keep or 1]
+        for path in newest:
+            if path not in kept:
+                shutil.rmtree(path, ignore_errors=True)
 
     def before(self) -> str:
         return f"; the last one is {self.place / self.last}" if self.last else ""
