@@ -268,13 +268,18 @@ def to_minift(where: Path, theirs: dict[str, Tensor], body: nn.Module, family: F
     modern.pop("embeddings.position_ids", None)  # 0, 1, 2, ...: a buffer that old versions saved
 
     table = names(body)
-    expected = {table[ours]: tensor for ours, tensor in body.state_dict().items()}
+    expected = {table[ours]: turned(table[ours], tensor, body) for ours, tensor in body.state_dict().items()}
     if not any(name.startswith("pooler.") for name in modern):
         expected = {name: tensor for name, tensor in expected.items() if not name.startswith("pooler.")}
     count_from_zero(modern, expected, report)
     check_shapes(where, modern, expected)
     check_values(where, modern)
-    return {ours: modern[name] for ours, name in table.items() if name in modern}
+    return {ours: turned(name, modern[name], body) for ours, name in table.items() if name in modern}
+
+
+def turned(name: str, tensor: Tensor, body: nn.Module) -> Tensor:
+    """A tensor by its name in transformers, as it is stored on the other side: transposed, where the model's file says so."""
+    return tensor.T.contiguous() if re.fullmatch(body.TRANSPOSED, name) else tensor
 
 
 # What training scripts and wrappers put before every name of a model, in any order and number, and what they put between
@@ -318,7 +323,7 @@ def count_from_zero(tensors: dict[str, Tensor], expected: dict[str, Tensor], rep
 def to_huggingface(tensors: dict[str, Tensor], body: nn.Module, prefix: str) -> dict[str, Tensor]:
     """The inverse of to_minift: tensors of the body under transformers' names, `bert.` before them where a head follows."""
     table = names(body)
-    return {prefix + table[name]: tensor for name, tensor in tensors.items()}
+    return {prefix + table[name]: turned(table[name], tensor, body) for name, tensor in tensors.items()}
 
 
 # ---- texts: tokenizer and pooling ----

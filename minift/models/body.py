@@ -27,6 +27,7 @@ class Body(nn.Module):
     STAGES: ClassVar[dict[str, str]]  # stage -> its module, input to output; a ModuleList is a stage for each: layer 0, 1, ...
     TOP: ClassVar[tuple[str, ...]] = ("pooler",)  # modules above the stages, which belong to the last one; None where left out
     FLOWS: ClassVar[dict[str, str]]  # what flows between the stages, as `carried` describes it
+    TRANSPOSED: ClassVar[str] = ""  # tensors of HUGGINGFACE that are stored transposed there: regular expression; "": none
     PRE_LN: ClassVar[bool] = False  # whether a LayerNorm stands before each residual branch, and not behind the sum
 
     pooler: nn.Module | None
