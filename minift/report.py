@@ -45,6 +45,8 @@ def print_data(parts: dict, data: dict, task, notes: list[str]) -> None:
         if shared:
             print(f"note: {shared:,} of the {len(parts[split]):,} {split} rows are in the training rows too")
     print()
+    if (sample := data["train"].sample()) is not None:
+        print(f"a training row, token by token\n{table(*sample)}\n")
 
 
 def print_model(training, start, options) -> None:
