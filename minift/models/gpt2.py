@@ -36,6 +36,20 @@ from torch import Tensor, nn
 from minift.models.bert import ACTIVATIONS, Attend, MeanPooler, State
 from minift.models.body import Body
 
+# The published ones: what their config.json has otherwise than the defaults below
+SIZES = {
+    "gpt2": {},
+    "gpt2-medium": {"n_embd": 1024, "n_layer": 24, "n_head": 16},
+    "gpt2-large": {"n_embd": 1280, "n_layer": 36, "n_head": 20},
+    "gpt2-xl": {"n_embd": 1600, "n_layer": 48, "n_head": 25},
+    "distilgpt2": {"n_layer": 6},
+}
+
+
+def sized(*, n_layer: int = 12, n_head: int = 12, n_embd: int = 768, n_positions: int = 1024) -> dict[str, int]:
+    """The fields of a config that make a size; options of `--model gpt2:n_layer=4,n_embd=128,n_head=4 --init random`."""
+    return {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, "n_positions": n_positions}
+
 
 @dataclass(frozen=True)
 class Gpt2Config:
@@ -57,6 +71,10 @@ class Gpt2Config:
     eos_token_id: int = 50256
     pad_token_id: int | None = None  # what batches are filled up with; None means eos_token_id. Nothing depends on it
 
+    head_bias: ClassVar[bool] = False  # of a head on what is pooled: as transformers has it, without bias and dropout
+    head_dropout: ClassVar[float] = 0.0
+    DROPOUT: ClassVar = {"dropout": ("embd_pdrop", "resid_pdrop"), "attention_dropout": ("attn_pdrop",)}  # flag -> fields
+
     @property
     def width(self) -> int:
         """D"""
@@ -73,7 +91,8 @@ class Gpt2Config:
         return 4 * self.n_embd if self.n_inner is None else self.n_inner
 
     @property
-    def head_dropout(self) -> float:
+    def token_dropout(self) -> float:
+        """Of a head on the hidden states."""
         return 0.1 if self.classifier_dropout is None else self.classifier_dropout
 
     def __post_init__(self):
@@ -222,7 +241,8 @@ class Gpt2(Body):
     TOP: ClassVar = ("final", "pooler")
     FLOWS: ClassVar = {"hidden": "ragged", "mask": "real"}
     PRE_LN: ClassVar = True
-    POOLS: ClassVar = {"last": LastPooler, "mean": MeanPooler}
+    CAUSAL: ClassVar = True
+    POOLS: ClassVar = ("last", "mean")
 
     # Role -> regular expression that the dotted name of a module matches in full.
     SITES: ClassVar = {
@@ -258,13 +278,12 @@ class Gpt2(Body):
 
     def __init__(self, config: Gpt2Config, pool: str | None = None):
         super().__init__()
+        self.check_pool(pool)
         self.config = config
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layer))
         self.final = Final(config)
-        if pool is not None and pool not in self.POOLS:
-            raise ValueError(f"pool={pool}: a GPT-2 has {' and '.join(self.POOLS)}; its first token has seen no other")
-        self.pooler = None if pool is None else self.POOLS[pool]()
+        self.pooler = LastPooler() if pool == "last" else MeanPooler() if pool == "mean" else None
         self.apply(self.initialise)
 
     def numbering(self) -> list[dict[str, int]]:

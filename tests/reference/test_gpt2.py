@@ -199,7 +199,7 @@ def test_a_config_that_is_none_is_refused(changes, said):
 
 
 def test_what_it_has_not_is_refused():
-    with pytest.raises(ValueError, match="pool=cls: a GPT-2 has last and mean"):
+    with pytest.raises(ValueError, match="pool 'cls': a Gpt2 has last and mean"):
         tiny_gpt2(pool="cls")
     with pytest.raises(ValueError, match="no token types"):
         gpt2()(texts(None)[0], None, torch.zeros(4, 12, dtype=torch.long))
