@@ -102,7 +102,9 @@ def chat(writer, sampling) -> None:
             said, forgotten = said[2:], forgotten + 1
             ids = writer.ids(conversation(said))
         if forgotten:
-            note(f"the window of {writer.window:,} tokens is full: of what was said the oldest is forgotten ({forgotten} exchanges)")
+            note(
+                f"the window of {writer.window:,} tokens is full: of what was said the oldest is forgotten ({forgotten} exchanges)"
+            )
         if len(ids) > writer.window:
             note(f"a message of {len(ids):,} tokens, and the window has {writer.window:,}: it is not answered")
             said.pop()

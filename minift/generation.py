@@ -34,7 +34,6 @@ from minift.methods.surgery import Wrapper, find, lengthened, put, wrap
 from minift.optim.precision import autocast
 from minift.pretrained import find as find_checkpoint
 from minift.pretrained import read
-from minift.tasks.causal_lm import DECODERS
 from minift.tasks.masked_lm import word_vectors
 
 ONCE = (Prompt, Lengthened, Shortened)  # wrappers that put something before a text, and not before each token that follows
@@ -230,7 +229,7 @@ def open_writer(name: str, device: str | None = None) -> Writer:
     """
     checkpoint = read(find_checkpoint(name))
     task = checkpoint.task or {"name": "causal-lm"}
-    if checkpoint.architecture not in DECODERS or task["name"] not in ("causal-lm", "instruction-tuning"):
+    if not checkpoint.causal or task["name"] not in ("causal-lm", "instruction-tuning"):
         what = f"a run of {task['name']}" if checkpoint.task else f"a {checkpoint.architecture}"
         raise UserError(f"{name}: {what} writes no text; expected a run of causal-lm or instruction-tuning, or a decoder as gpt2")
     body = checkpoint.tuned_body() if checkpoint.task else checkpoint.body(None)

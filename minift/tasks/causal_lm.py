@@ -19,6 +19,7 @@ Proved by tests/reference/test_causal_lm.py: loss and every gradient of GPT2LMHe
 """
 
 import math
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -36,8 +37,6 @@ from minift.errors import UserError
 from minift.tasks.masked_lm import BLOCKS, LARGEST, word_vectors
 from minift.tasks.task import Meter, Task, text_defaults
 
-DECODERS = ("gpt2",)  # architectures whose tokens see those before them alone
-
 
 class NextToken(Task):
     """What the tasks share that predict the next token."""
@@ -50,19 +49,20 @@ class NextToken(Task):
     @classmethod
     def defaults(cls, method: str, checkpoint) -> dict[str, tuple]:
         found = text_defaults(checkpoint, cls.LONGEST)
-        if checkpoint.architecture not in DECODERS:
-            raise UserError(
-                f"{checkpoint.source} is a {checkpoint.architecture}, whose tokens see what follows them; expected a decoder, "
-                "as --model gpt2"
-            )
+        if not checkpoint.causal:
+            raise UserError(f"{checkpoint.source} is a {checkpoint.architecture}, whose tokens see what follows them; expected a "
+                            "decoder, as --model gpt2")  # fmt: skip
         if method == "probe":
             raise UserError("--method probe trains the head alone, and here the head is the word vectors of the model and has no "
                             "weights of its own; expected full, partial, lora, ...")  # fmt: skip
         return found
 
-    def check_length(self, checkpoint) -> None:
+    def check_length(self, checkpoint, options) -> None:
         if self.max_length > checkpoint.max_length:
             raise UserError(f"--max-length {self.max_length}: the model has {checkpoint.max_length} positions")
+        if options is not None and options.init == "random" and self.max_length < checkpoint.max_length:
+            print(f"note: --max-length {self.max_length} with --init random: the positions from there to {checkpoint.max_length} "
+                  f"never train; give the model n_positions={self.max_length}", file=sys.stderr)  # fmt: skip
 
     def head(self, body: nn.Module) -> "TiedHead":
         return TiedHead(body)
@@ -117,7 +117,7 @@ class CausalLM(NextToken):
         return cls(None, options.max_length, options.blocks)
 
     def prepare(self, examples: Documents, checkpoint, options=None, workers: int = 0) -> Sequences:
-        self.check_length(checkpoint)
+        self.check_length(checkpoint, options)
         across, c = self.blocks == "across" and examples.filled, checkpoint.config
         return blocks_of(checkpoint.tokenizer, examples.texts, across, self.max_length, c["eos_token_id"], c["pad_token_id"])
 

@@ -62,7 +62,7 @@ class InstructionTuning(NextToken):
         return cls(None, options.max_length, train.form)
 
     def prepare(self, examples: Instructions, checkpoint, options=None, workers: int = 0) -> Sequences:
-        self.check_length(checkpoint)
+        self.check_length(checkpoint, options)
         c = checkpoint.config
         rows = tokenised(checkpoint.tokenizer, examples.pieces, c["eos_token_id"])
         whole = np.array([len(ids) for ids, _ in rows])

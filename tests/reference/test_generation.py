@@ -1,5 +1,7 @@
 """minift.generation against transformers' `generate` and the samplers that it uses, and against the model without a cache."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,14 @@ END = 256
 PROMPTS = [np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64) for text in ("the film was", "a", "never again, said")]
 METHODS = [
     *("full", "lora:rank=2,sites=word", "prefix:length=3", "prefix:length=3,shift=true", "prefix:length=2,mlp=4"),
-    *("prompt:length=3", "houlsby:size=4", "ia3", "bitfit", "prefix:length=2+lora:rank=2", "prompt:length=2+lora:rank=2,sites=word"),
+    *(
+        "prompt:length=3",
+        "houlsby:size=4",
+        "ia3",
+        "bitfit",
+        "prefix:length=2+lora:rank=2",
+        "prompt:length=2+lora:rank=2,sites=word",
+    ),
 ]
 
 
@@ -81,7 +90,7 @@ def test_with_the_cache_every_method_writes_what_it_does_without(method):
 
 def test_logits_with_the_cache_are_those_without(monkeypatch):
     """Not the choice alone: every row of every step, in float64, with padding on the left."""
-    writer, seen = writer_of("prompt:length=3+lora:rank=2"), []
+    writer, seen = writer_of("lora:rank=2,sites=word/qkv+prompt:length=3"), []
     monkeypatch.setattr(Writer, "logits", lambda self, *given, plain=Writer.logits: seen.append(plain(self, *given)) or seen[-1])
     written = write(writer, PROMPTS, new_tokens=6)
     for row, prompt in enumerate(PROMPTS):
@@ -137,11 +146,19 @@ def test_stop_strings_and_the_window_end_a_text():
 def test_what_is_shown_while_a_text_is_written_is_never_taken_back():
     """Half a character is held back, and what may be the start of a stop string."""
     writer, shown = writer_of(), [""]
-    for text, over in (("a", None), ("a\ufffd", None), ("aé", None), ("aé\n", None), ("aé\n#", None), ("aé\nx", None), ("aé\nx", "window")):
+    for text, over in (
+        ("a", None),
+        ("a\ufffd", None),
+        ("aé", None),
+        ("aé\n", None),
+        ("aé\n#", None),
+        ("aé\nx", None),
+        ("aé\nx", "window"),
+    ):
         one = type(whole := write(writer, PROMPTS[1:2], new_tokens=1)[0])(whole.tokens, text, over)
         shown.append(one.settled(("\n##",)))
     assert shown == ["", "a", "a", "aé", "aé", "aé", "aé\nx", "aé\nx"]
-    assert all(later.startswith(earlier) for earlier, later in zip(shown, shown[1:], strict=False))
+    assert all(later.startswith(earlier) for earlier, later in pairwise(shown))
 
 
 def test_a_text_that_is_not_finished_leaves_the_body_as_it_was():
