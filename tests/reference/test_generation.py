@@ -19,15 +19,9 @@ from minift.tasks.masked_lm import word_vectors
 END = 256
 PROMPTS = [np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64) for text in ("the film was", "a", "never again, said")]
 METHODS = [
-    *("full", "lora:rank=2,sites=word", "prefix:length=3", "prefix:length=3,shift=true", "prefix:length=2,mlp=4"),
-    *(
-        "prompt:length=3",
-        "houlsby:size=4",
-        "ia3",
-        "bitfit",
-        "prefix:length=2+lora:rank=2",
-        "prompt:length=2+lora:rank=2,sites=word",
-    ),
+    *("full", "lora:rank=2,sites=word", "prefix:length=3", "prefix:length=3,shift=true", "prefix:length=2,mlp=4", "bitfit"),
+    *("prompt:length=3", "houlsby", "pfeiffer", "ia3", "dora:rank=2", "prefix:length=2+lora:rank=2"),
+    "lora:rank=2,sites=qkv+prompt:length=2",
 ]
 
 
