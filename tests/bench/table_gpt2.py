@@ -69,7 +69,7 @@ def measure(root: Path, run: dict) -> dict:
             data = ["--train", str(files[train]), "--valid", str(files[f"valid of {train}"]), "--out", str(out)]
             command("train.py", *SHARED, *data, *RUNS[who])
         result = json.loads((out / "result.json").read_text())
-        found = {"minutes": result["seconds"]["training"] / 60, "best_epoch": result["best_epoch"], "steps": result["steps"]}
+        found = {"minutes": result["seconds"]["train"] / 60, "best_epoch": result["best_epoch"], "steps": result["steps"]}
         for part, start in STARTS.items():
             score = [sys.executable, "-m", "minift.evaluate", str(out), "--data", str(files[part])]
             lines = subprocess.run(score, check=True, capture_output=True, text=True).stdout.splitlines()
@@ -95,9 +95,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="directory of the data sets' directories")
     done = collect("table_gpt2.jsonl", [{"who": who} for who in SHOWN], partial(measure, parser.parse_args().data))
-    print(
-        "| | perplexity per byte, plays | articles | bits per byte, plays | articles | minutes of training |\n|---|---|---|---|---|---|"
-    )
+    print("| | perplexity per byte, plays | articles | bits per byte, plays | articles | minutes of training |")
+    print("|---|---|---|---|---|---|")
     for run in done:
         cells = [f"{run[part][name]:.2f}" for name in ("perplexity", "bits_per_byte") for part in STARTS]
         print(f"| {SHOWN[run['run']['who']]} | {' | '.join(cells)} | {run.get('minutes', 0):.1f} |")
