@@ -53,6 +53,8 @@ HEADS = {
     "token-classification": Head("TokenClassification", None, {name: {"": "classifier"} for name in (*TEXT, "gpt2")}),
     "question-answering": Head("QuestionAnswering", None, {name: {"": "qa_outputs"} for name in TEXT}),
     "masked-lm": Head("MaskedLM", None, {"bert": BERT_LM} | {name: ROBERTA_LM for name in TEXT[1:]}),
+    "causal-lm": Head("CausalLM", None, {"gpt2": {}}),  # its class is called GPT2LMHeadModel, and comes in as a body
+    "instruction-tuning": Head("CausalLM", None, {"gpt2": {}}),
 }
 
 OUTPUTS = {"text-regression": 1, "question-answering": 2}  # of heads whose rows are no labels
@@ -96,7 +98,7 @@ def config_of(checkpoint: Checkpoint, name: str) -> dict:
     """Fields of config.json for a run, or for a body with the head of its pretraining. name: transformers' of the architecture."""
     task = checkpoint.task or {"name": next(iter(checkpoint.heads))}
     head = HEADS[task["name"]]
-    config = {"architectures": [f"{name}For{head.kind}"]}
+    config = {"architectures": [f"{name}LMHeadModel" if head.kind == "CausalLM" else f"{name}For{head.kind}"]}
     labels = ["LABEL_0"] if task["name"] == "text-regression" else task.get("labels")
     if head.problem_type:
         config["problem_type"] = head.problem_type

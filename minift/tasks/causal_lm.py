@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from minift.data.batching import Batch, Data
 from minift.data.causal import Sequences, blocks_of
 from minift.data.documents import Documents, read_documents
+from minift.data.examples import Examples
 from minift.data.layout import DocumentLayout
 from minift.data.masking import NO_LABEL
 from minift.errors import UserError
@@ -81,6 +82,9 @@ class NextToken(Task):
             count = int(data.counts[unit : unit + len(units)].sum())
             unit += len(units)
             yield {"perplexity": exponential(loss, count), "loss": loss / count if count else None, "tokens": count}
+
+    def example(self, examples: Examples) -> str:
+        return '"how likely is this text?", and to write: python -m minift.generate RUN "text"'
 
     def show(self, prediction: dict) -> str:
         value = prediction["perplexity"]
@@ -135,11 +139,14 @@ class TiedHead(nn.Module):
         super().__init__()
         self.of = (body,)  # in a tuple, so that nothing of the body is registered a second time
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, word_vectors(*self.of))  # (..., D) -> (..., V)
+
     def forward(self, state: tuple, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """(the loss of each target (B, S), 0 where it does not count; whether it is the most probable one, None in training)"""
         labels = batch.targets[0]
         counted = labels != NO_LABEL
-        logits = F.linear(state.hidden[counted], word_vectors(*self.of))  # (B, S, D) -> (T, D) -> (T, V)
+        logits = self.logits(state.hidden[counted])  # (B, S, D) -> (T, D) -> (T, V)
         each = F.cross_entropy(logits, labels[counted], reduction="none")  # (T)
         losses = each.new_zeros(labels.shape).masked_scatter(counted, each)  # (T) -> (B, S)
         if self.training:

@@ -96,6 +96,9 @@ class InstructionTuning(NextToken):
     def meter(self, data: Data) -> Likelihood:
         return Likelihood(tuple(self.METRICS), f"of answers alone, in rows of at most {self.max_length} tokens")
 
+    def example(self, examples: Instructions) -> str:
+        return '--data FILE.jsonl, and to write: python -m minift.generate RUN "text", or RUN --chat'
+
     def compare(self, examples: Instructions, row: int, prediction: dict) -> str:
         answer = next(piece.text for piece in reversed(examples.pieces[row]) if piece.counts)
         return f"{self.show(prediction)}: {answer[:60]!r}"
