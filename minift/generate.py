@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from minift.errors import UserError, command
 from minift.flags import Parser
 from minift.outputs import by_row, check_out, write_rows
+from minift.tables import counted
 
 
 def main(argv: list[str]) -> None:
@@ -102,9 +103,7 @@ def chat(writer, sampling) -> None:
             said, forgotten = said[2:], forgotten + 1
             ids = writer.ids(conversation(said))
         if forgotten:
-            note(
-                f"the window of {writer.window:,} tokens is full: of what was said the oldest is forgotten ({forgotten} exchanges)"
-            )
+            note(f"the window of {writer.window:,} tokens is full: the oldest is forgotten ({forgotten} exchanges)")
         if len(ids) > writer.window:
             note(f"a message of {len(ids):,} tokens, and the window has {writer.window:,}: it is not answered")
             said.pop()
