@@ -103,7 +103,8 @@ def chat(writer, sampling) -> None:
             said, forgotten = said[2:], forgotten + 1
             ids = writer.ids(conversation(said))
         if forgotten:
-            note(f"the window of {writer.window:,} tokens is full: the oldest is forgotten ({forgotten} exchanges)")
+            gone = counted(forgotten, "exchange")
+            note(f"the window of {writer.window:,} tokens is full: the oldest is forgotten, {gone}")
         if len(ids) > writer.window:
             note(f"a message of {len(ids):,} tokens, and the window has {writer.window:,}: it is not answered")
             said.pop()
