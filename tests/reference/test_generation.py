@@ -11,9 +11,12 @@ from reference.test_causal_lm import model_of, twin
 from tiny import byte_checkpoint
 from twins import close
 
+import convert
+import train
 from minift.errors import UserError
-from minift.generation import Sampling, Writer, kept, last
+from minift.generation import Sampling, Writer, kept, last, open_writer
 from minift.methods.surgery import lengthened, wrappers
+from minift.pretrained import write as write_checkpoint
 from minift.tasks.masked_lm import word_vectors
 
 END = 256
@@ -164,3 +167,31 @@ def test_a_text_that_is_not_finished_leaves_the_body_as_it_was():
     assert [(name, type(module)) for name, module in writer.body.named_modules()] != before
     steps.close()
     assert [(name, type(module)) for name, module in writer.body.named_modules()] == before
+
+
+@pytest.mark.parametrize(("method", "to"), [("full", "hf"), ("lora:rank=2", "hf"), ("lora:rank=2", "peft")])
+def test_a_run_that_went_out_writes_the_same_in_transformers_and_peft(tmp_path, method, to):
+    write_checkpoint(tmp_path / "base", byte_checkpoint())
+    (tmp_path / "texts.txt").write_text("the film was good\nthe food was bad\n" * 10)
+    flags = ["--task", "causal-lm", "--train", str(tmp_path / "texts.txt"), "--model", str(tmp_path / "base"), "--method", method]
+    flags += ["--max-length", "40", "--lr", "1e-2", "--precision", "float32", "--epochs", "1", "--quiet"]
+    train.main([*flags, "--out", str(tmp_path / "run")])
+    convert.main([str(tmp_path / "run"), "--to", to, "--out", str(tmp_path / "out")])
+    if to == "hf":
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+        assert type(model) is transformers.GPT2LMHeadModel
+        tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+        assert tokenizer(PROMPTS[0].astype(np.uint8).tobytes().decode())["input_ids"] == PROMPTS[0].tolist()
+        assert tokenizer.eos_token_id == END
+    else:
+        peft = pytest.importorskip("peft")
+        convert.main([str(tmp_path / "base"), "--to", "hf", "--out", str(tmp_path / "hf")])
+        base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+        model = peft.PeftModel.from_pretrained(base, tmp_path / "out")
+        assert model.peft_config["default"].task_type == "CAUSAL_LM"
+    found = write(open_writer(str(tmp_path / "run")), PROMPTS, new_tokens=20)
+    padded = [torch.from_numpy(prompt)[None] for prompt in PROMPTS]
+    for one, ids in zip(found, padded, strict=True):
+        made = model.eval().generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False,
+                                     pad_token_id=END, eos_token_id=END)[0, ids.shape[1] :].tolist()  # fmt: skip
+        assert one.tokens == (made[: made.index(END)] if END in made else made)
