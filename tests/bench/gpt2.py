@@ -1,6 +1,6 @@
 """Training and generation at GPT-2's size beside transformers: `python tests/bench/gpt2.py`, 3 minutes of a core.
 
-124 million random weights, the same on both sides, float32, one thread, no dropout. Training: steps of AdamW on 2 rows of 128 tokens;
+124 million random weights, the same on both sides, float32, one thread, no dropout. Training: steps of AdamW on 2 rows of 128;
 the loss is that of every next token. Generation: greedy with the cache, 24 tokens after a prompt of 32, of one row and of 4. Every
 run is a process of its own, the sides take turns. Seconds are those of the processor, so that what else runs on the machine counts
 little: of the median step, of the whole text, the best of the repetitions. Memory is the process's highest, imports included.
