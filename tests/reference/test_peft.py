@@ -384,6 +384,7 @@ def test_texts_in(tmp_path, bases, case):
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
 @pytest.mark.parametrize("case", IN_GPT2)
 def test_gpt2_in(tmp_path, bases, case):
+    needs_past_key_values(case)
     compare(tmp_path / "theirs", bases, "gpt2", *IN_GPT2[case])
 
 
