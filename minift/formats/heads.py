@@ -168,8 +168,12 @@ def task_in(config: dict, family, checkpoint: Checkpoint, outside: dict[str, Ten
     if not fitting:
         raise ValueError(f"no task has the head of {named}")
     first = next(iter(fitting))
-    if first == "causal-lm" and wanted is None:
-        return None  # the body is all there is of it
+    if first == "causal-lm":
+        stored = config.get(OURS)
+        own = stored.get("name") if isinstance(stored, dict) else None
+        if own not in fitting and wanted is None:
+            return None  # the body is all there is of it
+        return own if own in fitting else first
     if first == "masked-lm" and checkpoint.own_pool and wanted is None:
         raise ValueError(
             f"besides the head of {named} it holds a pooler, which a run of masked-lm has not (--as run leaves it out)"
@@ -195,7 +199,7 @@ def rows_of(outside: dict[str, Tensor], head: Head, architecture: str) -> Tensor
 def fields_in(directory: Path, config: dict, family, checkpoint: Checkpoint, report, name: str, pairs: bool) -> dict:
     """The task as config.json of a run stores it. Raises ValueError where its labels are none that the task can have."""
     labels, rows = [], None
-    if name != "masked-lm":
+    if HEADS[name].kind not in ("MaskedLM", "CausalLM"):
         rows = len(rows_of(report.outside, HEADS[name], checkpoint.architecture))
         expected = OUTPUTS.get(name)
         if expected not in (None, rows):

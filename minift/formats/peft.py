@@ -46,7 +46,7 @@ from minift.formats.huggingface import FAMILIES, Family, look_up_module
 from minift.methods import dora, ia3, lora, prefix
 from minift.methods.prefix import Prefixed
 from minift.methods.prompt import Prompt
-from minift.methods.surgery import delta, lengthened, plain, plain_modules, wrappers
+from minift.methods.surgery import delta, find, lengthened, plain, plain_modules, wrappers
 from minift.pretrained import Checkpoint, check_shapes, whole, write_json, write_tensors
 from minift.specs import options_of
 
@@ -58,6 +58,7 @@ VIRTUAL = ("PREFIX_TUNING", "PROMPT_TUNING")
 LEAVES = lora.PEFT_NAMES | dora.PEFT_NAMES | ia3.PEFT_NAMES
 
 LAST_COLUMN = "behind a prompt transformers' classifier of a GPT-2 takes the last column for the last token, padding or not"
+TIED = "what peft changes of the word vectors does not reach the head that is tied to them, and minift's does"
 QA = "qa_outputs"  # the module that is the head of question answering there
 
 # peft's task_types that are read -> the usual task of such a head; without one it may also be QA
@@ -130,6 +131,8 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
     checkpoint = folded(checkpoint)
     family, task = FAMILIES[checkpoint.architecture], checkpoint.task["name"]
     body = checkpoint.tuned_body(next(iter(checkpoint.grafts.values())).dtype, copy=False)
+    if task_type_of(checkpoint.architecture, task) == "CAUSAL_LM" and changes_words(body):
+        raise UserError(f"--method {checkpoint.method}: {TIED}; with --to hf it goes out as a plain model")
     if PEFT_TYPES[name] in VIRTUAL:
         config, tensors = virtual_tokens(body, options)
     else:
@@ -196,6 +199,12 @@ def writable(checkpoint: Checkpoint) -> tuple[str, dict]:
     if pool == "cls" and checkpoint.own_pool is None:
         raise UserError(f"--method {method}: {checkpoint.base_name} has no pooler, so the run's is not available in transformers")
     return name, options
+
+
+def changes_words(body: nn.Module) -> bool:
+    """Whether lora stands at the table of the word vectors."""
+    (words,) = find(body, "word").values()
+    return isinstance(words, lora.LoRA)
 
 
 def layers(body: nn.Module, family: Family, name: str, options: dict) -> tuple[dict, dict[str, Tensor]]:
@@ -294,6 +303,8 @@ def read(directory: Path, base_name: str | None, label_names: list[str] | None =
         adapt(body, method)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
+    if config.get("task_type") == "CAUSAL_LM" and changes_words(body):
+        raise UserError(f"{file}: {TIED}; merge it in peft, and convert the whole model")
     if peft_type == "IA3":
         check_sides(file, fields, body, family)
 

@@ -86,6 +86,9 @@ def outputs(directory: Path, dtype=torch.float64):
     head.load_state_dict({name: tensor.to(dtype) for name, tensor in checkpoint.head.items()})
 
     def call(*inputs):
+        if hasattr(head, "logits"):  # of every token; as it stands it gives the losses
+            with torch.inference_mode():
+                return head.logits(body(*inputs).hidden)
         everywhere = () if inputs[0].ndim == 4 else (torch.arange(inputs[0].shape[1]).expand_as(inputs[0]), inputs[0])
         with torch.inference_mode():
             return head(body(*inputs), Batch(inputs, everywhere, np.arange(len(inputs[0])), None))
@@ -100,7 +103,7 @@ def inputs_of(kind: str, vocabulary: int, dtype=torch.float64):
     mask = torch.arange(12) < torch.tensor([12, 7, 3, 1])[:, None]
     pad = 1 if "roberta" in kind else 0
     tokens = torch.randint(5, vocabulary, (4, 12), generator=generator).masked_fill(~mask, pad)
-    if kind == "gpt2":
+    if kind not in ("bert", "roberta", "xlm-roberta"):
         return tokens, mask
     types = (torch.arange(12) >= 5).long().expand(4, 12) if kind == "bert" else torch.zeros_like(tokens)
     return tokens, mask, types
@@ -211,6 +214,26 @@ def test_predictions_of_such_a_run_are_those_of_transformers(tmp_path, task, kin
             assert {*one["labels"]} == {model.config.id2label[i] for i, value in enumerate(row) if value >= 0.5}
 
 
+def test_a_language_model_comes_in_as_a_body_or_as_a_run_where_it_is_asked_for_and_goes_out_again(tmp_path):
+    if "causal-lm" not in TASKS:
+        pytest.skip("no task has this head")
+    source = checkpoint_directory(tmp_path / "source", "gpt2", pad_token=END_OF_TEXT)
+    theirs = transformers.AutoConfig.from_pretrained(source)
+    (source / "model.safetensors").unlink()
+    randomised(transformers.GPT2LMHeadModel(theirs)).save_pretrained(source)
+    for flags, task in (([], None), (["--as", "run"], "causal-lm"), (["--as", "body"], None)):
+        assert convert.main([str(source), "--out", str(tmp_path / f"{task}{flags}"), *flags, "--check"]) == 0
+        assert (read(tmp_path / f"{task}{flags}").task or {}).get("name") == task
+    run = tmp_path / "causal-lm['--as', 'run']"
+    assert convert.main([str(run), "--to", "hf", "--out", str(tmp_path / "back"), "--check"]) == 0
+    first, second = load_file(source / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    theirs_of(tmp_path / "back", "causal-lm")
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["architectures"] == ["GPT2LMHeadModel"]
+    convert.main([str(tmp_path / "back"), "--out", str(tmp_path / "again")])  # which config.json of ours says to be a run
+    assert read(tmp_path / "again").task == read(run).task
+
+
 @pytest.mark.parametrize("task", ["image-classification", "multi-label-image-classification"])
 def test_predictions_of_images_are_those_of_transformers(tmp_path, task):
     source = fine_tuned(tmp_path / "source", task, "resnet")
@@ -251,8 +274,9 @@ def test_a_run_of_every_task_goes_out_and_in_again(tmp_path, name, method):
     task = first.checkpoint.task | ({"scaled": False} if name == "text-regression" else {})
     assert again.checkpoint.task == task | ({"written": None} if "written" in task else {})
     rows = first.task.read(str(data), first.layout)
+    hundreds = name in ("text-regression", "causal-lm", "instruction-tuning")  # what is predicted: targets, perplexities
     for one, other in zip(first.predict_rows(rows), again.predict_rows(rows), strict=True):
-        assert_alike(one, other, 2e-3 if name == "text-regression" else 2e-5)
+        assert_alike(one, other, 2e-3 if hundreds else 2e-5)
 
 
 def assert_alike(one, other, tolerance: float) -> None:

@@ -26,10 +26,11 @@ from minift.errors import UserError
 from minift.formats import huggingface
 from minift.formats.bases import BESIDE
 from minift.formats.heads import HEADS
-from minift.formats.peft import CONFIG, is_peft, read, write
+from minift.formats.peft import CONFIG, TIED, is_peft, read, write
 from minift.methods.surgery import delta
 from minift.pretrained import Checkpoint, sha256
 from minift.tasks import TASKS as ALL_TASKS
+from minift.tasks.masked_lm import word_vectors
 from minift.tasks.task import task_from
 
 LABELS = ["bad", "so so", "good"]
@@ -384,6 +385,7 @@ def test_texts_in(tmp_path, bases, case):
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
 @pytest.mark.parametrize("case", IN_GPT2)
 def test_gpt2_in(tmp_path, bases, case):
+    needs_past_key_values(case)
     compare(tmp_path / "theirs", bases, "gpt2", *IN_GPT2[case])
 
 
@@ -743,6 +745,42 @@ def assert_outputs(ours: Tensor, theirs: Tensor) -> None:
     mask = texts()[1]
     assert ours.shape == theirs.shape and ours.std() > 0.1
     close(ours[mask] if ours.ndim == 3 else ours, theirs[mask] if ours.ndim == 3 else theirs, "outputs")
+
+
+LANGUAGE = {"name": "causal-lm", "pool": None, "max_length": 9, "blocks": "within"}
+
+
+def language_model(bases: Path, method: str) -> Checkpoint:
+    """A run of causal-lm, whose head is the table of the words."""
+    if "causal-lm" not in ALL_TASKS:
+        pytest.skip("no task has this head")
+    layout = asdict(task_from(LANGUAGE).LAYOUT())
+    return replace(learned(bases, "gpt2", method), task=LANGUAGE, settings=SETTINGS | {"layout": layout}, head={})
+
+
+def test_lora_at_the_words_of_a_language_model_is_refused_as_peft_does_not_bring_it_to_the_head(tmp_path, bases):
+    refused(lambda: write(tmp_path / "out", language_model(bases, "lora:sites=word")), "lora:sites=word", TIED)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(bases / "gpt2-hf", dtype=torch.float64)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["wte"])
+    peft.get_peft_model(plain, config).save_pretrained(str(tmp_path / "theirs"), save_embedding_layers=False)
+    refused(lambda: read(tmp_path / "theirs", str(bases / "gpt2")), TIED)
+
+
+@pytest.mark.parametrize("method", ["lora:rank=2", "ia3", "prefix:length=3,shift=true", "prompt:length=3"])
+def test_a_language_model_goes_out_and_in_again(tmp_path, bases, method):
+    run_of, task = language_model(bases, method), LANGUAGE
+    write(tmp_path / "out", run_of)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(bases / "gpt2-hf", dtype=torch.float64)
+    model = peft.PeftModel.from_pretrained(plain, str(tmp_path / "out")).eval()
+    tokens, mask = texts_of_gpt2()
+    body = run_of.tuned_body(torch.float64).eval()
+    hidden = body(tokens, mask).hidden
+    theirs = model(input_ids=tokens, attention_mask=mask.long(), output_hidden_states=True)
+    close(hidden[mask], theirs.hidden_states[-1][:, -12:][mask], "hidden states")
+    close((hidden @ word_vectors(body).T)[mask], theirs.logits[:, -12:][mask], "logits")
+    again = read(tmp_path / "out", None)
+    assert again.task == task and again.head == {} and again.grafts.keys() == run_of.grafts.keys()
+    assert all(torch.equal(tensor, again.grafts[name]) for name, tensor in run_of.grafts.items())
 
 
 @pytest.mark.parametrize("method", METHODS_OF)
