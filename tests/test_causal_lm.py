@@ -22,7 +22,11 @@ def start(place, *flags: str) -> None:
 def test_from_scratch_in_one_stream_and_each_text_by_itself_when_it_is_scored(tmp_path, capsys):
     start(tmp_path, *SMALL, "--max-length", "32", "--lr", "1e-2", "--epochs", "3", "--documents", "file", "--valid", "none")
     out, err = capsys.readouterr()
-    assert "one document" in out and "a training row, token by token" in out and "python -m minift.generate RUN" in out
+    assert (
+        "one document" in out
+        and "a training row, token by token" in out
+        and f'python -m minift.generate {tmp_path / "run"} "text"' in out
+    )
     assert "--max-length 32 with --init random: the positions from there to 40 never train; give the model n_positions=32" in err
     run = minift.load(tmp_path / "run")
     known, other = run.predict(["the film was good", "QXZ JKV #%&"])
