@@ -185,7 +185,8 @@ class Writer:
         mask = (torch.arange(T) >= padding).to(device) if padding.any() else None
         positions = (torch.arange(T) - padding).clamp(min=0)
         virtual = sum(module.lengthens for module in self.body.modules() if isinstance(module, Lengthened))
-        with cached(self.body, virtual + T + sampling.new_tokens) as out:
+        most = min(sampling.new_tokens, self.window + 1 - int(lengths.min()))  # new tokens of a row, also where more are asked for
+        with cached(self.body, virtual + T + most) as out:
             E, inputs = self.table(), (tokens.to(device), mask, None, positions.to(device))
             for number in count(1):
                 chosen = draw(self.logits(E, *inputs), sampling, random)

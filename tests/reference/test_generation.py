@@ -131,7 +131,9 @@ def test_samples_have_that_distribution_and_do_not_depend_on_the_rows_beside():
 
 def test_stop_strings_and_the_window_end_a_text():
     writer = writer_of(n_positions=30)
-    whole = write(writer, PROMPTS[:1], new_tokens=100)[0]
+    whole = write(writer, PROMPTS[:1], new_tokens=10**12)[0]  # no memory is taken for what the window has no room for
+    together = write(writer, PROMPTS, new_tokens=10**12)
+    assert together[0] == whole and [one.over for one in together] == ["window"] * 3
     assert whole.over == "window" and len(whole.tokens) == 30 - len(PROMPTS[0]) + 1
     stop = bytes(whole.tokens[5:7]).decode("latin-1") if max(whole.tokens[5:7]) < 128 else whole.text[3:5]
     one = write(writer, PROMPTS[:1], new_tokens=100, stop=(stop,))[0]
