@@ -12,6 +12,7 @@ import numpy as np
 from torch.nn import BatchNorm2d
 
 from minift.cli import spelled as command_of
+from minift.distributed import count
 from minift.errors import Diverged, look_up
 from minift.finetuned import predictions
 from minift.flags import spelled
@@ -71,8 +72,13 @@ def print_model(training, start, options) -> None:
     print(table(["stage", "parameters", "trainable", "lr", "weight decay", "mode"], rows))
     if taken := lengthened(model.body):
         print(f"note: the method takes {taken} positions before every text")
-    if options.accumulate > 1 and any(isinstance(m, BatchNorm2d) and m.training for m in model.modules()):
-        print(f"note: --accumulate {options.accumulate}: BatchNorm takes its statistics from each batch, not from all of a step")
+    if any(isinstance(m, BatchNorm2d) and m.training for m in model.modules()):
+        if options.accumulate > 1:
+            print(
+                f"note: --accumulate {options.accumulate}: BatchNorm takes its statistics from each batch, not from all of a step"
+            )
+        if count() > 1:
+            print(f"note: BatchNorm takes its statistics from the rows of each process: {options.batch_size // count()} of a batch")
     print()
 
 

@@ -18,6 +18,7 @@ from minift.checkpointing import checkpoint_activations
 from minift.cli import spelled as command_of
 from minift.data.batching import Data
 from minift.data.examples import Examples
+from minift.distributed import from_first
 from minift.errors import UserError, look_up
 from minift.finetuned import choose_device
 from minift.methods.surgery import delta, lengthened, plain_name, terms
@@ -110,6 +111,7 @@ def resolve(given, start: Start, directory: Path | None = None) -> tuple[object,
                 raise UserError(f"--weight-decay {given.weight_decay:g} with --penalty {given.penalty}: it pulls to 0 what the "
                                 "penalty keeps near the pretrained weights; leave it out")  # fmt: skip
             decay = (0.0, "the penalty's place")
+    out = directory or from_first(lambda: choose_directory(given.out, Path(given.train or "reviews"), model, given.method))
     lr = default_lr(given.method, optimizer.partition(":")[0], start.checkpoint.width)
     defaults = task.defaults(method, start.checkpoint) | {
         "model": (model, f"{given.task}'s own"),
@@ -118,7 +120,7 @@ def resolve(given, start: Start, directory: Path | None = None) -> tuple[object,
         "weight_decay": decay,
         "monitor": (next(iter(task.METRICS)), f"first of {given.task}"),
         "device": (str(start.device), "found"),
-        "out": (str(directory or choose_directory(given.out, Path(given.train or "reviews"), model, given.method)), "free"),
+        "out": (str(out), "free"),
     }
     if given.train is None:
         defaults["by"] = ("kind", "the embedded sample's")
@@ -201,7 +203,8 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int)
         raise UserError(f"--optimizer {options.optimizer}: {error}") from None
     steps = options.epochs * steps_per_epoch
     try:
-        choice = choose(options.precision, start.device, body, inputs_like(train, options.batch_size, start.device))
+        inputs = inputs_like(train, options.batch_size, start.device)
+        choice = from_first(lambda: choose(options.precision, start.device, body, inputs))
     except ValueError as error:
         raise UserError(f"--precision {options.precision}: {error}") from None
     precision = autocast(choice.dtype, model)
