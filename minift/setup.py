@@ -22,6 +22,7 @@ from minift.distributed import from_first
 from minift.errors import UserError, look_up
 from minift.finetuned import choose_device
 from minift.methods.surgery import delta, lengthened, plain_name, terms
+from minift.models import MODELS
 from minift.optim import OPTIMIZERS
 from minift.optim.groups import Group, make_groups
 from minift.optim.measure import choose
@@ -40,10 +41,6 @@ from minift.training import Training
 # Few rows need more passes: three over 500 rows leave BERT half trained (Mosbach et al. 2021, arXiv:2006.04884;
 # Zhang et al. 2021, arXiv:2006.05987). --epochs unset makes at least this many steps.
 LEAST_STEPS = 150
-DROPOUT = {
-    "dropout": "hidden_dropout_prob",
-    "attention_dropout": "attention_probs_dropout_prob",
-}  # flag -> field of a model of texts
 
 
 @dataclass
@@ -86,8 +83,16 @@ def start(options) -> Start:
     checkpoint = untrained(name) if options.init == "random" else None
     place = None if checkpoint else find(name)
     checkpoint = checkpoint or read(place)
-    changed = {field: getattr(options, name) for name, field in DROPOUT.items() if getattr(options, name, None) is not None}
+    model = look_up(MODELS, checkpoint.architecture, "architecture")
+    given = {name: getattr(options, name, None) for name in model.Config.DROPOUT}
+    changed = {field: value for name, value in given.items() if value is not None for field in model.Config.DROPOUT[name]}
     checkpoint = replace(checkpoint, config=checkpoint.config | changed)
+    try:
+        model.check_pool(getattr(options, "pool", None))
+    except ValueError as error:
+        raise UserError(f"--{error}; {name} is one") from None
+    if getattr(options, "solver", None) == "lbfgs" and not model.Config.head_bias:
+        raise UserError(f"--solver lbfgs: it finds a weight and a bias, and the head on {name} has no bias")
     if checkpoint.grafts:
         raise UserError(
             f"{name}: a run of {checkpoint.method}, whose layers are no longer plain; merge them first, where that is possible: "

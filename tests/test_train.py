@@ -252,7 +252,7 @@ WRONG = {
     "no such task": ({"task": "regression"}, "known are text-classification"),
     "no such metric": ({"monitor": "accurracy"}, "known are loss, accuracy"),
     "no such init": ({"init": "zero"}, "pretrained or random"),
-    "no such pool": ({"pool": "max"}, "cls or mean"),
+    "no such pool": ({"pool": "max"}, "cls, mean or last"),
     "no such device": ({"device": "quantum"}, "not available here"),
     "negative epochs": ({"epochs": -1}, "--epochs -1"),
     "batch of nothing": ({"batch_size": 0}, "--batch-size 0"),
@@ -394,7 +394,7 @@ def test_help_shows_what_a_flag_takes(capsys):
     with pytest.raises(SystemExit):
         train.main(["--help"])
     shown = capsys.readouterr().out
-    assert all(flag in shown for flag in ("--batch-size N", "--lr X", "--pool {cls,mean}", "--train VALUE"))
+    assert all(flag in shown for flag in ("--batch-size N", "--lr X", "--pool {cls,mean,last}", "--train VALUE"))
 
 
 COMMANDS = """

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from minift.formats.huggingface import read, to_huggingface
 from minift.models.bert import Bert, BertConfig
+from minift.models.gpt2 import Gpt2, Gpt2Config
 from minift.models.resnet import ResNet, ResNetConfig
 from minift.models.roberta import Roberta, RobertaConfig
 from minift.pretrained import Checkpoint, write
@@ -59,6 +60,16 @@ def tiny_roberta(seed: int = 0, pool: str | None = "cls", **changes) -> Roberta:
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3 + (parameter.data == 1)
     for table in (body.embeddings.word, body.embeddings.position):
         table.weight.data[table.padding_idx] = 0.0
+    return body
+
+
+def tiny_gpt2(seed: int = 0, pool: str | None = "last", **changes) -> Gpt2:
+    """The same of GPT-2."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {"vocab_size": len(VOCABULARY), "n_positions": 40, "n_embd": 16, "n_layer": 3, "n_head": 4, "n_inner": 24}
+    body = Gpt2(Gpt2Config(**sizes | {"eos_token_id": 3} | changes), pool)
+    for parameter in body.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3 + (parameter.data == 1)
     return body
 
 

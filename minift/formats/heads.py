@@ -38,7 +38,7 @@ class Head(NamedTuple):
 
 
 TEXT = ("bert", "roberta", "xlm-roberta")
-POOLED = {"bert": {"": "classifier"}} | {name: {"": "classifier.out_proj"} for name in TEXT[1:]}
+POOLED = {"bert": {"": "classifier"}, **{name: {"": "classifier.out_proj"} for name in TEXT[1:]}, "gpt2": {"": "score"}}
 OF_IMAGES = {"resnet": {"": "classifier.1"}}
 BERT_LM = {"dense": "cls.predictions.transform.dense", "norm": "cls.predictions.transform.LayerNorm", "": "cls.predictions"}
 ROBERTA_LM = {"dense": "lm_head.dense", "norm": "lm_head.layer_norm", "": "lm_head"}
@@ -50,7 +50,7 @@ HEADS = {
     "text-regression": Head("SequenceClassification", "regression", POOLED),
     "image-classification": Head("ImageClassification", "single_label_classification", OF_IMAGES),
     "multi-label-image-classification": Head("ImageClassification", "multi_label_classification", OF_IMAGES),
-    "token-classification": Head("TokenClassification", None, {name: {"": "classifier"} for name in TEXT}),
+    "token-classification": Head("TokenClassification", None, {name: {"": "classifier"} for name in (*TEXT, "gpt2")}),
     "question-answering": Head("QuestionAnswering", None, {name: {"": "qa_outputs"} for name in TEXT}),
     "masked-lm": Head("MaskedLM", None, {"bert": BERT_LM} | {name: ROBERTA_LM for name in TEXT[1:]}),
 }
@@ -78,9 +78,15 @@ def folded(checkpoint: Checkpoint) -> Checkpoint:
     if checkpoint.task is None or checkpoint.task["name"] != "text-regression":
         return checkpoint
     offset, scale = task_from(checkpoint.task).scaling
-    weight, bias = (checkpoint.head[leaf].double() for leaf in ("weight", "bias"))
     dtype = checkpoint.head["weight"].dtype
-    head = {"weight": (weight * scale).to(dtype), "bias": (bias * scale + offset).to(dtype)}
+    head = {"weight": (checkpoint.head["weight"].double() * scale).to(dtype)}
+    if "bias" in checkpoint.head:
+        head["bias"] = (checkpoint.head["bias"].double() * scale + offset).to(dtype)
+    elif offset:
+        raise UserError(
+            f"{checkpoint.source}: the head has no bias, in which transformers could keep the mean of the targets, {offset:.4g}; "
+            "train with --no-scale-targets, on targets around 0"
+        )
     if not all(tensor.isfinite().all() for tensor in head.values()):
         raise UserError(f"{checkpoint.source}: the head in true units is beyond the range of {str(dtype).removeprefix('torch.')}")
     return replace(checkpoint, head=head, task=checkpoint.task | {"scaled": False})
@@ -120,6 +126,12 @@ def bring_in(
     wanted: run or body; None: a run where a task has this head. pairs: a row of it is a pair of texts.
     """
     file, task = directory / "config.json", None
+    if checkpoint.causal and "lm_head.weight" in report.outside:
+        if torch.equal(report.outside["lm_head.weight"], checkpoint.tensors["embeddings.word.weight"]):
+            report.outside.pop("lm_head.weight")  # tied, as in the body's own use of the table
+            report.dropped.remove("lm_head.weight")
+        else:
+            report.said.append("lm_head.weight is another than the word vectors, to which a head of causal-lm is tied here")
     try:
         name = None if wanted == "body" else task_in(config, family, checkpoint, report.outside, wanted)
         if name is not None:

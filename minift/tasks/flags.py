@@ -58,7 +58,9 @@ class DropoutFlags:
 @dataclass(frozen=True)
 class TextFlags(DropoutFlags, TextLayout):
     pool: str | None = flag(
-        None, "what the head reads; unset: cls, for probe what the checkpoint recommends", choices=("cls", "mean")
+        None,
+        "what the head reads: first token, mean, last token; unset: cls, of a GPT-2 last, for probe what the checkpoint recommends",
+        choices=("cls", "mean", "last"),
     )
     max_length: int | None = flag(
         None, "tokens of a row, special ones counted; longer rows are cut; unset: 128, or what the model can take", least=3

@@ -10,8 +10,19 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from tiny import WORDS, converted_directory, converted_resnet, photographs, rows_file, tiny_body, tiny_resnet, tiny_roberta
+from tiny import (
+    WORDS,
+    converted_directory,
+    converted_resnet,
+    photographs,
+    rows_file,
+    tiny_body,
+    tiny_gpt2,
+    tiny_resnet,
+    tiny_roberta,
+)
 
+from minift.formats.bytelevel import tokenizer_of_bytes
 from minift.pretrained import Checkpoint, read, write
 
 
@@ -32,6 +43,15 @@ def converted_roberta(directory: Path) -> Path:
     tokenizer = read(converted_bert(directory.with_name("bert-of-roberta"))).tokenizer
     tensors = {name: tensor.detach().clone() for name, tensor in body.state_dict().items()}
     write(directory, Checkpoint("roberta", asdict(body.config), tensors, tokenizer, "roberta"))
+    return directory
+
+
+def converted_gpt2(directory: Path) -> Path:
+    """Over bytes."""
+    off = dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), 0.0)
+    body = tiny_gpt2(pool=None, vocab_size=257, eos_token_id=256, n_positions=128, classifier_dropout=0.0, **off)
+    tensors = {name: tensor.detach().clone() for name, tensor in body.state_dict().items()}
+    write(directory, Checkpoint("gpt2", asdict(body.config), tensors, tokenizer_of_bytes(), "gpt2"))
     return directory
 
 
@@ -66,8 +86,9 @@ def plain_resnet(directory: Path) -> Path:
     return converted_resnet(directory, tiny_resnet())
 
 
-BASES = {"bert": converted_bert, "roberta": converted_roberta, "resnet": plain_resnet}
+BASES = {"bert": converted_bert, "roberta": converted_roberta, "gpt2": converted_gpt2, "resnet": plain_resnet}
 TEXT = ("bert", "roberta")
+ALL = (*TEXT, "gpt2")
 
 
 def numbers_file(path: Path) -> Path:
@@ -101,15 +122,15 @@ def tagged_photographs(path: Path) -> Path:
 
 BALANCED = {"class_weights": "balanced", "label_smoothing": 0.1}
 CASES = {
-    "text-classification": Case(TEXT, lambda place: rows_file(place / "rows.csv")),
+    "text-classification": Case(ALL, lambda place: rows_file(place / "rows.csv")),
     "image-classification": Case(("resnet",), lambda place: photographs(place / "photos"), {"workers": 0, "augment": "standard"}),
-    "token-classification": Case(TEXT, lambda place: sentences_file(place / "rows.conll"), {"max_length": 12, "overlap": 3}),
+    "token-classification": Case(ALL, lambda place: sentences_file(place / "rows.conll"), {"max_length": 12, "overlap": 3}),
     "classification with weights": Case(TEXT, lambda place: rows_file(place / "rows.csv"), BALANCED, task="text-classification"),
     "augmented texts": Case(
         ("bert",), lambda place: rows_file(place / "rows.csv"), {"augment": "eda:deletion=0.2,swap=0.2"}, task="text-classification"
     ),
-    "text-regression": Case(TEXT, lambda place: numbers_file(place / "rows.csv")),
-    "multi-label-classification": Case(TEXT, lambda place: sets_file(place / "rows.csv"), {"pos_weight": "balanced"}),
+    "text-regression": Case(ALL, lambda place: numbers_file(place / "rows.csv")),
+    "multi-label-classification": Case(ALL, lambda place: sets_file(place / "rows.csv"), {"pos_weight": "balanced"}),
     "multi-label-image-classification": Case(
         ("resnet",), lambda place: tagged_photographs(place / "rows.csv"), {"workers": 0, "augment": "standard"}
     ),
