@@ -152,7 +152,7 @@ def sum_gradients(parameters: list[Tensor], loss: Tensor) -> Tensor:
     has = summed(*(float(p.grad is not None) for p in candidates))
     used = [p for p, n in zip(candidates, has, strict=True) if n]
     for p in used:
-        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad.to_dense() if p.grad.is_sparse else p.grad
     loss = loss.detach().double()  # of one type, also where a process has no units
     with connected():
         dist.all_reduce(loss)

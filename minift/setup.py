@@ -27,6 +27,7 @@ from minift.optim import OPTIMIZERS
 from minift.optim.groups import Group, make_groups
 from minift.optim.measure import choose
 from minift.optim.precision import autocast
+from minift.optim.rows import by_rows
 from minift.optim.schedules import SCHEDULES, check_factors, warmup_steps
 from minift.optim.unfreezing import UNFREEZING
 from minift.penalties import PENALTIES
@@ -199,6 +200,7 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int)
         lr_factors=lr_factors(options.method),
         plain_name=plain_name,
     )
+    by_rows(model)
     stages = list(dict.fromkeys(group.stage for group in groups))
     if stages == ["head"]:
         check_head_alone(options, given)
