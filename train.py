@@ -98,6 +98,8 @@ def run_once(given, record: dict | None = None) -> dict | None:
     started = time.perf_counter()
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large tensors in huge pages: 4 % of a step on a CPU
 
+    import torch
+
     from minift import cache, report, setup
     from minift.checkpoints import Checkpoints, Signals
     from minift.data.splits import read_splits
@@ -113,6 +115,8 @@ def run_once(given, record: dict | None = None) -> dict | None:
     if record and (result := finished(directory, record, given)):
         return result
 
+    if given.threads is not None:
+        torch.set_num_threads(given.threads)
     forget_peak_memory()
 
     # Options

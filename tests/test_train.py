@@ -363,6 +363,16 @@ def test_a_broken_base_is_refused(tmp_path, base):
         run(tmp_path, base)
 
 
+def test_threads(tmp_path, base):
+    before = torch.get_num_threads()
+    try:
+        other = 2 if before == 1 else 1
+        directory = run(tmp_path, base, threads=other, epochs=1)
+        assert torch.get_num_threads() == json.loads((directory / "config.json").read_text())["threads"] == other
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_runs_are_numbered(tmp_path, base, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows_file(tmp_path / "reviews.csv")
