@@ -322,9 +322,10 @@ def export_to_adapters(checkpoint, out: Path) -> None:
 
 def tell_how(checkpoint, out: Path, load: str) -> None:
     """How the other library loads what was written, over the same base."""
-    rows, other = len(checkpoint.head["weight"]), ", ignore_mismatched_sizes=True" if checkpoint.origin.task else ""
+    rows = f", num_labels={len(checkpoint.head['weight'])}" if checkpoint.head else ""
+    other = ", ignore_mismatched_sizes=True" if checkpoint.origin.task and checkpoint.head else ""
     print(f"written  {out}; for BASE, what it goes onto: {spelled('convert')} {checkpoint.base_name} --to hf --out BASE")
-    print(f"         model = transformers.{auto_class(checkpoint)}.from_pretrained('BASE', num_labels={rows}{other})")
+    print(f"         model = transformers.{auto_class(checkpoint)}.from_pretrained('BASE'{rows}{other})")
     print(f"         {load}")
 
 

@@ -26,9 +26,9 @@ AROUND_ONE = ("m", "scale")  # randomised as factors, all others as summands
 
 
 def needs_past_key_values(method: str) -> None:
-    """Skip a prefix of peft's where it cannot run: it is handed to BERT as past key values."""
+    """Skip a prefix of peft's where it cannot run: it is handed to BERT, and to a classifier of GPT-2, as past key values."""
     if "prefix" in method and int(pytest.importorskip("transformers").__version__.partition(".")[0]) >= 5:
-        pytest.skip("BERT of transformers 5 takes no past key values, by which peft hands it a prefix")
+        pytest.skip("in transformers 5 it takes no past key values, by which peft hands it a prefix")
 
 
 class Net(nn.Sequential, Body):

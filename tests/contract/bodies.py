@@ -53,11 +53,8 @@ def wide(make: Callable[..., nn.Module], width: str, **changes) -> nn.Module:
     return body
 
 
-APART = (
-    "bert",
-    pytest.param("gpt2", marks=pytest.mark.slow),
-    "resnet",
-)  # of MODELS, without those that differ from one of these in their embeddings alone
+# Of MODELS, without those that differ from one of these in their embeddings alone
+APART = ("bert", pytest.param("gpt2", marks=pytest.mark.slow), "resnet")
 NONE_OF_GPT2 = {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 MODELS = {

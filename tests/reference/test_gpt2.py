@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from twins import close
 
 from minift.formats.huggingface import names, to_huggingface, turned
-from minift.models.gpt2 import Gpt2, Gpt2Config
+from minift.models.gpt2 import SIZES, Gpt2, Gpt2Config
 
 LENGTHS = [12, 7, 3, 1]
 
@@ -170,6 +170,19 @@ def test_initial_weights_and_defaults_are_those_of_transformers():
     ):
         assert abs(tensor.std() / std - 1) < 0.1
     assert not any(p.any() for name, p in body.named_parameters() if name.endswith("bias"))
+
+
+PUBLISHED = {"gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200}
+
+
+@pytest.mark.parametrize(("size", "parameters"), [*PUBLISHED.items(), ("distilgpt2", 81_912_576)])
+def test_the_published_sizes_have_the_names_and_shapes_of_transformers(size, parameters):
+    with torch.device("meta"):
+        body = Gpt2(Gpt2Config(**SIZES[size]))
+        reference = transformers.GPT2LMHeadModel(transformers.GPT2Config(**SIZES[size]))
+    assert sum(p.numel() for p in body.parameters()) == parameters
+    ours = {name: tensor.shape for name, tensor in to_huggingface(body.state_dict(), body, "transformer.").items()}
+    assert ours | {"lm_head.weight": ours["transformer.wte.weight"]} == {n: t.shape for n, t in reference.state_dict().items()}
 
 
 @pytest.mark.parametrize("pool", ["last", "mean"])

@@ -211,6 +211,26 @@ def test_predictions_of_such_a_run_are_those_of_transformers(tmp_path, task, kin
             assert {*one["labels"]} == {model.config.id2label[i] for i, value in enumerate(row) if value >= 0.5}
 
 
+def test_a_language_model_comes_in_as_a_body_or_as_a_run_where_it_is_asked_for_and_goes_out_again(tmp_path):
+    if "causal-lm" not in TASKS:
+        pytest.skip("no task has this head")
+    source = checkpoint_directory(tmp_path / "source", "gpt2", pad_token=END_OF_TEXT)
+    theirs = transformers.AutoConfig.from_pretrained(source)
+    (source / "model.safetensors").unlink()
+    randomised(transformers.GPT2LMHeadModel(theirs)).save_pretrained(source)
+    for flags, task in (([], None), (["--as", "run"], "causal-lm"), (["--as", "body"], None)):
+        assert convert.main([str(source), "--out", str(tmp_path / f"{task}{flags}"), *flags, "--check"]) == 0
+        assert (read(tmp_path / f"{task}{flags}").task or {}).get("name") == task
+    run = tmp_path / "causal-lm['--as', 'run']"
+    assert convert.main([str(run), "--to", "hf", "--out", str(tmp_path / "back"), "--check"]) == 0
+    first, second = load_file(source / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    theirs_of(tmp_path / "back", "causal-lm")
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["architectures"] == ["GPT2LMHeadModel"]
+    convert.main([str(tmp_path / "back"), "--out", str(tmp_path / "again")])  # which config.json of ours says to be a run
+    assert read(tmp_path / "again").task == read(run).task
+
+
 @pytest.mark.parametrize("task", ["image-classification", "multi-label-image-classification"])
 def test_predictions_of_images_are_those_of_transformers(tmp_path, task):
     source = fine_tuned(tmp_path / "source", task, "resnet")
