@@ -419,7 +419,8 @@ def check(checkpoint, theirs: Path, dtype: str | None) -> int:
         if task is not None:
             head = task.head(body).double().eval()
             head.load_state_dict({name: tensor.double() for name, tensor in checkpoint.head.items()})
-            outputs, theirs_of_head = head(state, every_token(state)), outputs_of(output)
+            outputs = head.logits(state.hidden) if hasattr(head, "logits") else head(state, every_token(state))
+            theirs_of_head = outputs_of(output)
             by_token = outputs.ndim == 3
             found["head"] = outputs[kept] if by_token else outputs
             expected["head"] = theirs_of_head[kept] if by_token else theirs_of_head

@@ -46,6 +46,8 @@ def print_data(parts: dict, data: dict, task, notes: list[str]) -> None:
         if shared:
             print(f"note: {shared:,} of the {len(parts[split]):,} {split} rows are in the training rows too")
     print()
+    if (sample := data["train"].sample()) is not None:
+        print(f"a training row, token by token\n{table(*sample)}\n")
 
 
 def print_model(training, start, options) -> None:
@@ -151,7 +153,7 @@ def print_results(run, parts: dict, task, training, scores: dict, by: dict, prog
     if "valid" in scores and task.by_row and not options.quiet:
         print_worst(run, parts["valid"], task, training, scores["valid"].losses, options)
     quoted, scored = shlex.quote(str(run.directory)), options.test or options.valid
-    print(f"predict   python -m minift.predict {quoted} {parts['train'].example()}")
+    print(f"predict   python -m minift.predict {quoted} {task.example(parts['train'])}")
     print(f"evaluate  python -m minift.evaluate {quoted} --data {'DATA' if scored in (None, 'none') else shlex.quote(scored)}")
     reason = why_no_export(run.template.architecture, run.template.task)
     if not reason and not mergeable(training.model.body):

@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from minift.formats.bytelevel import tokenizer_of_bytes
 from minift.formats.huggingface import read, to_huggingface
 from minift.models.bert import Bert, BertConfig
 from minift.models.gpt2 import Gpt2, Gpt2Config
@@ -71,6 +72,13 @@ def tiny_gpt2(seed: int = 0, pool: str | None = "last", **changes) -> Gpt2:
     for parameter in body.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3 + (parameter.data == 1)
     return body
+
+
+def byte_checkpoint(body: Gpt2 | None = None) -> Checkpoint:
+    """A tiny GPT-2 over bytes."""
+    body = body or tiny_gpt2(pool=None, vocab_size=257, n_positions=120, eos_token_id=256)
+    tensors = {name: tensor.detach().clone() for name, tensor in body.state_dict().items()}
+    return Checkpoint("gpt2", asdict(body.config), tensors, tokenizer_of_bytes(), "bytes")
 
 
 def tiny_resnet(seed: int = 0, pool: str | None = "mean", **changes) -> ResNet:

@@ -135,6 +135,10 @@ class Task:
         """outputs: for every row of `data`, in order, its number and the outputs of its units, without the axis B."""
         raise NotImplementedError
 
+    def example(self, examples: Examples) -> str:
+        """What stands behind `minift.predict RUN` in the last lines of a run; another command on a line of its own."""
+        return examples.example()
+
     def show(self, prediction: dict) -> str:
         """A prediction in a few words."""
         return json.dumps(prediction, ensure_ascii=False)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from tiny import (
     WORDS,
+    byte_checkpoint,
     converted_directory,
     converted_resnet,
     photographs,
@@ -31,6 +32,7 @@ class Case(NamedTuple):
     data: Callable[[Path], Path]  # writes a training file, or directory, of some 20 to 50 rows into a directory
     flags: Mapping = MappingProxyType({})  # of the task, besides its name
     task: str = ""  # where the case is not called as its task
+    probe: bool = True  # whether the head has weights of its own, which --method probe trains
 
 
 def converted_bert(directory: Path) -> Path:
@@ -86,7 +88,34 @@ def plain_resnet(directory: Path) -> Path:
     return converted_resnet(directory, tiny_resnet())
 
 
-BASES = {"bert": converted_bert, "roberta": converted_roberta, "gpt2": converted_gpt2, "resnet": plain_resnet}
+def documents_file(path: Path, rows: int = 40) -> Path:
+    """Lines of text; every third is longer than two blocks of 40 bytes."""
+    texts = [
+        f"the {WORDS[8 + i % 5]} was {('good', 'bad')[i % 2]}" + " very slow food again !" * (3 * (i % 3 == 0)) for i in range(rows)
+    ]
+    path.write_text("\n".join(texts) + "\n", encoding="utf-8")
+    return path
+
+
+def instructions_file(path: Path, rows: int = 40) -> Path:
+    """JSON lines: a word is to be said once, twice or three times; of two rows the question alone is longer than 100 bytes."""
+    lines = []
+    for i in range(rows):
+        word = ("red", "blue")[i % 2]
+        asked = f"Say {word} {i}." + " Please!" * (15 * (i in (5, 30)))
+        lines.append(json.dumps({"instruction": asked, "input": "now" * (i % 4 == 0), "output": word * (1 + i % 3)}))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def over_bytes(directory: Path) -> Path:
+    """A GPT-2 over bytes."""
+    sizes = {"vocab_size": 257, "n_positions": 120, "eos_token_id": 256, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}
+    write(directory, byte_checkpoint(tiny_gpt2(pool=None, **sizes)))
+    return directory
+
+
+BASES = {"bytes": over_bytes, "bert": converted_bert, "roberta": converted_roberta, "gpt2": converted_gpt2, "resnet": plain_resnet}
 TEXT = ("bert", "roberta")
 ALL = (*TEXT, "gpt2")
 
@@ -136,6 +165,17 @@ CASES = {
     ),
     "masked-lm": Case(TEXT, lambda place: rows_file(place / "rows.csv")),
     "question-answering": Case(TEXT, lambda place: questions_file(place / "rows.jsonl"), {"max_length": 20, "overlap": 3}),
+    "causal-lm": Case(
+        ("bytes",), lambda place: documents_file(place / "rows.txt"), {"max_length": 40, "blocks": "within"}, probe=False
+    ),
+    "instruction-tuning": Case(("bytes",), lambda place: instructions_file(place / "rows.jsonl"), {"max_length": 100}, probe=False),
+    "packed instructions": Case(
+        ("bytes",),
+        lambda place: instructions_file(place / "rows.jsonl"),
+        {"max_length": 100, "packing": True},
+        task="instruction-tuning",
+        probe=False,
+    ),
     "toy": Case(TEXT, lambda place: rows_file(place / "rows.csv")),
     "toy of two variants": Case(TEXT, lambda place: rows_file(place / "rows.csv"), {"anew": False}, task="toy"),
 }
