@@ -89,6 +89,7 @@ def run_once(given, record: dict | None = None) -> dict | None:
     from minift.runs import Run, finished, forget_peak_memory, stopped_in
     from minift.slices import rows_by
     from minift.solve import solve
+    from minift.source import read_source
     from minift.training import Progress, fit
 
     directory = Path(given.out) if record else None
@@ -109,6 +110,7 @@ def run_once(given, record: dict | None = None) -> dict | None:
     if options.by:
         rows_by(list(parts.values())[-1], options.by)  # a column that is not there is told before training
     options, why, steps_per_epoch = setup.choose_epochs(options, data["train"])
+    source = read_source(options, start)
 
     # Model and optimizer
     training = setup.build(options, given, start, task, data["train"], steps_per_epoch)
@@ -143,8 +145,9 @@ def run_once(given, record: dict | None = None) -> dict | None:
         # Results of what was saved
         task, scores = run.score(training, seen, options, progress)
         by = run.score_by(training, task, parts, options) if options.by and scores else {}
-        result = run.finish(training, seen, scores, by, progress, setup_seconds, start.device)
-    report.print_results(run, parts, task, training, scores, by, progress, options)
+        forgotten = source.measure(training.model.body, training.precision, options.batch_size) if options.source_data else None
+        result = run.finish(training, seen, scores, by, progress, setup_seconds, start.device, forgotten)
+    report.print_results(run, parts, task, training, scores, by, progress, options, forgotten)
     return result
 
 

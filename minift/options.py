@@ -56,6 +56,9 @@ class Options:
     penalty: str | None = flag(
         None, "against forgetting, in the place of weight decay: l2sp:alpha=0.1,beta=0.01 stays near the pretrained weights"
     )
+    source_data: str | None = flag(
+        None, "file or directory of the task that --model, a run, was trained on: how much of it is forgotten is measured"
+    )
     clip: float = flag(1.0, "largest norm of all gradients together", above=0)
     cache: str = flag(
         "auto",
