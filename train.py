@@ -113,7 +113,7 @@ def run_once(given, record: dict | None = None) -> dict | None:
     source = read_source(options, start)
 
     # Model and optimizer
-    training = setup.build(options, given, start, task, data["train"], steps_per_epoch)
+    training = setup.build(options, given, start, task, data["train"], steps_per_epoch, source)
     options, measured = setup.with_precision(options, training)
     if not options.quiet:
         report.print_model(training, start, options)
@@ -132,6 +132,8 @@ def run_once(given, record: dict | None = None) -> dict | None:
         report.print_work(training, start.device, options)
         setup_seconds = time.perf_counter() - started
         body, kept = training.model.body, run.record.get("kept")
+        for penalty in training.penalties:
+            penalty.begin(run.directory)
         seen, seconds = cache.keep(data, body, training.precision, start.device, options, run.directory, kept)
         if training.frozen:
             run.remember(kept={split: isinstance(rows, cache.CachedFeatures) for split, rows in seen.items()})

@@ -70,7 +70,7 @@ class Setup(Training):
 class Terms(Penalty):
     """What the wrappers of a method add to the loss."""
 
-    def term(self, model: nn.Module) -> Tensor:
+    def term(self, model: nn.Module, progress=None) -> Tensor:
         return terms(model.body)
 
 
@@ -160,10 +160,10 @@ def choose_epochs(options, train: Data) -> tuple[object, dict[str, str], int]:
     return replace(options, epochs=epochs), {"epochs": why}, steps
 
 
-def build(options, given, start: Start, task, train: Data, steps_per_epoch: int) -> Setup:
+def build(options, given, start: Start, task, train: Data, steps_per_epoch: int, source=None) -> Setup:
     """Freeze everything, let the method thaw or wrap; then the head, the groups, the optimizer and the schedule.
 
-    train: a unit of it is what a precision of auto is measured with.
+    train: a unit of it is what a precision of auto is measured with. source: from minift/source.py, for penalties.
     """
     torch.manual_seed(options.seed)
     checkpoint = start.checkpoint
@@ -216,6 +216,7 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int)
     has_base, whole = options.init == "pretrained", pretrained <= trained.keys()
     new = ("everything",) if not has_base else (*["head"] * (known is None), *["pooler"] * new_pooler, *again)
     fresh = {name for part in new for name in body.stages.get(part, (part,))}
+    anchored = Anchored([], [], model=model, source=source)
     return Setup(
         model,
         task,
@@ -223,7 +224,10 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int)
         make_schedule(options, steps),
         precision,
         make_unfreezing(options, stages, steps, steps_per_epoch),
-        (*make_penalties(options, groups, pretrained, fresh), *([Terms()] if terms(body) is not None else [])),
+        (
+            *make_penalties(options, anchored, groups, pretrained, fresh),
+            *([Terms()] if terms(body) is not None else []),
+        ),
         steps=steps,
         seconds=choice.seconds,
         new=new,
@@ -245,17 +249,18 @@ def reinitialise(options, body: nn.Module, trained: dict[str, Tensor]) -> list[s
     return stages
 
 
-def make_penalties(options, groups: list[Group], plain: Set[str], new: Set[str]) -> list[Penalty]:
-    """plain: names of the parameters of the body before the method has added its own. new: modules that are newly initialised."""
+def make_penalties(options, anchored: Anchored, groups: list[Group], plain: Set[str], new: Set[str]) -> list[Penalty]:
+    """anchored: without parameters yet. plain: names of the parameters of the body before the method has added its own. new:
+    modules that are newly initialised."""
     if options.penalty is None:
         return []
-    anchored = Anchored([], [])
     for group in groups:
         for name, theta in zip(group.names, group.parameters, strict=True):
             if any(name.startswith(f"{module}.") for module in new):
                 anchored.new.append(theta)
             elif "everything" not in new and (name in plain or name.startswith("head.")):
                 anchored.pretrained.append((theta, theta.detach().clone()))
+                anchored.names.append(name)
     try:
         return [penalty(anchored) for penalty in penalties_of(options)]
     except ValueError as error:

@@ -15,25 +15,31 @@ Axes: N units, B of a batch, D features. Proved by tests/test_forgetting.py.
 """
 
 import copy
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from minift.cli import spelled as command_of
 from minift.data.batching import Data, by_length
-from minift.errors import UserError
+from minift.errors import UserError, say
 from minift.methods.surgery import merge, mergeable, plain, plain_name, unmerge
 from minift.optim.precision import autocast
-from minift.tables import table
+from minift.penalties.ewc import fisher
+from minift.pretrained import check_shapes, read_tensors, whole_file, write_tensors
+from minift.tables import counted, table
 from minift.tasks.task import Model, Task, task_from
 from minift.training import evaluate
 
 UNITS = 1000  # of the source's data, at most, between whose outputs CKA is computed
 WORDS = "masked-lm"
+FISHER = "fisher.safetensors"  # in the directory of a run
 
 
 @dataclass
@@ -41,11 +47,10 @@ class Source:
     """The pretrained body, and the head that came with it; both are frozen and in evaluation mode."""
 
     body: nn.Module  # plain
-    task: Task
-    head: nn.Module
-    name: str  # the --model
-    data: Data | None = None  # the rows of --source-data
-    path: str | None = None
+    task: Task | None = None  # None: the model came without a head
+    head: nn.Module | None = None
+    rows: Callable[[str], Data] | None = None  # path -> the rows of the source's task
+    data: Data | None = None  # of --source-data
 
     @property
     def model(self) -> Model:
@@ -66,42 +71,73 @@ class Source:
         outputs = [outputs_by_stage(models[when].body, self.data, batch_size, contexts[when]) for when in models]
         changes = weights_changed(self.body, body)
         stages = {stage: {"weights": changes[stage], "cka": cka(X, outputs[1][stage])} for stage, X in outputs[0].items()}
-        return {"data": self.path, **scores, "stages": stages}
+        return scores | {"stages": stages}
+
+    def fisher(self, names: list[str], rows: int, labels: str, path: str, directory: Path | None) -> list[Tensor]:
+        """The Fisher information of the parameters with these names, as minift/penalties/ewc.py has it; 0 of those that the source
+        does not have. directory: of the run, in which it is kept; None: nowhere."""
+        device, file = next(self.body.parameters()).device, directory and directory / FISHER
+        own = dict(self.body.named_parameters()) | {f"head.{name}": p for name, p in self.head.named_parameters()}
+        known = {name: own[name] for name in names if name in own}
+        if file and file.is_file():
+            kept = read_tensors(file)
+            check_shapes(file, kept, known, "the weights that train")
+            say(f"fisher  as {file} has it")
+        else:
+            start, data = time.perf_counter(), self.rows(path) if path else self.data
+            units = np.random.default_rng(0).permutation(len(data))[:rows]
+            bar = tqdm(data.batches([*units[:, None]], device), total=len(units), desc="fisher", leave=False, disable=None)
+            for theta in known.values():
+                theta.requires_grad_(True)
+            with bar:
+                kept = dict(zip(known, fisher(self.model, self.task, bar, [*known.values()], labels), strict=True))
+            for theta in known.values():
+                theta.requires_grad_(False)
+            say(f"fisher  of {counted(len(units), 'unit')} of the source, labels={labels}, {time.perf_counter() - start:.0f} s")
+            if file:
+                with whole_file(file) as fresh:
+                    write_tensors(fresh, {name: F.cpu() for name, F in kept.items()})
+        return [kept[name].to(device) if name in kept else torch.zeros((), device=device) for name in names]
 
 
 def read_source(options, start) -> Source | None:
-    """What the flags ask of the source; None: nothing. start: from minift/setup.py.
+    """What --source-data and the penalties ask of the model that a run starts from; None: nothing. start: from minift/setup.py.
 
-    Raises UserError where the model has no head, or the file is none of its task.
+    Raises UserError for --source-data where the model has no head, or the file is none of its task.
     """
-    if options.source_data is None:
+    checkpoint, path = start.checkpoint, options.source_data
+    if start.random and path:
+        raise UserError(f"--source-data {path} with --init random: nothing was known before, so nothing can be forgotten")
+    if start.random or not (path or options.penalty):
         return None
-    checkpoint = start.checkpoint
-    if start.random:
-        raise UserError("--source-data with --init random: nothing was known before, so nothing can be forgotten")
-    stored, layout, head = checkpoint.task, (checkpoint.settings or {}).get("layout", {}), checkpoint.head
+    stored, settings, head = checkpoint.task, checkpoint.settings or {}, checkpoint.head
     if stored is None and WORDS in checkpoint.heads:
         length = min(128, checkpoint.max_length)
         stored = {"name": WORDS, "pool": None, "max_length": length, "blocks": "within", "masking": "exact", "mask_share": 0.15}
         head = checkpoint.heads[WORDS]
-    if stored is None:
-        train = command_of("train")
+    if stored is None and path:
+        train, model = command_of("train"), options.model
         raise UserError(
-            f"--source-data {options.source_data}: {options.model} has no head, so its figures cannot be told; fit one on the "
-            f"frozen body first: {train} --task masked-lm --method probe --model {options.model} --train TEXTS --out runs/source, "
-            "then --model runs/source"
+            f"--source-data {path}: {model} has no head, so its figures cannot be told; fit one on the frozen body first: {train} "
+            f"--task masked-lm --method probe --model {model} --train TEXTS --out runs/source, then --model runs/source"
         )
-    task = task_from(stored)
-    rows = task.read(options.source_data, task.LAYOUT(**layout))
-    workers = getattr(options, "workers", None) or 0
+    task = stored and task_from(stored)
     with torch.random.fork_rng(devices=[]):  # new weights are drawn before those of the source take their place
-        body = checkpoint.body(task.pool, copy=False)
-        own = task.head(body)
+        body = placed(checkpoint.body(task.pool if task else checkpoint.own_pool or "mean", copy=False), start.device)
+        own = task and placed(task.head(body), start.device)
+    if task is None:
+        return Source(body)
     own.load_state_dict({name: tensor.float() for name, tensor in head.items()})
-    for module in (body, own):
-        module.to(start.device, memory_format=torch.channels_last).requires_grad_(False).eval()
-    data = task.prepare(rows, checkpoint, workers=workers)
-    return Source(body, task, own, options.model, data, options.source_data)
+
+    def rows(path: str) -> Data:
+        examples = task.read(path, task.LAYOUT(**settings.get("layout", {})))
+        return task.prepare(examples, checkpoint, workers=getattr(options, "workers", None) or 0)
+
+    return Source(body, task, own, rows, rows(path) if path else None)
+
+
+def placed(module: nn.Module, device: torch.device) -> nn.Module:
+    return module.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
 
 
 # ---- drift ----

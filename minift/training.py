@@ -150,7 +150,7 @@ def step(training: Training, batches: list[Batch], factor: float, options, scale
             for penalty in training.penalties:
                 by_unit = penalty.units(state, outputs, batch, progress)
                 part = part if by_unit is None else part + by_unit.sum() / units
-                part = part + penalty.term(training.model) if number == 0 else part
+                part = part + penalty.term(training.model, progress) if number == 0 else part
         (part if scaler is None else scaler.scale(part)).backward()
         loss = loss + part.detach()
     updated = scaler is None or scaler.unscale(parameters)

@@ -120,6 +120,15 @@ REFUSED = {
     "no head": (["--model", "base", "--source-data", "rows.csv"], "base has no head, so its figures cannot be told; fit one"),
     "random": (["--source-data", "rows.csv", "--init", "random"], "nothing was known before"),
     "labels of another task": (["--source-data", "topics.csv"], "topics.csv:2"),
+    "ewc without rows": (["--penalty", "ewc"], "add --source-data FILE"),
+    "ewc without a head": (["--model", "base", "--penalty", "ewc", "--source-data", "rows.csv"], "base has no head"),
+    "ewc of frozen weights": (
+        ["--penalty", "ewc", "--source-data", "rows.csv", "--method", "lora", "--pool", "mean"],
+        "no pretrained weight trains",
+    ),
+    "ewc of other labels": (["--penalty", "ewc:labels=best", "--source-data", "rows.csv"], "there are drawn, all, data"),
+    "ewc and weight decay": (["--penalty", "ewc", "--source-data", "rows.csv", "--weight-decay", "0.1"], "--weight-decay 0.1 with"),
+    "ewc of a negative strength": (["--penalty", "ewc:strength=-1", "--source-data", "rows.csv"], "strength=-1.0: a number"),
     "no such file": (["--source-data", "nowhere.csv"], "nowhere.csv"),
 }
 
@@ -132,3 +141,53 @@ def test_what_has_nothing_to_act_on_is_refused_in_one_line(place, tmp_path, case
     with pytest.raises(UserError) as error:
         go(tmp_path, "run", "--train", "topics.csv", *flags)
     assert expected in str(error.value) and "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
+# ---- what keeps it ----
+
+
+def farther(place, out, *flags, **how):
+    """(the source's loss after training, the change of the body's weights)"""
+    after(place, out, *flags, **how)
+    then, now = weights(place, "source"), weights(place, out)
+    moved = sum((now[name] - then[name]).square().sum().item() for name in then if not name.startswith("head.")) ** 0.5
+    return json.loads((place / out / "result.json").read_text())["source"]["after"]["loss"], moved
+
+
+def test_ewc_the_stronger_the_less_is_forgotten(place, tmp_path):
+    plain = farther(place, tmp_path / "plain", "--weight-decay", "0", epochs=4)
+    weak, strong = (farther(place, tmp_path / s, "--penalty", f"ewc:strength={s}", epochs=4) for s in ("10", "10000"))
+    assert strong[0] < weak[0] < plain[0] and strong[1] < weak[1] < plain[1]
+    kept = load_file(tmp_path / "10" / "fisher.safetensors")
+    assert all((F >= 0).all() for F in kept.values()) and {*kept} == {n for n in weights(place, "source") if "head" not in n}
+
+
+def test_ewc_without_strength_changes_no_bit(place, tmp_path):
+    after(place, tmp_path / "one", "--weight-decay", "0", epochs=1)
+    after(place, tmp_path / "two", "--penalty", "ewc:strength=0", epochs=1)
+    one, two = weights(tmp_path, "one"), weights(tmp_path, "two")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_kept_fisher_information_is_used_again_and_another_one_is_refused(place, tmp_path, capsys):
+    flags = ["--penalty", f"ewc:strength=100,rows=20,labels=all,data={place / 'rows.csv'}", "--keep", "1", "--valid", "none"]
+    flags += ["--schedule", "constant", "--warmup", "0"]
+    after(place, tmp_path / "whole", *flags, epochs=2)
+    after(place, tmp_path / "parts", *flags, epochs=1)
+    assert "of 20 units of the source, labels=all" in capsys.readouterr().err
+    train.main(["--resume", str(tmp_path / "parts"), "--epochs", "2", "--quiet"])
+    assert "as " in capsys.readouterr().err
+    one, two = weights(tmp_path, "whole"), weights(tmp_path, "parts")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    (tmp_path / "parts" / "fisher.safetensors").write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"fisher\.safetensors: cut short"):
+        train.main(["--resume", str(tmp_path / "parts"), "--epochs", "3", "--quiet"])
+
+
+def test_ewc_of_masked_words(place, tmp_path):
+    words = ["--task", "masked-lm", "--train", place / "texts.txt", "--model", place / "base", "--method", "probe"]
+    go(tmp_path, "words", *words, epochs=1)
+    more = ["--model", tmp_path / "words", "--train", place / "topics.csv", "--source-data", place / "texts.txt"]
+    go(tmp_path, "next", *more, "--penalty", "ewc:rows=5", "--method", "partial:stages=1", "--pool", "mean", epochs=1)
+    kept = load_file(tmp_path / "next" / "fisher.safetensors")
+    assert all(name.startswith("layers.2.") and F.max() > 0 for name, F in kept.items()) and kept

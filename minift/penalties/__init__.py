@@ -2,4 +2,5 @@
 
 PENALTIES = {
     "l2sp": "minift.penalties.l2sp:L2SP",
+    "ewc": "minift.penalties.ewc:EWC",
 }

@@ -1,20 +1,25 @@
 """Penalties against their formulas: by hand on two weights, and by finite differences."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
-from loop import classifier
+from loop import batch_of, classifier
 from safetensors.torch import load_file
 from tiny import converted_directory, rows_file, tiny_body
-from torch import nn
+from torch import Tensor, nn
 
 import train
+from minift.data.batching import Batch
 from minift.errors import UserError
 from minift.optim.groups import Group
 from minift.optim.sgd import SGD
+from minift.penalties.ewc import EWC, fisher
 from minift.penalties.l2sp import L2SP
 from minift.penalties.penalty import Anchored
+from minift.tasks.classification import Classification
 
 TRUE = torch.tensor(True)
 
@@ -84,6 +89,109 @@ def test_under_sgd_both_ways_are_one_step():
 def test_a_strength_out_of_range(options):
     with pytest.raises(ValueError, match="a number of 0 or above"):
         L2SP(two_weights()[2], **options)
+
+
+# ---- EWC ----
+
+
+class Known:
+    """A source whose Fisher information is known."""
+
+    task, data = SimpleNamespace(FISHER=("drawn",)), [0]
+
+    def __init__(self, *F: Tensor):
+        self.F = [*F]
+
+    def fisher(self, *asked) -> list[Tensor]:
+        return self.F
+
+
+def ewc(pairs: list, F: list[Tensor], **options) -> EWC:
+    penalty = EWC(Anchored(pairs, [], source=Known(*F)), **options)
+    penalty.begin(None)
+    return penalty
+
+
+def test_ewc_by_hand():
+    theta, _, anchored = two_weights()
+    term = ewc(anchored.pretrained, [torch.tensor([0.5, 3.0], dtype=torch.float64)], strength=10.0).term(None)
+    assert term.item() == 10 / 2 * (0.5 * 2**2 + 3 * 1**2) == 25.0
+    term.backward()
+    assert theta.grad.tolist() == [10 * 0.5 * 2, 10 * 3 * -1]
+
+
+def test_the_gradient_of_ewc_is_that_of_finite_differences():
+    torch.manual_seed(0)
+    theta = nn.Parameter(torch.randn(4, 3, dtype=torch.float64))
+    penalty = ewc([(theta, torch.randn_like(theta))], [torch.rand_like(theta)])
+    assert torch.autograd.gradcheck(lambda theta: penalty.term(None), (theta,))
+
+
+def by_unit(batch: Batch) -> list[Batch]:
+    """Batches of one unit each, without padding behind it."""
+    mask = batch.inputs[1]
+    return [
+        replace(
+            batch,
+            inputs=tuple(None if x is None else x[i : i + 1, : int(mask[i].sum())] for x in batch.inputs),
+            targets=tuple(x[i : i + 1] for x in batch.targets),
+            rows=batch.rows[i : i + 1],
+            counts=batch.counts[i : i + 1],
+        )
+        for i in range(len(batch.rows))
+    ]
+
+
+def three_rows() -> tuple[nn.Module, Classification, Batch]:
+    torch.manual_seed(0)
+    model = classifier(tiny_body(), 3).double().eval()
+    tokens = torch.randint(5, 30, (3, 6))
+    mask = torch.ones(3, 6, dtype=torch.bool)
+    mask[1, 4:] = False
+    return model, Classification(["a", "b", "c"], "cls"), batch_of((tokens, mask), torch.tensor([0, 2, 1]))
+
+
+@pytest.mark.parametrize("labels", ["data", "all"])
+def test_the_fisher_information_is_that_of_a_slow_loop(labels):
+    """Row by row and class by class, each probability's logarithm differentiated by itself."""
+    model, task, batch = three_rows()
+    parameters = [*model.parameters()]
+    F = fisher(model, task, by_unit(batch), parameters, labels)
+    slow = [torch.zeros_like(p) for p in parameters]
+    for i in range(3):
+        for c in range(3):
+            model.zero_grad()
+            logits = model(batch)[1][i]
+            weight = logits.softmax(-1)[c].item() if labels == "all" else float(batch.targets[0][i] == c)
+            logits.softmax(-1)[c].log().backward()
+            for total, p in zip(slow, parameters, strict=True):
+                total += weight / 3 * (0 if p.grad is None else p.grad**2)
+    for ours, theirs in zip(F, slow, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+
+
+def test_labels_that_are_drawn_give_on_the_average_what_all_labels_give():
+    """100 times the same rows: the head's bias, where the spread of the mean is known to be small."""
+    model, task, batch = three_rows()
+    bias = [model.head.bias]
+    drawn = fisher(model, task, by_unit(batch) * 100, bias, "drawn")[0]
+    exact = fisher(model, task, by_unit(batch), bias, "all")[0]
+    torch.testing.assert_close(drawn, exact, rtol=0.1, atol=0)
+    likeliest = [replace(row, targets=(model(row)[1].argmax(-1),)) for row in by_unit(batch)]
+    assert not torch.allclose(fisher(model, task, likeliest, bias, "data")[0], exact, rtol=0.1, atol=0)
+
+
+def test_two_rows_of_opposite_gradient_do_not_cancel():
+    """The same text with either of two labels of probability 1/2: the batch's gradient is 0, each row's is not."""
+    model, _, batch = three_rows()
+    task, one = Classification(["a", "b"], "cls"), by_unit(batch)[0]
+    model.head = task.head(model.body).double().eval()
+    nn.init.zeros_(model.head.weight)
+    rows = [replace(one, targets=(torch.tensor([c]),)) for c in (0, 1)]
+    F = fisher(model, task, rows, [model.head.bias], "data")[0]
+    assert F.tolist() == [0.25, 0.25]
+    total = sum(task.loss(model(row)[1], row).sum() for row in rows)
+    assert torch.autograd.grad(total, [model.head.bias])[0].abs().max() < 1e-12
 
 
 REFUSED = {
