@@ -110,6 +110,8 @@ def resolve(given, start: Start, directory: Path | None = None) -> tuple[object,
                 raise UserError(f"--weight-decay {given.weight_decay:g} with --penalty {given.penalty}: it pulls to 0 what the "
                                 "penalty keeps near the pretrained weights; leave it out")  # fmt: skip
             decay = (0.0, "the penalty's place")
+        if one.keywords.get("authors") and any(getattr(given, name, None) for name in DROPOUT):
+            raise UserError(f"--dropout or --attention-dropout with --penalty {given.penalty}: it stands in the place of dropout")
     lr = default_lr(given.method, optimizer.partition(":")[0], start.checkpoint.width)
     defaults = task.defaults(method, start.checkpoint) | {
         "model": (model, f"{given.task}'s own"),

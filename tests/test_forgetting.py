@@ -191,3 +191,29 @@ def test_ewc_of_masked_words(place, tmp_path):
     go(tmp_path, "next", *more, "--penalty", "ewc:rows=5", "--method", "partial:stages=1", "--pool", "mean", epochs=1)
     kept = load_file(tmp_path / "next" / "fisher.safetensors")
     assert all(name.startswith("layers.2.") and F.max() > 0 for name, F in kept.items()) and kept
+
+
+KEEPERS = {
+    "mixout": ["--penalty", "mixout:p=0.7"],
+    "mixout of the authors": ["--penalty", "mixout:p=0.7,authors=true"],
+    "ewc and mixout": ["--penalty", "ewc:rows=8,strength=100+mixout:p=0.5"],
+}
+
+
+@pytest.mark.parametrize("name", KEEPERS)
+def test_a_resumed_run_ends_in_the_same_bits_and_activations_may_be_computed_again(place, tmp_path, name):
+    flags = [*KEEPERS[name], "--keep", "1", "--valid", "none", "--schedule", "constant", "--warmup", "0", "--accumulate", "2"]
+    after(place, tmp_path / "whole", *flags, epochs=2)
+    after(place, tmp_path / "parts", *flags, "--checkpoint-activations", epochs=1)
+    train.main(["--resume", str(tmp_path / "parts"), "--epochs", "2", "--quiet"])
+    after(place, tmp_path / "without", *flags[len(KEEPERS[name]) :], epochs=2)
+    whole, parts, without = (weights(tmp_path, run) for run in ("whole", "parts", "without"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert not all(torch.equal(whole[name], without[name]) for name in whole)
+
+
+@pytest.mark.parametrize("name", KEEPERS)
+def test_precisions_and_methods(place, tmp_path, name):
+    """bfloat16, and a lower part of the model that stands still and whose output is kept."""
+    found = after(place, tmp_path / "run", *KEEPERS[name], "--precision", "bfloat16", "--method", "partial:stages=1", epochs=1)
+    assert found["valid"]["loss"] < 10 and found["source"]["after"]["loss"] < 10

@@ -18,6 +18,7 @@ from minift.optim.groups import Group
 from minift.optim.sgd import SGD
 from minift.penalties.ewc import EWC, fisher
 from minift.penalties.l2sp import L2SP
+from minift.penalties.mixout import Mixout, mixed
 from minift.penalties.penalty import Anchored
 from minift.tasks.classification import Classification
 
@@ -194,12 +195,93 @@ def test_two_rows_of_opposite_gradient_do_not_cancel():
     assert torch.autograd.grad(total, [model.head.bias])[0].abs().max() < 1e-12
 
 
+# ---- mixout ----
+
+
+def mixed_layer(authors: bool, p: float = 0.75) -> tuple[nn.Module, Tensor]:
+    """(a layer of two inputs and three outputs under mixout, its weight w_0), float64; w = w_0 + 1, and so the bias"""
+    torch.manual_seed(0)
+    layer, model = nn.Linear(2, 3).double(), nn.Module()
+    model.body, model.dropout = nn.Sequential(layer, nn.Dropout(0.5)), nn.Dropout(0.5)
+    w_0, b_0 = (t.detach().clone() for t in (layer.weight, layer.bias))
+    Mixout(Anchored([(layer.weight, w_0), (layer.bias, b_0)], [], model=model), p, authors)
+    with torch.no_grad():
+        layer.weight += 1.0
+        layer.bias += 1.0
+    assert (model.body[1].p, model.dropout.p) == ((0.0, 0.0) if authors else (0.5, 0.5))
+    return layer, w_0
+
+
+def test_mixout_by_hand():
+    """p = 3/4: where M = 1 a weight is (w - p w_0) / (1 - p) = w_0 + 4 (w - w_0), where M = 0 it is w_0; gradients 4 M."""
+    layer, w_0 = mixed_layer(authors=False)
+    x = torch.eye(2, dtype=torch.float64)
+    torch.manual_seed(3)
+    M = torch.empty(3, 2, dtype=torch.float64).bernoulli_(0.25)
+    N = torch.empty(3, dtype=torch.float64).bernoulli_(0.25)
+    assert 0 < M.sum() < 6 and not torch.equal(M[0], M[1])
+    torch.manual_seed(3)
+    y = layer(x)
+    bias = layer.bias.detach() - 1 + 4 * N
+    torch.testing.assert_close(y, (w_0 + 4 * M).T + bias, rtol=0, atol=1e-12)
+    y.sum().backward()
+    torch.testing.assert_close(layer.weight.grad, 4 * M, rtol=0, atol=1e-12)
+    torch.testing.assert_close(layer.bias.grad, 2 * 4 * N, rtol=0, atol=1e-12)
+    layer.eval()
+    torch.testing.assert_close(layer(x), layer.weight.T + layer.bias, rtol=0, atol=1e-12)
+
+
+def test_the_authors_mixout_by_hand():
+    """One row of M for all outputs, the bias as it is, gradients M."""
+    layer, w_0 = mixed_layer(authors=True)
+    x, M = torch.eye(2, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64)
+    seed = 0
+    while M.sum() != 1:
+        seed += 1
+        torch.manual_seed(seed)
+        M.bernoulli_(0.25)
+    torch.manual_seed(seed)
+    y = layer(x)
+    torch.testing.assert_close(y, (w_0 + 4 * M).T + layer.bias, rtol=0, atol=1e-12)
+    y.sum().backward()
+    torch.testing.assert_close(layer.weight.grad, M.expand(3, 2), rtol=0, atol=1e-12)
+    assert layer.bias.grad.tolist() == [2.0] * 3
+
+
+@pytest.mark.parametrize("authors", [False, True])
+def test_the_mean_of_mixout_is_the_weight(authors):
+    torch.manual_seed(0)
+    w, w_0 = torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
+    mean = sum(mixed(w, w_0, 0.5, authors) for _ in range(4000)) / 4000
+    torch.testing.assert_close(mean, w, rtol=0, atol=0.1)
+    torch.testing.assert_close(mixed(w, w_0, 0.0, authors), w, rtol=0, atol=1e-15)
+
+
+def test_mixout_of_a_convolution():
+    torch.manual_seed(0)
+    conv, model = nn.Conv2d(2, 3, 3, padding=1, bias=False).double(), nn.Module()
+    model.body = nn.Sequential(conv)
+    w_0, x = conv.weight.detach().clone(), torch.randn(1, 2, 4, 4, dtype=torch.float64)
+    Mixout(Anchored([(conv.weight, w_0)], [], model=model), 0.5)
+    with torch.no_grad():
+        conv.weight += 1.0
+    torch.manual_seed(1)
+    y = conv(x)
+    torch.manual_seed(1)
+    w = w_0 + 2 * torch.empty_like(w_0).bernoulli_(0.5)
+    torch.testing.assert_close(y, torch.nn.functional.conv2d(x, w, padding=1), rtol=0, atol=1e-12)
+
+
 REFUSED = {
-    "an unknown one": (["--penalty", "l3"], "--penalty 'l3' is not known; known are l2sp"),
+    "an unknown one": (["--penalty", "l3"], "--penalty 'l3' is not known; known are l2sp, ewc, mixout"),
     "an unknown option": (["--penalty", "l2sp:gamma=1"], "'gamma=1' is no option of l2sp"),
     "weight decay beside it": (["--penalty", "l2sp", "--weight-decay", "0.1"], "--weight-decay 0.1 with --penalty l2sp"),
     "nothing to stay near": (["--penalty", "l2sp", "--method", "lora"], "no pretrained weight trains"),
     "random weights": (["--penalty", "l2sp", "--init", "random"], "no pretrained weight trains"),
+    "mixing frozen weights": (["--penalty", "mixout", "--method", "lora"], "so there is nothing to mix"),
+    "mixing where biases train": (["--penalty", "mixout", "--method", "bitfit"], "so there is nothing to mix"),
+    "mixing all": (["--penalty", "mixout:p=1"], "p=1.0: a share from 0 to below 1 is expected"),
+    "dropout beside the authors' mixout": (["--penalty", "mixout:authors=true", "--dropout", "0.1"], "in the place of dropout"),
     "negative": (["--penalty", "l2sp:alpha=-1"], "alpha=-1.0: a number of 0 or above is expected"),
     "an exact solver": (["--penalty", "l2sp", "--method", "probe", "--solver", "lbfgs"], "it takes no gradient steps"),
 }
