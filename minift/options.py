@@ -66,6 +66,9 @@ class Options:
         choices=("auto", "memory", "disk", "off"),
     )
     unfreeze: str | None = flag(None, "stages that train: gradual (one more each epoch), chain, all-at:n=1; gradual:every=9: steps")
+    average: str | None = flag(
+        None, "weights that are scored and saved: ema:decay=0.99, a moving average; last:epochs=3, the mean over the last epochs"
+    )
     monitor: str | None = flag(None, "metric that chooses the epoch to keep; unset: the task's first")
     patience: int | None = flag(None, "epochs without a better one after which training stops; unset: never", least=1)
     checkpoint_activations: bool = flag(False, "compute activations again in the backward pass: less memory, more time")
@@ -99,7 +102,7 @@ class Options:
 # Flags of gradient steps, with which an exact solver has nothing to do
 GRADIENT = (
     *("epochs", "accumulate", "optimizer", "lr", "head_lr", "layer_decay", "weight_decay", "decay_rule", "schedule", "warmup"),
-    *("penalty", "clip", "label_smoothing", "mixup", "cutmix", "patience", "class_weights", "sampler"),
+    *("penalty", "average", "clip", "label_smoothing", "mixup", "cutmix", "patience", "class_weights", "sampler"),
 )
 READING = {f.name for kind in LAYOUTS for f in fields(kind)}
 GRID = [f.name for f in fields(Options) if f.metadata["several"]]
@@ -158,6 +161,8 @@ def check(options) -> None:
         raise UserError(f"--by {options.by} with --valid none and without --test: no split is scored")
     if options.patience is not None and options.valid == "none":
         raise UserError("--patience with --valid none: without validation rows no epoch is better than another")
+    if options.patience is not None and (options.average or "").startswith("last"):
+        raise UserError(f"--average {options.average} with --patience: which epochs are the last is not known beforehand")
     described = sorted(name for name in {*READING, "valid", "test", "split_seed"} if is_set(options, name))
     if options.train is None and described:
         raise UserError(f"{', '.join(map(spelled, described))} without --train: the embedded sample has its own layout and "

@@ -22,6 +22,7 @@ from minift.errors import UserError, look_up
 from minift.finetuned import choose_device
 from minift.methods.surgery import delta, lengthened, plain_name, terms
 from minift.optim import OPTIMIZERS
+from minift.optim.averaging import AVERAGING, Average
 from minift.optim.groups import Group, make_groups
 from minift.optim.measure import choose
 from minift.optim.precision import autocast
@@ -230,6 +231,7 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int,
             *make_penalties(options, anchored, groups, pretrained, fresh),
             *([Terms()] if terms(body) is not None else []),
         ),
+        make_average(options, model),
         steps=steps,
         seconds=choice.seconds,
         new=new,
@@ -267,6 +269,16 @@ def make_penalties(options, anchored: Anchored, groups: list[Group], plain: Set[
         return [penalty(anchored) for penalty in penalties_of(options)]
     except ValueError as error:
         raise UserError(f"--penalty {options.penalty}: {error}") from None
+
+
+def make_average(options, model: nn.Module) -> Average | None:
+    if options.average is None:
+        return None
+    tensors = delta(model.body) | {f"head.{name}": tensor for name, tensor in model.head.state_dict().items()}
+    try:
+        return parse(options.average, AVERAGING, "--average")(tensors)
+    except ValueError as error:
+        raise UserError(f"--average {options.average}: {error}") from None
 
 
 def with_precision(options, training: Setup) -> tuple[object, dict[str, str]]:

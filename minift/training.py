@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from minift.data.batching import Batch, Data, by_length, in_windows
 from minift.errors import Diverged, UserError
+from minift.optim.averaging import Average
 from minift.optim.groups import clip_gradients, switch
 from minift.optim.optimizer import Optimizer
 from minift.optim.precision import LossScaler
@@ -61,6 +62,7 @@ class Training:
     precision: AbstractContextManager  # entered around every forward
     unfreezing: Callable[[list[str], int, int], list[str]] | None = None  # (stages, step, epoch) -> those that train; None: all
     penalties: tuple[Penalty, ...] = ()
+    average: Average | None = None  # what is scored and saved in the place of the weights
 
 
 class Saving:
@@ -197,7 +199,7 @@ def fit(
     patience, on_nonfinite. progress: where to go on. saving: what the run can be resumed from; None: nothing.
     A tie in the monitored metric goes to the lower loss, then to the earlier epoch.
     """
-    model, task, saving = training.model, training.task, saving or Saving()
+    model, task, saving, averaged = training.model, training.task, saving or Saving(), nullcontext
     scaler = LossScaler() if training.precision.dtype == torch.float16 else None
     saving.begin(training, scaler, progress)
     if options.epochs == 0:
@@ -207,9 +209,12 @@ def fit(
             print(f"stopped: no better {options.monitor} for {counted(options.patience, 'epoch')}")
             break
         line = train_epoch(training, train, run, options, progress, scaler, saving)
+        if training.average:
+            training.average.after_epoch(epoch + 1, options.epochs)
+            averaged = training.average.in_place
         better, rank = valid is None, None
         if valid is not None:
-            with saving.scoring():
+            with saving.scoring(), averaged():
                 scores = evaluate(model, task, valid, options.batch_size, training.precision)
             progress.seconds_evaluating += scores.seconds
             run.log([{"step": progress.step, "epoch": epoch + 1, "split": "valid", **scores.metrics}])
@@ -218,7 +223,8 @@ def fit(
             better = progress.best is None or rank > progress.best
         if better:
             try:
-                run.save(model, task)
+                with averaged():
+                    run.save(model, task)
             except UserError as error:  # a full disk costs this epoch, not the run
                 line += f"  not kept: {error}"
             else:
@@ -258,6 +264,8 @@ def train_epoch(
             batches = list(islice(stream, options.accumulate))
             factor = training.schedule(progress.step - progress.skipped)
             taken = step(training, batches, factor, options, scaler, progress)
+            if training.average and taken.updated:
+                training.average.after_step()
             progress.step += 1
             progress.batches += len(batches)
             progress.skipped += not taken.updated

@@ -188,9 +188,10 @@ def test_ewc_of_masked_words(place, tmp_path):
     words = ["--task", "masked-lm", "--train", place / "texts.txt", "--model", place / "base", "--method", "probe"]
     go(tmp_path, "words", *words, epochs=1)
     more = ["--model", tmp_path / "words", "--train", place / "topics.csv", "--source-data", place / "texts.txt"]
-    go(tmp_path, "next", *more, "--penalty", "ewc:rows=5", "--method", "partial:stages=1", "--pool", "mean", epochs=1)
+    go(tmp_path, "next", *more, "--penalty", "ewc:rows=5", "--pool", "mean", epochs=1)
     kept = load_file(tmp_path / "next" / "fisher.safetensors")
-    assert all(name.startswith("layers.2.") and F.max() > 0 for name, F in kept.items()) and kept
+    assert (kept["embeddings.word.weight"].amax(1) > 0).all()  # each word through the head, the words of the texts below as well
+    assert all(F.max() > 0 for F in kept.values())
 
 
 KEEPERS = {

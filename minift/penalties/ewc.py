@@ -62,7 +62,9 @@ class EWC(Penalty):
 def fisher(model: nn.Module, task, units: Iterable, parameters: list[Tensor], labels: str) -> list[Tensor]:
     """F of every parameter. units: batches of one unit each. model: in evaluation mode. labels: as EWC has them."""
     F, count = [torch.zeros_like(p) for p in parameters], 0
-    generator = torch.Generator().manual_seed(0)
+    generator, tables = torch.Generator().manual_seed(0), [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    for table in tables:
+        table.sparse = True  # else the gradient of one text is as large as the whole table of words
     for batch in units:
         count += 1
         _, outputs = model(batch)
@@ -70,8 +72,13 @@ def fisher(model: nn.Module, task, units: Iterable, parameters: list[Tensor], la
             loss = task.loss(outputs, labelled).sum()
             gradients = torch.autograd.grad(loss, parameters, retain_graph=labels == "all", allow_unused=True)
             for total, g in zip(F, gradients, strict=True):
-                if g is not None:
+                if g is not None and g.is_sparse:
+                    g = g.coalesce()
+                    total.index_add_(0, g.indices()[0], g.values().square(), alpha=weight)
+                elif g is not None:
                     total.addcmul_(g, g, value=weight)
+    for table in tables:
+        table.sparse = False
     return [total / count for total in F]
 
 
