@@ -59,6 +59,8 @@ class Options:
     source_data: str | None = flag(
         None, "file or directory of the task that --model, a run, was trained on: how much of it is forgotten is measured"
     )
+    rehearse: str | None = flag(None, "file of that task, whose rows train along, through the head that --model has")
+    rehearse_share: float = flag(0.1, "of the rows of a step: those of --rehearse", above=0, below=1)
     clip: float = flag(1.0, "largest norm of all gradients together", above=0)
     cache: str = flag(
         "auto",
@@ -102,7 +104,7 @@ class Options:
 # Flags of gradient steps, with which an exact solver has nothing to do
 GRADIENT = (
     *("epochs", "accumulate", "optimizer", "lr", "head_lr", "layer_decay", "weight_decay", "decay_rule", "schedule", "warmup"),
-    *("penalty", "average", "clip", "label_smoothing", "mixup", "cutmix", "patience", "class_weights", "sampler"),
+    *("penalty", "rehearse", "average", "clip", "label_smoothing", "mixup", "cutmix", "patience", "class_weights", "sampler"),
 )
 READING = {f.name for kind in LAYOUTS for f in fields(kind)}
 GRID = [f.name for f in fields(Options) if f.metadata["several"]]
@@ -161,6 +163,8 @@ def check(options) -> None:
         raise UserError(f"--by {options.by} with --valid none and without --test: no split is scored")
     if options.patience is not None and options.valid == "none":
         raise UserError("--patience with --valid none: without validation rows no epoch is better than another")
+    if options.rehearse is None and is_set(options, "rehearse_share"):
+        raise UserError(f"--rehearse-share {options.rehearse_share:g} without --rehearse: there is nothing to rehearse")
     if options.patience is not None and (options.average or "").startswith("last"):
         raise UserError(f"--average {options.average} with --patience: which epochs are the last is not known beforehand")
     described = sorted(name for name in {*READING, "valid", "test", "split_seed"} if is_set(options, name))

@@ -30,6 +30,7 @@ from minift.optim.schedules import SCHEDULES, check_factors, warmup_steps
 from minift.optim.unfreezing import UNFREEZING
 from minift.penalties import PENALTIES
 from minift.penalties.penalty import Anchored, Penalty
+from minift.penalties.rehearsal import Rehearsal
 from minift.pretrained import Checkpoint, check_path, check_shapes, find, read, untrained
 from minift.runs import choose_directory
 from minift.specs import parse
@@ -256,8 +257,15 @@ def reinitialise(options, body: nn.Module, trained: dict[str, Tensor]) -> list[s
 def make_penalties(options, anchored: Anchored, groups: list[Group], plain: Set[str], new: Set[str]) -> list[Penalty]:
     """anchored: without parameters yet. plain: names of the parameters of the body before the method has added its own. new:
     modules that are newly initialised."""
+    rehearsal = []
+    if options.rehearse:
+        rows, data = options.batch_size * options.accumulate, anchored.source.rows(options.rehearse)
+        try:
+            rehearsal = [Rehearsal(anchored.model, anchored.source, data, options.rehearse_share, rows, options.seed)]
+        except ValueError as error:
+            raise UserError(f"--rehearse {options.rehearse} with --method {options.method}: {error}") from None
     if options.penalty is None:
-        return []
+        return rehearsal
     for group in groups:
         for name, theta in zip(group.names, group.parameters, strict=True):
             if any(name.startswith(f"{module}.") for module in new):
@@ -266,7 +274,7 @@ def make_penalties(options, anchored: Anchored, groups: list[Group], plain: Set[
                 anchored.pretrained.append((theta, theta.detach().clone()))
                 anchored.names.append(name)
     try:
-        return [penalty(anchored) for penalty in penalties_of(options)]
+        return [*(penalty(anchored) for penalty in penalties_of(options)), *rehearsal]
     except ValueError as error:
         raise UserError(f"--penalty {options.penalty}: {error}") from None
 

@@ -63,6 +63,15 @@ class Source:
             body._modules = body._modules | {"pooler": self.body.pooler}
         return Model(body, self.head)
 
+    def read(self, state: tuple, body: nn.Module) -> tuple:
+        """The state that `body` has left, as the head reads it."""
+        other = self.body.pooler is not None and type(plain(body.pooler)) is not type(self.body.pooler)
+        return self.body.pooler(state) if other else state
+
+    def features(self, state: tuple) -> Tensor:
+        """(B, D) what the head reads of a unit; of a head that reads every token the mean over them."""
+        return mean_over_places(state) if self.body.pooler is None else state.pooled
+
     def measure(self, body: nn.Module, precision: AbstractContextManager, batch_size: int) -> dict:
         """{"before": figures, "after": figures, "stages": {stage: {"weights": ..., "cka": ...}}}; body: as it has been trained."""
         models = {"before": self.model, "after": self.on(body)}
@@ -106,19 +115,20 @@ def read_source(options, start) -> Source | None:
     Raises UserError for --source-data where the model has no head, or the file is none of its task.
     """
     checkpoint, path = start.checkpoint, options.source_data
-    if start.random and path:
-        raise UserError(f"--source-data {path} with --init random: nothing was known before, so nothing can be forgotten")
-    if start.random or not (path or options.penalty):
+    flag = f"--source-data {path}" if path else options.rehearse and f"--rehearse {options.rehearse}"
+    if start.random and flag:
+        raise UserError(f"{flag} with --init random: nothing was known before, so nothing can be forgotten")
+    if start.random or not (flag or options.penalty):
         return None
     stored, settings, head = checkpoint.task, checkpoint.settings or {}, checkpoint.head
     if stored is None and WORDS in checkpoint.heads:
         length = min(128, checkpoint.max_length)
         stored = {"name": WORDS, "pool": None, "max_length": length, "blocks": "within", "masking": "exact", "mask_share": 0.15}
         head = checkpoint.heads[WORDS]
-    if stored is None and path:
+    if stored is None and flag:
         train, model = command_of("train"), options.model
         raise UserError(
-            f"--source-data {path}: {model} has no head, so its figures cannot be told; fit one on the frozen body first: {train} "
+            f"{flag}: {model} has no head, so its figures cannot be told; fit one on the frozen body first: {train} "
             f"--task masked-lm --method probe --model {model} --train TEXTS --out runs/source, then --model runs/source"
         )
     task = stored and task_from(stored)

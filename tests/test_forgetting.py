@@ -129,6 +129,14 @@ REFUSED = {
     "ewc of other labels": (["--penalty", "ewc:labels=best", "--source-data", "rows.csv"], "there are drawn, all, data"),
     "ewc and weight decay": (["--penalty", "ewc", "--source-data", "rows.csv", "--weight-decay", "0.1"], "--weight-decay 0.1 with"),
     "ewc of a negative strength": (["--penalty", "ewc:strength=-1", "--source-data", "rows.csv"], "strength=-1.0: a number"),
+    "rehearsal without a head": (["--model", "base", "--rehearse", "rows.csv"], "--rehearse rows.csv: base has no head"),
+    "rehearsal of labels that the head does not know": (["--rehearse", "topics.csv"], "topics.csv:2"),
+    "rehearsal of a frozen body": (["--rehearse", "rows.csv", "--method", "probe"], "nothing of the body trains"),
+    "a share of nothing": (["--rehearse-share", "0.2"], "--rehearse-share 0.2 without --rehearse"),
+    "logits without a head": (["--model", "base", "--penalty", "distill:of=logits"], "no head that chooses one label"),
+    "distillation of a frozen body": (["--penalty", "distill", "--method", "probe"], "nothing of the body trains"),
+    "distillation of random weights": (["--penalty", "distill", "--init", "random"], "the weights are random"),
+    "distillation of something else": (["--penalty", "distill:of=words"], "expected features or logits"),
     "no such file": (["--source-data", "nowhere.csv"], "nowhere.csv"),
 }
 
@@ -147,11 +155,11 @@ def test_what_has_nothing_to_act_on_is_refused_in_one_line(place, tmp_path, case
 
 
 def farther(place, out, *flags, **how):
-    """(the source's loss after training, the change of the body's weights)"""
-    after(place, out, *flags, **how)
+    """(by how much the source's loss has risen, the change of the body's weights)"""
+    found = after(place, out, *flags, **how)["source"]
     then, now = weights(place, "source"), weights(place, out)
     moved = sum((now[name] - then[name]).square().sum().item() for name in then if not name.startswith("head.")) ** 0.5
-    return json.loads((place / out / "result.json").read_text())["source"]["after"]["loss"], moved
+    return found["after"]["loss"] - found["before"]["loss"], moved
 
 
 def test_ewc_the_stronger_the_less_is_forgotten(place, tmp_path):
@@ -197,15 +205,27 @@ def test_ewc_of_masked_words(place, tmp_path):
 KEEPERS = {
     "mixout": ["--penalty", "mixout:p=0.7"],
     "mixout of the authors": ["--penalty", "mixout:p=0.7,authors=true"],
+    "features": ["--penalty", "distill:strength=10"],
+    "logits": ["--penalty", "distill:strength=10,of=logits"],
+    "rehearsal": ["--rehearse", "rows.csv", "--rehearse-share", "0.3"],
     "ewc and mixout": ["--penalty", "ewc:rows=8,strength=100+mixout:p=0.5"],
 }
 
 
+@pytest.mark.parametrize("name", ["features", "logits", "rehearsal"])
+def test_less_is_forgotten(place, tmp_path, name, monkeypatch):
+    monkeypatch.chdir(place)
+    plain, kept = farther(place, tmp_path / "plain", epochs=4), farther(place, tmp_path / "kept", *KEEPERS[name], epochs=4)
+    assert kept[0] < 0.8 * plain[0]
+
+
 @pytest.mark.parametrize("name", KEEPERS)
-def test_a_resumed_run_ends_in_the_same_bits_and_activations_may_be_computed_again(place, tmp_path, name):
+def test_a_resumed_run_ends_in_the_same_bits_and_activations_may_be_computed_again(place, tmp_path, name, monkeypatch):
+    monkeypatch.chdir(place)
     flags = [*KEEPERS[name], "--keep", "1", "--valid", "none", "--schedule", "constant", "--warmup", "0", "--accumulate", "2"]
     after(place, tmp_path / "whole", *flags, epochs=2)
     after(place, tmp_path / "parts", *flags, "--checkpoint-activations", epochs=1)
+    monkeypatch.chdir(tmp_path)  # files are found from everywhere
     train.main(["--resume", str(tmp_path / "parts"), "--epochs", "2", "--quiet"])
     after(place, tmp_path / "without", *flags[len(KEEPERS[name]) :], epochs=2)
     whole, parts, without = (weights(tmp_path, run) for run in ("whole", "parts", "without"))
@@ -214,7 +234,8 @@ def test_a_resumed_run_ends_in_the_same_bits_and_activations_may_be_computed_aga
 
 
 @pytest.mark.parametrize("name", KEEPERS)
-def test_precisions_and_methods(place, tmp_path, name):
+def test_precisions_and_methods(place, tmp_path, name, monkeypatch):
     """bfloat16, and a lower part of the model that stands still and whose output is kept."""
+    monkeypatch.chdir(place)
     found = after(place, tmp_path / "run", *KEEPERS[name], "--precision", "bfloat16", "--method", "partial:stages=1", epochs=1)
     assert found["valid"]["loss"] < 10 and found["source"]["after"]["loss"] < 10

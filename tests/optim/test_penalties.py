@@ -4,9 +4,10 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from loop import batch_of, classifier
+from loop import batch_of, classifier, encoded
 from safetensors.torch import load_file
 from tiny import converted_directory, rows_file, tiny_body
 from torch import Tensor, nn
@@ -16,11 +17,15 @@ from minift.data.batching import Batch
 from minift.errors import UserError
 from minift.optim.groups import Group
 from minift.optim.sgd import SGD
+from minift.penalties.distill import Distill
 from minift.penalties.ewc import EWC, fisher
 from minift.penalties.l2sp import L2SP
 from minift.penalties.mixout import Mixout, mixed
 from minift.penalties.penalty import Anchored
+from minift.penalties.rehearsal import Rehearsal
+from minift.source import Source
 from minift.tasks.classification import Classification
+from minift.training import Progress
 
 TRUE = torch.tensor(True)
 
@@ -272,8 +277,67 @@ def test_mixout_of_a_convolution():
     torch.testing.assert_close(y, torch.nn.functional.conv2d(x, w, padding=1), rtol=0, atol=1e-12)
 
 
+# ---- distillation and rehearsal ----
+
+
+def before_and_now() -> tuple[Source, nn.Module, Batch]:
+    """A source of three classes, a model of two whose body has moved, three rows; float64."""
+    model, task, batch = three_rows()
+    torch.manual_seed(1)
+    other = classifier(tiny_body()).double()
+    with torch.no_grad():
+        for p in other.body.parameters():
+            p += 0.1 * torch.randn_like(p)
+    return Source(model.body, task, model.head), other, batch
+
+
+def test_distillation_of_features_by_hand():
+    source, model, batch = before_and_now()
+    state, outputs = model(batch)
+    f, f_0 = state.pooled, source.body(*batch.inputs).pooled
+    terms = Distill(Anchored([], [], model=model, source=source), 3.0).units(state, outputs, batch, None)
+    for i in range(3):
+        expected = 3.0 * (f[i] - f_0[i]).norm() ** 2 / f_0[i].norm() ** 2
+        assert terms[i].item() == pytest.approx(expected.item(), rel=1e-5) and expected > 0  # in float32
+    terms.sum().backward()
+    assert all(p.grad is None for p in source.model.parameters()) and model.body.embeddings.word.weight.grad.abs().max() > 0
+
+
+def test_distillation_of_logits_is_the_divergence_of_torch():
+    source, model, batch = before_and_now()
+    state, outputs = model(batch)
+    z, z_0 = source.head(state, batch), source.head(source.body(*batch.inputs), batch)
+    q, q_0 = ((x / 2).log_softmax(-1) for x in (z, z_0))
+    expected = 4 * nn.functional.kl_div(q, q_0, reduction="none", log_target=True).sum(-1)
+    terms = Distill(Anchored([], [], model=model, source=source), of="logits").units(state, outputs, batch, None)
+    torch.testing.assert_close(terms.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_rehearsal_is_one_batch_of_rows_of_both_tasks():
+    """share 1/3 of steps of 4 rows of the new task: 2 rows of the source, each of the 6 rows once in 3 steps."""
+    source, model, batch = before_and_now()
+    random = np.random.default_rng(0)
+    data = encoded([random.integers(5, 30, n) for n in (3, 4, 5, 6, 7, 8)], np.array([0, 1, 2, 0, 1, 2]))
+    rehearsal = Rehearsal(model, source, data, share=1 / 3, rows=4, seed=0)
+    model.eval()
+    order = data.order(2, 0, 0)
+    assert sorted(np.concatenate(order)) == list(range(6))
+    new = Classification(["a", "b"], "cls")
+    for number, units in enumerate([*order, data.order(2, 0, 1)[0]]):
+        old = next(iter(data.batches([units], torch.device("cpu"))))
+        four = [new.loss(model(batch)[1], replace(batch, targets=(torch.tensor([0, 1, 1]),)))] * 2
+        losses = torch.cat([torch.cat(four)[:4], source.task.loss(source.on(model.body)(old)[1], old)])
+        together = losses.mean()  # of 4 + 2 rows
+        apart = losses[:4].mean() + rehearsal.term(model, Progress(step=number))
+        assert apart.item() * 2 / 3 == pytest.approx(together.item(), abs=1e-12)
+        parameters = [*model.body.parameters()]
+        one, two = (torch.autograd.grad(x, parameters, retain_graph=True) for x in (apart * 2 / 3, together))
+        for a, b in zip(one, two, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
 REFUSED = {
-    "an unknown one": (["--penalty", "l3"], "--penalty 'l3' is not known; known are l2sp, ewc, mixout"),
+    "an unknown one": (["--penalty", "l3"], "--penalty 'l3' is not known; known are l2sp, ewc, mixout, distill"),
     "an unknown option": (["--penalty", "l2sp:gamma=1"], "'gamma=1' is no option of l2sp"),
     "weight decay beside it": (["--penalty", "l2sp", "--weight-decay", "0.1"], "--weight-decay 0.1 with --penalty l2sp"),
     "nothing to stay near": (["--penalty", "l2sp", "--method", "lora"], "no pretrained weight trains"),
