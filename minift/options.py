@@ -54,7 +54,8 @@ class Options:
     schedule: str = flag("linear", "constant, linear, cosine, polynomial:power=2,end=0, inverse-sqrt, slanted-triangular")
     warmup: float = flag(0.1, "steps in which the learning rate rises from 0: below 1 a share of all, else a number", least=0)
     penalty: str | None = flag(
-        None, "against forgetting, in the place of weight decay: l2sp:alpha=0.1,beta=0.01 stays near the pretrained weights"
+        None,
+        "against forgetting, joined by +: l2sp:alpha=0.1, mixout:p=0.7, distill:strength=1, ewc:strength=1000 (with --source-data)",
     )
     source_data: str | None = flag(
         None, "file or directory of the task that --model, a run, was trained on: how much of it is forgotten is measured"
