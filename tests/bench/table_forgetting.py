@@ -1,15 +1,15 @@
-"""What the second task makes forget of the first: `python tests/bench/table_forgetting.py --data ROOT`, about 80 minutes on 2 cores.
+"""What the second task makes forget of the first: `python tests/bench/table_forgetting.py --data ROOT`, 80 minutes on 2 cores.
 
-ROOT holds trec and sst2. The embedded checkpoint first learns TREC's six kinds of question (all 5,452 rows, 3 epochs, mean pooling),
-a run for each seed; from there SST-2's film reviews (2,000 rows drawn from the training file, 2 epochs), once for each remedy and
+ROOT holds trec and sst2. The embedded checkpoint first learns TREC's six kinds of question (all rows, 3 epochs, mean pooling), a
+run for each seed; from there SST-2's film reviews (2,000 rows drawn from the training file, 2 epochs), once for each remedy and
 seed, so that remedies are paired. Given are the accuracy on SST-2's 872 validation rows, which no run has chosen anything by, the
 accuracy on TREC's 500 test rows through one and the same head of TREC afterwards, and the linear CKA of the last stage on these
-rows. All remedies but the first line train at the high learning rate, where there is something to forget; LoRA at its own. EWC takes its
-Fisher information from 500 training rows of TREC; rehearsal takes its rows from there. WiSE-FT goes back from the high learning
-rate's run by convert.py --interpolate. Strengths were not tuned.
+rows. All remedies but the first line train at the high learning rate, where there is something to forget; LoRA at its own. EWC
+takes its Fisher information from 500 training rows of TREC; rehearsal takes its rows from there. WiSE-FT goes back from the run of
+the high learning rate by convert.py --interpolate. Strengths were not tuned.
 
 Every run is appended to runs/table_forgetting.jsonl; the models that are needed again lie in runs/table_forgetting; a rerun goes on
-where it stopped. --rows and --seeds make it small, to try it out; they have tables of their own.
+where it stopped. --rows and --seeds make it small, to try it out.
 """
 
 import argparse
