@@ -109,6 +109,7 @@ def run_once(given, record: dict | None = None) -> dict | None:
     from minift.runs import Run, finished, forget_peak_memory, stopped_in
     from minift.slices import rows_by
     from minift.solve import solve
+    from minift.source import read_source
     from minift.training import Progress, fit
 
     directory = Path(given.out) if record else None
@@ -131,9 +132,10 @@ def run_once(given, record: dict | None = None) -> dict | None:
     if options.by:
         rows_by(list(parts.values())[-1], options.by)  # a column that is not there is told before training
     options, why, steps_per_epoch = setup.choose_epochs(options, data["train"])
+    source = read_source(options, start)
 
     # Model and optimizer
-    training = setup.build(options, given, start, task, data["train"], steps_per_epoch)
+    training = setup.build(options, given, start, task, data["train"], steps_per_epoch, source)
     options, measured = setup.with_precision(options, training)
     if not options.quiet:
         report.print_model(training, start, options)
@@ -152,6 +154,8 @@ def run_once(given, record: dict | None = None) -> dict | None:
         report.print_work(training, start.device, options)
         setup_seconds = time.perf_counter() - started
         body, kept = training.model.body, run.record.get("kept")
+        for penalty in training.penalties:
+            penalty.begin(run.directory)
         seen, seconds = cache.keep(data, body, training.precision, start.device, options, run.directory, kept)
         if training.frozen:
             run.remember(kept={split: isinstance(rows, cache.CachedFeatures) for split, rows in seen.items()})
@@ -165,10 +169,11 @@ def run_once(given, record: dict | None = None) -> dict | None:
         # Results of what was saved
         task, scores = run.score(training, seen, options, progress)
         by = run.score_by(training, task, parts, options) if options.by and scores else {}
+        forgotten = source.measure(training.model.body, training.precision, options.batch_size) if options.source_data else None
         if rank():  # the first process alone has the figures of all rows
             return None
-        result = run.finish(training, seen, scores, by, progress, setup_seconds, start.device)
-    report.print_results(run, parts, task, training, scores, by, progress, options)
+        result = run.finish(training, seen, scores, by, progress, setup_seconds, start.device, forgotten)
+    report.print_results(run, parts, task, training, scores, by, progress, options, forgotten)
     return result
 
 

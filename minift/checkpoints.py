@@ -1,7 +1,7 @@
 """What a run that was stopped continues from: its checkpoints, the signals that stop it, the lock on its directory.
 
 checkpoints/epoch-E-step-S/     E epochs are over, S steps were taken
-    state.safetensors           model/NAME, optimizer/NAME/PART, scaler/NAME: what trains, and how far its optimizer is
+    state.safetensors           model/NAME, optimizer/NAME/PART, scaler/NAME, average/NAME: what trains, how far its optimizer is
     progress.json               training.Progress, and the size of metrics.jsonl at that time
     model/                      the best epoch so far, as hard links to the run's model/, which take no space of their own
     manifest.json               size and sha256 of all of these
@@ -133,6 +133,7 @@ class Checkpoints(Saving):
             "model": self.run.trained(self.training.model),
             "optimizer": self.training.optimizer.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else {},
+            "average": self.training.average.state_dict() if self.training.average else {},
         }
         return {f"{part}/{name}": t.detach().cpu() for part, tensors in parts.items() for name, t in tensors.items()}
 
@@ -156,7 +157,7 @@ class Checkpoints(Saving):
             for name, value in stored["progress"].items():
                 setattr(self.progress, name, tuple(value) if isinstance(value, list) else value)
             self.progress.seconds_training += seconds
-            parts = {"model": {}, "optimizer": {}, "scaler": {}}
+            parts = {"model": {}, "optimizer": {}, "scaler": {}, "average": {}}
             for name, tensor in tensors.items():
                 part, _, name = name.partition("/")
                 parts[part][name] = tensor
@@ -168,6 +169,8 @@ class Checkpoints(Saving):
             self.training.optimizer.load_state_dict(parts["optimizer"])
             if self.scaler:
                 self.scaler.load_state_dict(parts["scaler"])
+            if self.training.average:
+                self.training.average.load_state_dict(parts["average"])
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise UserError(f"{path}: this is not a checkpoint of this run ({brief(error)})") from None
         self.run.rewind(stored["metrics"])

@@ -22,6 +22,7 @@ from minift.methods.surgery import lengthened, mergeable
 from minift.models import MODELS
 from minift.runs import describe_device
 from minift.slices import table_by
+from minift.source import table_of as source_table
 from minift.specs import as_option, options_of
 from minift.tables import counted, table
 
@@ -136,7 +137,9 @@ def rows_named(examples, checkpoints) -> Iterator[None]:
         raise Diverged(f"{error}{named}{checkpoints.before()}") from None
 
 
-def print_results(run, parts: dict, task, training, scores: dict, by: dict, progress, options) -> None:
+def print_results(
+    run, parts: dict, task, training, scores: dict, by: dict, progress, options, forgotten: dict | None = None
+) -> None:
     print()
     if scores:
         header = next(iter(scores.values())).metrics
@@ -150,6 +153,8 @@ def print_results(run, parts: dict, task, training, scores: dict, by: dict, prog
             print(f"\n{shown_table}  ({last})\n")
     if by:
         print(f"{table_by(options.by, by)}  ({last})\n")
+    if forgotten:
+        print(f"\n{options.source_data}, through the head of {options.model}\n{source_table(forgotten)}\n")
     if "valid" in scores and task.by_row and not options.quiet:
         print_worst(run, parts["valid"], task, training, scores["valid"].losses, options)
     quoted, scored = shlex.quote(str(run.directory)), options.test or options.valid

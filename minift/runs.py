@@ -84,8 +84,9 @@ class Run:
         for split, sha in fingerprints(options, parts).items():
             if sha != record["data"].get(split):
                 raise UserError(
-                    f"--{split} {getattr(options, split)}: its content has changed since the run began (sha256 {str(sha)[:12]}..., "
-                    f"then {str(record['data'].get(split))[:12]}...); put the old file back, or name it with --{split}"
+                    f"{spelled(split)} {getattr(options, split)}: its content has changed since the run began (sha256 "
+                    f"{str(sha)[:12]}..., then {str(record['data'].get(split))[:12]}...); put the old file back, or name it with "
+                    f"{spelled(split)}"
                 )
         for name, value in record["flags"].items():
             if name not in (*FREE, "model") and (now := getattr(options, name, None)) != value:
@@ -228,8 +229,12 @@ class Run:
         progress: Progress,
         setup: float,
         device: torch.device,
+        forgotten: dict | None = None,
     ) -> dict:
-        """Write result.json, and delete the checkpoints. by: from `score_by`. setup: seconds before training."""
+        """Write result.json, and delete the checkpoints.
+
+        by: from `score_by`. setup: seconds before training. forgotten: from minift/source.py.
+        """
         result = {split: s.metrics for split, s in scores.items()} | {
             "data": {split: {"rows": len({*rows.rows.tolist()}), **rows.describe()} for split, rows in data.items()},
             "seconds": {"setup": setup, "train": progress.seconds_training, "evaluate": progress.seconds_evaluating},
@@ -247,6 +252,8 @@ class Run:
             result["details"] = details
         if by:
             result["by"] = by
+        if forgotten:
+            result["source"] = forgotten
         if progress.nonfinite:
             result["nonfinite"] = progress.nonfinite
         self.write_json("result.json", result)
@@ -330,18 +337,8 @@ def resume_command(directory: Path) -> str:
 
 # ---- what a run stands on ----
 
-FREE = (
-    "epochs",
-    "device",
-    "threads",
-    "workers",
-    "train",
-    "valid",
-    "test",
-    "out",
-    "quiet",
-)  # flags that may differ where a run goes on
-SPLITS = ("train", "valid", "test")
+DATA = ("train", "valid", "test", "source_data", "rehearse")  # flags of files and directories
+FREE = ("epochs", "device", "threads", "workers", *DATA, "out", "quiet")  # flags that may differ where a run goes on
 
 
 def base_of(start) -> dict[str, str | None] | None:
@@ -355,7 +352,7 @@ def base_of(start) -> dict[str, str | None] | None:
 def fingerprints(options, parts: dict[str, Examples]) -> dict[str, str | None]:
     """Flag of a file or directory -> digest of its content, and of the files that a table lists; None: standard input."""
     found = {}
-    for name in (*SPLITS, "paraphrases"):
+    for name in (*DATA, "paraphrases"):
         path = getattr(options, name, None)
         if path not in (None, "none"):
             found[name] = fingerprint(Path(path), getattr(parts.get(name), "files", ()))
@@ -392,7 +389,7 @@ ENDS = 32 << 10
 def portable(given) -> dict:
     """The flags as they were typed, with the paths as seen from anywhere."""
     flags = asdict(given)
-    for name in (*SPLITS, "model"):
+    for name in (*DATA, "model"):
         if flags[name] is not None and Path(flags[name]).exists():
             flags[name] = str(Path(flags[name]).absolute())
     return flags

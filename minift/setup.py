@@ -24,6 +24,7 @@ from minift.finetuned import choose_device
 from minift.methods.surgery import delta, lengthened, plain_name, terms
 from minift.models import MODELS
 from minift.optim import OPTIMIZERS
+from minift.optim.averaging import AVERAGING, Average
 from minift.optim.groups import Group, make_groups
 from minift.optim.measure import choose
 from minift.optim.precision import autocast
@@ -32,6 +33,7 @@ from minift.optim.schedules import SCHEDULES, check_factors, warmup_steps
 from minift.optim.unfreezing import UNFREEZING
 from minift.penalties import PENALTIES
 from minift.penalties.penalty import Anchored, Penalty
+from minift.penalties.rehearsal import Rehearsal
 from minift.pretrained import Checkpoint, check_path, check_shapes, find, read, untrained
 from minift.runs import choose_directory
 from minift.specs import parse
@@ -69,7 +71,7 @@ class Setup(Training):
 class Terms(Penalty):
     """What the wrappers of a method add to the loss."""
 
-    def term(self, model: nn.Module) -> Tensor:
+    def term(self, model: nn.Module, progress=None) -> Tensor:
         return terms(model.body)
 
 
@@ -117,6 +119,8 @@ def resolve(given, start: Start, directory: Path | None = None) -> tuple[object,
                 raise UserError(f"--weight-decay {given.weight_decay:g} with --penalty {given.penalty}: it pulls to 0 what the "
                                 "penalty keeps near the pretrained weights; leave it out")  # fmt: skip
             decay = (0.0, "the penalty's place")
+        if one.keywords.get("authors") and any(getattr(given, name, None) for name in DROPOUT):
+            raise UserError(f"--dropout or --attention-dropout with --penalty {given.penalty}: it stands in the place of dropout")
     out = directory or from_first(lambda: choose_directory(given.out, Path(given.train or "reviews"), model, given.method))
     lr = default_lr(given.method, optimizer.partition(":")[0], start.checkpoint.width)
     defaults = task.defaults(method, start.checkpoint) | {
@@ -168,10 +172,10 @@ def choose_epochs(options, train: Data) -> tuple[object, dict[str, str], int]:
     return replace(options, epochs=epochs), {"epochs": why}, steps
 
 
-def build(options, given, start: Start, task, train: Data, steps_per_epoch: int) -> Setup:
+def build(options, given, start: Start, task, train: Data, steps_per_epoch: int, source=None) -> Setup:
     """Freeze everything, let the method thaw or wrap; then the head, the groups, the optimizer and the schedule.
 
-    train: a unit of it is what a precision of auto is measured with.
+    train: a unit of it is what a precision of auto is measured with. source: from minift/source.py, for penalties.
     """
     torch.manual_seed(options.seed)
     checkpoint = start.checkpoint
@@ -226,6 +230,7 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int)
     has_base, whole = options.init == "pretrained", pretrained <= trained.keys()
     new = ("everything",) if not has_base else (*["head"] * (known is None), *["pooler"] * new_pooler, *again)
     fresh = {name for part in new for name in body.stages.get(part, (part,))}
+    anchored = Anchored([], [], model=model, source=source)
     return Setup(
         model,
         task,
@@ -233,7 +238,11 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int)
         make_schedule(options, steps),
         precision,
         make_unfreezing(options, stages, steps, steps_per_epoch),
-        (*make_penalties(options, groups, pretrained, fresh), *([Terms()] if terms(body) is not None else [])),
+        (
+            *make_penalties(options, anchored, groups, pretrained, fresh),
+            *([Terms()] if terms(body) is not None else []),
+        ),
+        make_average(options, model),
         steps=steps,
         seconds=choice.seconds,
         new=new,
@@ -255,21 +264,39 @@ def reinitialise(options, body: nn.Module, trained: dict[str, Tensor]) -> list[s
     return stages
 
 
-def make_penalties(options, groups: list[Group], plain: Set[str], new: Set[str]) -> list[Penalty]:
-    """plain: names of the parameters of the body before the method has added its own. new: modules that are newly initialised."""
+def make_penalties(options, anchored: Anchored, groups: list[Group], plain: Set[str], new: Set[str]) -> list[Penalty]:
+    """anchored: without parameters yet. plain: names of the parameters of the body before the method has added its own. new:
+    modules that are newly initialised."""
+    rehearsal = []
+    if options.rehearse:
+        rows, data = options.batch_size * options.accumulate, anchored.source.rows(options.rehearse)
+        try:
+            rehearsal = [Rehearsal(anchored.model, anchored.source, data, options.rehearse_share, rows, options.seed)]
+        except ValueError as error:
+            raise UserError(f"--rehearse {options.rehearse} with --method {options.method}: {error}") from None
     if options.penalty is None:
-        return []
-    anchored = Anchored([], [])
+        return rehearsal
     for group in groups:
         for name, theta in zip(group.names, group.parameters, strict=True):
             if any(name.startswith(f"{module}.") for module in new):
                 anchored.new.append(theta)
             elif "everything" not in new and (name in plain or name.startswith("head.")):
                 anchored.pretrained.append((theta, theta.detach().clone()))
+                anchored.names.append(name)
     try:
-        return [penalty(anchored) for penalty in penalties_of(options)]
+        return [*(penalty(anchored) for penalty in penalties_of(options)), *rehearsal]
     except ValueError as error:
         raise UserError(f"--penalty {options.penalty}: {error}") from None
+
+
+def make_average(options, model: nn.Module) -> Average | None:
+    if options.average is None:
+        return None
+    tensors = delta(model.body) | {f"head.{name}": tensor for name, tensor in model.head.state_dict().items()}
+    try:
+        return parse(options.average, AVERAGING, "--average")(tensors)
+    except ValueError as error:
+        raise UserError(f"--average {options.average}: {error}") from None
 
 
 def with_precision(options, training: Setup) -> tuple[object, dict[str, str]]:

@@ -35,6 +35,7 @@ from minift.distributed import (
     summed_arrays,
 )
 from minift.errors import Diverged, UserError
+from minift.optim.averaging import Average
 from minift.optim.groups import clip_gradients, switch
 from minift.optim.optimizer import Optimizer
 from minift.optim.precision import LossScaler
@@ -75,6 +76,7 @@ class Training:
     precision: AbstractContextManager  # entered around every forward
     unfreezing: Callable[[list[str], int, int], list[str]] | None = None  # (stages, step, epoch) -> those that train; None: all
     penalties: tuple[Penalty, ...] = ()
+    average: Average | None = None  # what is scored and saved in the place of the weights
 
 
 class Saving:
@@ -164,7 +166,7 @@ def step(training: Training, batches: list[Batch], factor: float, options, scale
             for penalty in training.penalties:
                 by_unit = penalty.units(state, outputs, batch, progress)
                 part = part if by_unit is None else part + by_unit.sum() / units
-                part = part + penalty.term(training.model) if number == 0 and rank() == 0 else part
+                part = part + penalty.term(training.model, progress) if number == 0 and rank() == 0 else part
         (part if scaler is None else scaler.scale(part)).backward()
         loss = loss + part.detach()
     loss = sum_gradients(parameters, loss)
@@ -212,7 +214,7 @@ def fit(
     patience, on_nonfinite. progress: where to go on. saving: what the run can be resumed from; None: nothing.
     A tie in the monitored metric goes to the lower loss, then to the earlier epoch.
     """
-    model, task, saving = training.model, training.task, saving or Saving()
+    model, task, saving, averaged = training.model, training.task, saving or Saving(), nullcontext
     scaler = LossScaler() if training.precision.dtype == torch.float16 else None
     saving.begin(training, scaler, progress)
     if options.epochs == 0:
@@ -225,9 +227,12 @@ def fit(
         if count() > 1:
             check_same(digest([p for group in training.optimizer.groups for p in group.parameters]))
             buffers_of_first(model)
+        if training.average:
+            training.average.after_epoch(epoch + 1, options.epochs)
+            averaged = training.average.in_place
         better, ranked = valid is None, None
         if valid is not None:
-            with saving.scoring():
+            with saving.scoring(), averaged():
                 scores = evaluate(model, task, valid, options.batch_size, training.precision)
             progress.seconds_evaluating += scores.seconds
             run.log([{"step": progress.step, "epoch": epoch + 1, "split": "valid", **scores.metrics}])
@@ -235,7 +240,9 @@ def fit(
             ranked = rank_of(scores.metrics, options.monitor, task)
             better = progress.best is None or ranked > progress.best
         if better:
-            if why_not := from_first(lambda: saved(run, model, task)):
+            with averaged():
+                why_not = from_first(lambda: saved(run, model, task))
+            if why_not:
                 line += f"  not kept: {why_not}"
             else:
                 progress.best, progress.best_epoch, progress.best_step = ranked, epoch + 1, progress.step
@@ -285,6 +292,8 @@ def train_epoch(
             batches = list(islice(stream, sum(len(units) > 0 for units in share(of_step))))
             factor = training.schedule(progress.step - progress.skipped)
             taken = step(training, batches, factor, options, scaler, progress)
+            if training.average and taken.updated:
+                training.average.after_step()
             progress.step += 1
             progress.batches += len(of_step)
             progress.skipped += not taken.updated

@@ -4,7 +4,8 @@ Axes: B units of a batch.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -16,14 +17,21 @@ class Anchored:
 
     pretrained: list[tuple[Tensor, Tensor]]  # (theta, theta_0): those with pretrained values, and these values
     new: list[Tensor]  # those without: the head, and a pooler that the checkpoint does not have
+    names: list[str] = field(default_factory=list)  # of `pretrained`: in the plain body, or head.NAME
+    model: nn.Module | None = None  # that trains
+    source: object = None  # minift/source.py: what the run starts from; None: random weights
 
 
 class Penalty:
-    """A subclass defines one of the three methods. Proved by test_a_penalty_counts_once_a_step_or_once_a_unit."""
+    """A subclass defines one of the methods, or acts on the model as it is made. Proved by
+    test_a_penalty_counts_once_a_step_or_once_a_unit."""
 
     REPLACES_DECAY: ClassVar[bool] = False  # whether it stands in the place of weight decay
 
-    def term(self, model: nn.Module) -> Tensor | float:
+    def begin(self, directory: Path | None) -> None:
+        """Before the first step: compute what it needs, and keep it in the run's directory for when the run goes on."""
+
+    def term(self, model: nn.Module, progress=None) -> Tensor | float:
         """A scalar, added once a step, however many batches the step has."""
         return 0.0
 

@@ -16,7 +16,7 @@ Axes: N rows, B batch, C classes. Proved by tests/reference/test_trajectory.py, 
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -41,6 +41,7 @@ class Classification(Pooled):
     written: list[str] | None = field(default=None, kw_only=True)  # how data has the labels, as --label-names says; None: by name
 
     METRICS: ClassVar = {"accuracy": True, "f1_macro": True, "matthews": True}
+    FISHER: ClassVar = ("drawn", "all", "data")
 
     def __post_init__(self):
         if len({*self.labels}) != len(self.labels):
@@ -110,6 +111,14 @@ class Classification(Pooled):
         (labels,) = batch.targets
         weights = None if batch.weights is None else batch.weights.to(torch.promote_types(logits.dtype, torch.float32))
         return F.cross_entropy(logits, labels, weights, reduction="none", label_smoothing=batch.smoothing)  # (B, C), (B) -> (B)
+
+    def drawn(self, logits: Tensor, batch: Batch, generator: torch.Generator) -> Batch:
+        p = logits.double().softmax(-1).cpu()
+        return replace(batch, targets=(p.multinomial(1, generator=generator)[:, 0].to(logits.device),))
+
+    def outcomes(self, logits: Tensor, batch: Batch) -> list[tuple[float, Batch]]:
+        p = logits[0].double().softmax(-1).tolist()
+        return [(share, replace(batch, targets=(torch.tensor([c], device=logits.device),))) for c, share in enumerate(p)]
 
     def meter(self, data: Data) -> "Confusion":
         return Confusion(self.labels)

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from minift.data.batching import Batch, Data
@@ -67,6 +68,7 @@ class Task:
     # (field of an input, field of a prediction): key and value of the JSON object that official scripts of the task read, which is
     # what `predict --out FILE.json` writes; None: there is no such format
     OFFICIAL: ClassVar[tuple[str, str] | None] = None
+    FISHER: ClassVar[tuple[str, ...]] = ("data",)  # labels that the Fisher information can take, see penalties/ewc.py
 
     pool: str | None  # what the body pools its output to, as cls, mean or last; None: the head reads the hidden states
 
@@ -118,6 +120,14 @@ class Task:
         return None
 
     def loss(self, outputs, batch: Batch) -> Tensor:
+        raise NotImplementedError
+
+    def drawn(self, outputs, batch: Batch, generator: torch.Generator) -> Batch:
+        """The batch with labels that are drawn from the model; generator: on the CPU. Of a task with "drawn" in FISHER."""
+        raise NotImplementedError
+
+    def outcomes(self, outputs, batch: Batch) -> list[tuple[float, Batch]]:
+        """(probability, batch with these labels) for all labels of a batch of one unit. Of a task with "all" in FISHER."""
         raise NotImplementedError
 
     def meter(self, data: Data) -> Meter:
