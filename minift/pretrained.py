@@ -35,6 +35,7 @@ from minift.fields import fits, ranged, read_fields, shown
 from minift.flags import check_ranges
 from minift.methods.surgery import delta, load_delta, plain_name
 from minift.models import MODELS
+from minift.models.efficientnet import SIZES
 from minift.models.resnet import DEPTHS
 from minift.tasks.task import task_from
 
@@ -145,13 +146,16 @@ def outline() -> Iterator[None]:
 
 
 def untrained(name: str) -> Checkpoint | None:
-    """The architecture of a ResNet by name, without weights; None for another name, and where a converted one is to be found."""
-    if name not in DEPTHS or any((place / "config.json").is_file() for place in places(name)):
+    """The architecture of a model of images by name, without weights; None for another name, and where a converted one is found."""
+    if name not in (*DEPTHS, *SIZES) or any((place / "config.json").is_file() for place in places(name)):
         return None
     from minift.data.loading import IMAGENET_V2
+    from minift.formats.efficientnet import untrained as efficientnet
 
-    preprocessing = asdict(IMAGENET_V2)
-    return Checkpoint("resnet", {"depths": DEPTHS[name]}, {}, None, f"{name} without weights", preprocessing=preprocessing)
+    kind, (config, inputs) = "resnet", ({"depths": DEPTHS.get(name)}, IMAGENET_V2)
+    if name in SIZES:
+        kind, (config, inputs) = "efficientnet", efficientnet(name)
+    return Checkpoint(kind, config, {}, None, f"{name} without weights", preprocessing=asdict(inputs))
 
 
 def short_name(name: str) -> str:

@@ -5,4 +5,5 @@ MODELS = {
     "roberta": "minift.models.roberta:Roberta",
     "xlm-roberta": "minift.models.roberta:Roberta",
     "resnet": "minift.models.resnet:ResNet",
+    "efficientnet": "minift.models.efficientnet:EfficientNet",
 }

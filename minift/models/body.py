@@ -28,6 +28,7 @@ class Body(nn.Module):
     TOP: ClassVar[tuple[str, ...]] = ("pooler",)  # modules above the stages, which belong to the last one; None where left out
     FLOWS: ClassVar[dict[str, str]]  # what flows between the stages, as `carried` describes it
     PRE_LN: ClassVar[bool] = False  # whether a LayerNorm stands before each residual branch, and not behind the sum
+    statistics_move = True  # of the BatchNorms that train; a method may set it to False
 
     pooler: nn.Module | None
 
@@ -82,7 +83,7 @@ class Body(nn.Module):
                 for module in modules:
                     module.eval()
         for module in self.modules():
-            if isinstance(module, _BatchNorm) and not (module.affine and module.weight.requires_grad):
+            if isinstance(module, _BatchNorm) and not (self.statistics_move and module.affine and module.weight.requires_grad):
                 module.eval()
         return self
 
