@@ -1,10 +1,10 @@
 """Ants and bees from the embedded weights: `python tests/bench/table_images.py --data DIR`, two hours on one core.
 
-DIR has train/CLASS and val/CLASS, as hymenoptera_data of PyTorch's transfer learning tutorial has them: 243 photographs to train on
+DIR has train/CLASS and val/CLASS, as hymenoptera_data of PyTorch's transfer learning tutorial has them: 245 photographs to train on
 and 153 that are scored once, at the end; the last epoch is kept. `methods`: each at its own learning rate, EPOCHS epochs, 3 seeds,
 beside timm's tf_efficientnet_lite0 with the same weights, crops, flips, optimizer, learning rate, schedule and batches in the loop
-that tutorials teach. `few`: some photographs a class, drawn anew for every draw, about STEPS steps of full and lora; the probe as by
-default. Both sides in float32, one process that decodes. The photographs may have been among ImageNet's own.
+that tutorials teach. `few`: some photographs a class, drawn anew for every draw, about STEPS steps of full and lora; the probe as
+by default. Both sides in float32, one process that decodes. The photographs may have been among ImageNet's own.
 
 Every run is appended to runs/table_images.jsonl; a rerun goes on where it stopped. `--only few` runs and prints one table.
 """
@@ -124,7 +124,8 @@ def shown(values: list[float]) -> str:
 
 
 def methods(data: Path, seeds: int) -> None:
-    rows = [*METHODS][:6] + [PEER] + [*METHODS][6:]  # the choices of BatchNorm last
+    rows = [*METHODS]
+    rows.insert(6, PEER)  # the choices of BatchNorm last
     once = ("probe, lbfgs",)  # the solution is the same for every seed
     wanted = [{"table": "methods", "method": m, "seed": s} for s in range(seeds) for m in rows if not s or m not in once]
     done = collect("table_images.jsonl", wanted, lambda run: (run_plain if run["method"] == PEER else run_minift)(run, data))

@@ -10,7 +10,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from tiny import WORDS, converted_directory, converted_resnet, photographs, rows_file, tiny_body, tiny_resnet, tiny_roberta
+from tiny import (
+    WORDS,
+    converted_directory,
+    converted_resnet,
+    photographs,
+    rows_file,
+    tiny_body,
+    tiny_efficientnet,
+    tiny_resnet,
+    tiny_roberta,
+)
 
 from minift.pretrained import Checkpoint, read, write
 
@@ -66,7 +76,12 @@ def plain_resnet(directory: Path) -> Path:
     return converted_resnet(directory, tiny_resnet())
 
 
-BASES = {"bert": converted_bert, "roberta": converted_roberta, "resnet": plain_resnet}
+def plain_efficientnet(directory: Path) -> Path:
+    return converted_resnet(directory, tiny_efficientnet(drop_connect_rate=0.0, dropout_rate=0.0))  # else it draws as it trains
+
+
+BASES = {"bert": converted_bert, "roberta": converted_roberta, "resnet": plain_resnet, "efficientnet": plain_efficientnet}
+IMAGES = ("resnet", "efficientnet")
 TEXT = ("bert", "roberta")
 
 
@@ -102,7 +117,7 @@ def tagged_photographs(path: Path) -> Path:
 BALANCED = {"class_weights": "balanced", "label_smoothing": 0.1}
 CASES = {
     "text-classification": Case(TEXT, lambda place: rows_file(place / "rows.csv")),
-    "image-classification": Case(("resnet",), lambda place: photographs(place / "photos"), {"workers": 0, "augment": "standard"}),
+    "image-classification": Case(IMAGES, lambda place: photographs(place / "photos"), {"workers": 0, "augment": "standard"}),
     "token-classification": Case(TEXT, lambda place: sentences_file(place / "rows.conll"), {"max_length": 12, "overlap": 3}),
     "classification with weights": Case(TEXT, lambda place: rows_file(place / "rows.csv"), BALANCED, task="text-classification"),
     "augmented texts": Case(
