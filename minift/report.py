@@ -160,11 +160,13 @@ def print_results(
     quoted, scored = shlex.quote(str(run.directory)), options.test or options.valid
     print(f"predict   python -m minift.predict {quoted} {task.example(parts['train'])}")
     print(f"evaluate  python -m minift.evaluate {quoted} --data {'DATA' if scored in (None, 'none') else shlex.quote(scored)}")
-    reason = why_no_export(run.template.architecture, run.template.task)
-    if not reason and not mergeable(training.model.body):
-        reason = f"{options.method} cannot be merged into plain layers"
-    command = f"{command_of('convert')} {quoted} --to hf --out {shlex.quote(f'{run.directory}-hf')}"
-    print(f"export    {f'not as a plain model of transformers: {reason}' if reason else command}")
+    reason = why_no_export(run.template)
+    timm = reason and run.template.architecture == "efficientnet"
+    if not mergeable(training.model.body):
+        timm, reason = False, f"{options.method} cannot be merged into plain layers"
+    to, out = ("timm", f"{run.directory}.safetensors") if timm else ("hf", f"{run.directory}-hf")
+    command = f"{command_of('convert')} {quoted} --to {to} --out {shlex.quote(out)}"
+    print(f"export    {f'not as a plain model of transformers: {reason}' if reason and not timm else command}")
 
 
 def print_worst(run, examples, task, training, losses: np.ndarray, options) -> None:

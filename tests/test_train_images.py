@@ -136,7 +136,7 @@ def test_flags_and_models_of_the_other_kind(tmp_path, data):
         train.main(["--mixup", "0.2"])
     with pytest.raises(UserError, match="images are a task of their own"):
         train.main(["--train", str(data[0])])
-    with pytest.raises(UserError, match="is a model of texts; expected a ResNet for images"):
+    with pytest.raises(UserError, match="is a model of texts; expected one of images"):
         run(tmp_path, *data, model=converted_directory(tmp_path / "bert"))
     with pytest.raises(UserError, match="is a model of images; expected one of texts"):
         train.main(["--model", str(converted_resnet(tmp_path / "other"))])
