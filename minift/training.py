@@ -209,6 +209,10 @@ def fit(
             print(f"stopped: no better {options.monitor} for {counted(options.patience, 'epoch')}")
             break
         line = train_epoch(training, train, run, options, progress, scaler, saving)
+        figures = {name: value for penalty in training.penalties for name, value in penalty.figures().items()}
+        if figures:
+            run.log([{"step": progress.step, "epoch": epoch + 1, "split": "train", **figures}])
+            line += "  " + "  ".join(f"{name} {figure(value)}" for name, value in figures.items())
         if training.average:
             training.average.after_epoch(epoch + 1, options.epochs)
             averaged = training.average.in_place

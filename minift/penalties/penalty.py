@@ -39,6 +39,17 @@ class Penalty:
         """(B) a number for each unit; their mean over all units of the step is added."""
         return None
 
+    def figures(self) -> dict[str, float]:
+        """What to tell of the steps since this was asked last, as after an epoch."""
+        return {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a run that goes on needs of it."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from `state_dict`."""
+
     def pull(self, groups: Iterable, factor: float, finite: Tensor) -> None:
         """Move the parameters that train, just before the update of a step.
 

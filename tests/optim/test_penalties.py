@@ -1,6 +1,7 @@
 """Penalties against their formulas: by hand on two weights, and by finite differences."""
 
 import json
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from minift.data.batching import Batch
 from minift.errors import UserError
 from minift.optim.groups import Group
 from minift.optim.sgd import SGD
+from minift.penalties.dann import DANN
 from minift.penalties.distill import Distill
 from minift.penalties.ewc import EWC, fisher
 from minift.penalties.l2sp import L2SP
@@ -334,6 +336,30 @@ def test_rehearsal_is_one_batch_of_rows_of_both_tasks():
         one, two = (torch.autograd.grad(x, parameters, retain_graph=True) for x in (apart * 2 / 3, together))
         for a, b in zip(one, two, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+# ---- DANN ----
+
+
+def test_the_reversal_is_in_the_gradient_of_the_features_alone():
+    """lambda = 2 / (1 + exp(-10 p)) - 1 at p = 1/4: of f it takes -lambda, of the domain head 1 times the plain gradient."""
+    torch.manual_seed(0)
+    penalty = DANN(SimpleNamespace(order=lambda *_: [0]), 4, rows=2, steps=101, seed=0)
+    penalty.head.double()
+    f = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    progress = Progress(step=25)
+    assert [penalty.strength(Progress(step=s)) for s in (0, 100)] == [0.0, pytest.approx(1, abs=1e-4)]
+    strength = 2 / (1 + math.exp(-2.5)) - 1
+    reversed_ = penalty.losses(f, 1.0, progress).sum()
+    plain = nn.functional.softplus(-penalty.head(f)).sum()  # -log sigmoid(z)
+    assert reversed_.item() == pytest.approx(plain.item(), abs=1e-12)
+    parameters = [f, *penalty.head.parameters()]
+    one, two = (torch.autograd.grad(loss, parameters) for loss in (reversed_, plain))
+    torch.testing.assert_close(one[0], -strength * two[0], rtol=0, atol=1e-12)
+    for a, b in zip(one[1:], two[1:], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    right = (penalty.head(f) > 0).double().mean().item()
+    assert penalty.figures() == {"domain_accuracy": pytest.approx(right)} and penalty.figures() == {}
 
 
 REFUSED = {
