@@ -32,7 +32,7 @@ class Penalty:
         """Before the first step: compute what it needs, and keep it in the run's directory for when the run goes on."""
 
     def term(self, model: nn.Module, progress=None) -> Tensor | float:
-        """A scalar, added once a step, however many batches the step has."""
+        """A scalar, added once a step, however many batches the step has. progress: training.Progress, before the step."""
         return 0.0
 
     def units(self, state: tuple, outputs, batch, progress) -> Tensor | None:
