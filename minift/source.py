@@ -15,6 +15,7 @@ Axes: N units, B of a batch, D features. Proved by tests/test_forgetting.py.
 """
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -162,11 +163,9 @@ def weights_changed(before: nn.Module, after: nn.Module) -> dict[str, float]:
     then, found = dict(before.named_parameters()), {}
     for stage, modules in before.stages.items():
         names = [name for name in then if name.startswith(tuple(f"{module}." for module in modules)) and name in now]
-        moved, size = (
-            torch.stack([torch.linalg.vector_norm(x.detach().double()) for x in tensors]).norm()
-            for tensors in ([now[name] - then[name] for name in names], [then[name] for name in names])
-        )
-        found[stage] = (moved / size).item()
+        moved = sum((now[name] - then[name]).detach().double().square().sum().item() for name in names)
+        size = sum(then[name].double().square().sum().item() for name in names)
+        found[stage] = math.sqrt(moved / size) if size else 0.0
     return found
 
 
@@ -196,7 +195,7 @@ def walked(body: nn.Module, batch) -> Iterator[tuple[str, Tensor]]:
 
 def mean_over_places(state: tuple) -> Tensor:
     """(B, S, D), with the state's mask, or (B, D, H, W) -> (B, D)"""
-    h = state.hidden.float()
+    h = state.hidden.to(torch.promote_types(state.hidden.dtype, torch.float32))
     if h.ndim == 4:
         return h.mean((2, 3))
     if state.mask is None:
