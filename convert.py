@@ -322,9 +322,10 @@ def export_to_adapters(checkpoint, out: Path) -> None:
 
 def tell_how(checkpoint, out: Path, load: str) -> None:
     """How the other library loads what was written, over the same base."""
-    rows, other = len(checkpoint.head["weight"]), ", ignore_mismatched_sizes=True" if checkpoint.origin.task else ""
+    rows = f", num_labels={len(checkpoint.head['weight'])}" if checkpoint.head else ""
+    other = ", ignore_mismatched_sizes=True" if checkpoint.origin.task and checkpoint.head else ""
     print(f"written  {out}; for BASE, what it goes onto: {spelled('convert')} {checkpoint.base_name} --to hf --out BASE")
-    print(f"         model = transformers.{auto_class(checkpoint)}.from_pretrained('BASE', num_labels={rows}{other})")
+    print(f"         model = transformers.{auto_class(checkpoint)}.from_pretrained('BASE'{rows}{other})")
     print(f"         {load}")
 
 
@@ -365,6 +366,7 @@ def cast(checkpoint, dtype: str | None) -> None:
 BERT = {"embeddings": "embeddings", "layers.{}": "encoder.layer.{i}", "pooler": "pooler"}
 COMPARED = {
     **{(architecture, "transformers"): BERT for architecture in ("bert", "roberta", "xlm-roberta")},
+    ("gpt2", "transformers"): {"embeddings": "drop", "layers.{}": "h.{i}", "final": "ln_f", "pooler": "pooler"},
     ("resnet", "transformers"): {"stem": "embedder", "blocks.{}": "encoder.stages.{g}.layers.{b}", "pooler": "pooler"},
     ("resnet", "torchvision"): {"stem": "maxpool", "blocks.{}": "layer{G}.{b}", "pooler": "avgpool"},
 }
@@ -388,7 +390,7 @@ def check(checkpoint, theirs: Path, dtype: str | None) -> int:
     body = checkpoint.body(pool, dtype=torch.float64).eval()
     library, version, whole, base = reference(checkpoint, theirs, body.config)
     whole.to(getattr(torch, dtype or "float32")).double().eval()
-    described, inputs, state, kept = (random_images if of_images else random_texts)(body.config)
+    described, inputs, ours, kept = (random_images if of_images else random_texts)(body.config)
 
     names = [name for names in body.stages.values() for name in names]
     table = COMPARED[checkpoint.architecture, library]
@@ -406,7 +408,8 @@ def check(checkpoint, theirs: Path, dtype: str | None) -> int:
     for name, there in theirs.items():
         base.get_submodule(there).register_forward_hook(keep(name))
     with torch.inference_mode():
-        output = whole(*inputs)
+        output = whole(**inputs) if isinstance(inputs, dict) else whole(*inputs)
+        state = body.begin(*ours)
         for name, stage in zip(names, body.walk(), strict=True):
             state = stage(state)
             if name not in theirs:
@@ -416,7 +419,8 @@ def check(checkpoint, theirs: Path, dtype: str | None) -> int:
         if task is not None:
             head = task.head(body).double().eval()
             head.load_state_dict({name: tensor.double() for name, tensor in checkpoint.head.items()})
-            outputs, theirs_of_head = head(state, every_token(state)), outputs_of(output)
+            outputs = head.logits(state.hidden) if hasattr(head, "logits") else head(state, every_token(state))
+            theirs_of_head = outputs_of(output)
             by_token = outputs.ndim == 3
             found["head"] = outputs[kept] if by_token else outputs
             expected["head"] = theirs_of_head[kept] if by_token else theirs_of_head
@@ -473,27 +477,28 @@ def outputs_of(output):
 
 
 def random_texts(config) -> tuple:
-    """(what they are, inputs of transformers' model, State to begin with, which positions are compared)."""
+    """(what they are, inputs of the library's model, of minift's, which positions are compared)."""
     import torch
-
-    from minift.models.bert import State
 
     generator = torch.Generator().manual_seed(0)
     length = min(64, config.max_length)
     tokens = torch.randint(config.vocab_size, (4, length), generator=generator)
     mask = torch.arange(length) < torch.tensor([length, length // 2, length // 4, 3])[:, None]
-    types = (torch.arange(length) >= length // 3).long().expand_as(tokens) % config.type_vocab_size
-    return f"4 rows of up to {length} tokens", (tokens, mask.long(), types), State(tokens, types, mask), mask
+    types = (torch.arange(length) >= length // 3).long().expand_as(tokens)
+    types = types % kinds if (kinds := getattr(config, "type_vocab_size", 0)) else None
+    if types is None:  # transformers' classifier finds the last token by the id of padding
+        pad = config.pad_token_id
+        tokens = tokens.masked_fill(tokens == pad, (pad + 1) % config.vocab_size).masked_fill(~mask, pad)
+    inputs = {"input_ids": tokens, "attention_mask": mask.long(), **({} if types is None else {"token_type_ids": types})}
+    return f"4 rows of up to {length} tokens", inputs, (tokens, mask, types), mask
 
 
 def random_images(config) -> tuple:
     """The same of images; not square, so that height and width cannot change places unseen."""
     import torch
 
-    from minift.models.resnet import State
-
     images = torch.randn(2, config.num_channels, 96, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return "2 images of 96 x 64", (images,), State(images), ...
+    return "2 images of 96 x 64", (images,), (images,), ...
 
 
 ADDED = {"peft": export_to_peft, "adapters": export_to_adapters}

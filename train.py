@@ -17,12 +17,24 @@ from minift.flags import Parser, add_flags
 from minift.options import GRID, Options, check, flags_of_other_tasks, layout_of, options_of
 from minift.tasks import TASKS
 
+PROCESSES = int(os.environ.get("WORLD_SIZE", 1))  # that torchrun has started
+
 
 def main(argv: list[str]) -> None:
     first = Parser("train.py", add_help=False)
-    for name in ("--task", "--resume", "--config"):
+    for name in ("--task", "--resume", "--config", "--device"):
         first.add_argument(name)
     named = first.parse_known_args(argv)[0]
+    if PROCESSES == 1:
+        return begin(argv, named)
+    from minift.distributed import together
+
+    with together(named.device):
+        return begin(argv, named)
+
+
+def begin(argv: list[str], named) -> None:
+    """named: the flags that are read before the others, as these depend on them."""
     record, directory = read_earlier(named.resume, named.config)
     task = named.task or (record["given"]["task"] if record else Options.task)
     options = options_of(task)
@@ -45,9 +57,14 @@ def main(argv: list[str]) -> None:
         list_methods()
         return
     check(given)
-    if any(isinstance(getattr(given, name), tuple) for name in GRID):
+    grid, seeds = any(isinstance(getattr(given, name), tuple) for name in GRID), given.seeds > 1 and not given.plan
+    lbfgs = getattr(given, "solver", "gradient") == "lbfgs"
+    if PROCESSES > 1 and (grid or seeds or lbfgs):
+        what = "--solver lbfgs" if lbfgs else "--seeds" if seeds else "several values of a flag"
+        raise UserError(f"{what} in several processes is not possible; start it without torchrun")
+    if grid:
         run_grid(given, directory)
-    elif given.seeds > 1 and not given.plan:
+    elif seeds:
         run_seeds(given, directory)
     elif directory:
         with stopped_in(directory):  # while it loads
@@ -81,9 +98,12 @@ def run_once(given, record: dict | None = None) -> dict | None:
     started = time.perf_counter()
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large tensors in huge pages: 4 % of a step on a CPU
 
+    import torch
+
     from minift import cache, report, setup
     from minift.checkpoints import Checkpoints, Signals
     from minift.data.splits import read_splits
+    from minift.distributed import rank
     from minift.optim.precision import without_tf32
     from minift.plan import print_plan
     from minift.runs import Run, finished, forget_peak_memory, stopped_in
@@ -96,6 +116,8 @@ def run_once(given, record: dict | None = None) -> dict | None:
     if record and (result := finished(directory, record, given)):
         return result
 
+    if given.threads is not None:
+        torch.set_num_threads(given.threads)
     forget_peak_memory()
 
     # Options
@@ -148,6 +170,8 @@ def run_once(given, record: dict | None = None) -> dict | None:
         task, scores = run.score(training, seen, options, progress)
         by = run.score_by(training, task, parts, options) if options.by and scores else {}
         forgotten = source.measure(training.model.body, training.precision, options.batch_size) if options.source_data else None
+        if rank():  # the first process alone has the figures of all rows
+            return None
         result = run.finish(training, seen, scores, by, progress, setup_seconds, start.device, forgotten)
     report.print_results(run, parts, task, training, scores, by, progress, options, forgotten)
     return result

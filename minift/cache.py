@@ -32,6 +32,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
 from minift.data.batching import Batch, Data, by_length
+from minift.distributed import count, rank
 from minift.errors import UserError, say
 from minift.methods.surgery import trains
 
@@ -244,7 +245,8 @@ def keep(
     if not done:
         return data, 0.0
     frozen, seen = FrozenStages(body, done, precision), {}
-    memory, disk = memory_of_machine() // 4, shutil.disk_usage(directory).free // 2
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if count() > 1 else 1  # processes of this machine, each of which keeps all
+    memory, disk = memory_of_machine() // 4 // here, shutil.disk_usage(directory).free // 2 // here
     for split, rows in data.items():
         if rows.variants is None or kind == "off" or split == "test":
             seen[split] = OnTheFly(rows, frozen)
@@ -269,7 +271,7 @@ def keep(
             print(f"frozen  {split}: {size / 2**30:,.1f} GB are {why}, so computed for every batch")
             continue
         start = time.perf_counter()
-        file = directory / f"frozen-{split}.bin" if place == "disk" else None
+        file = directory / f"frozen-{split}-{rank()}.bin" if place == "disk" else None
         seen[split] = CachedFeatures(rows, frozen, options.batch_size, device, file)
         memory, disk = (memory - size, disk) if place == "memory" else (memory, disk - size)
         seconds = time.perf_counter() - start

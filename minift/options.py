@@ -94,6 +94,7 @@ class Options:
     by: str | None = flag(None, "column for whose values the figures of the last split are given too; the embedded sample: kind")
     quiet: bool = flag(False, "print no tables of the model, the settings and the labels, and no worst rows")
     device: str | None = flag(None, "cpu, cuda, ...; unset: cuda where there is one")
+    threads: int | None = flag(None, "of a CPU; unset: as OMP_NUM_THREADS says, else one for each core", least=1, below=1025)
     out: str | None = flag(None, "directory of the run; unset: runs/DATA-MODEL-METHOD")
     save_minutes: float = flag(
         10.0, "from one checkpoint to the next, 0: after every step; --resume RUN continues from them", least=0

@@ -19,6 +19,7 @@ import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,7 +36,9 @@ from minift.fields import fits, ranged, read_fields, shown
 from minift.flags import check_ranges
 from minift.methods.surgery import delta, load_delta, plain_name
 from minift.models import MODELS
+from minift.models.gpt2 import SIZES, Gpt2Config, sized
 from minift.models.resnet import DEPTHS
+from minift.specs import bind
 from minift.tasks.task import task_from
 
 LAYOUT = 1
@@ -64,7 +67,7 @@ class Checkpoint:
     source: str  # where it was converted from
     revision: str | None = None  # of the source
     preprocessing: dict | None = None  # of a model of images: the fields of data.images.Preprocessing that belong to the weights
-    pool: str | None = None  # what it recommends for a frozen body, cls or mean; None where it says nothing
+    pool: str | None = None  # what it recommends for a frozen body; None where it says nothing
     base: str | None = None  # of a run: sha256 of the model.safetensors that it started from
     base_tokenizer: str | None = None  # likewise of its tokenizer.json, where it has one
     base_name: str | None = None  # of a run: its --model, by which that is found again
@@ -87,6 +90,16 @@ class Checkpoint:
     def max_length(self) -> int:
         """Of a model of texts: the most tokens of a row."""
         return look_up(MODELS, self.architecture, "architecture").Config(**self.config).max_length
+
+    @property
+    def usual_pool(self) -> str:
+        """What a task's head reads where nothing is said."""
+        return look_up(MODELS, self.architecture, "architecture").POOLS[0]
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees none behind it, as of a GPT-2."""
+        return look_up(MODELS, self.architecture, "architecture").CAUSAL
 
     @property
     def own_pool(self) -> str | None:
@@ -145,8 +158,24 @@ def outline() -> Iterator[None]:
 
 
 def untrained(name: str) -> Checkpoint | None:
-    """The architecture of a ResNet by name, without weights; None for another name, and where a converted one is to be found."""
-    if name not in DEPTHS or any((place / "config.json").is_file() for place in places(name)):
+    """The architecture of a ResNet or a GPT-2 by name, without weights; None for another name, and where a converted one is to be
+    found. A GPT-2 may have a size of its own, as gpt2:n_layer=4,n_embd=128,n_head=4; its vocabulary is that of the bytes.
+    """
+    family, _, size = name.partition(":")
+    if any((place / "config.json").is_file() for place in places(name)):
+        return None
+    if family in SIZES:
+        from minift.formats.bytelevel import END_OF_TEXT, tokenizer_of_bytes
+
+        config = bind(partial(sized, **SIZES[family]), family, size, f"--model {name}")()
+        tokenizer = tokenizer_of_bytes()
+        end = tokenizer.token_to_id(END_OF_TEXT)
+        config |= {"vocab_size": tokenizer.get_vocab_size(), "eos_token_id": end, "pad_token_id": end}
+        try:
+            return Checkpoint("gpt2", asdict(Gpt2Config(**config)), {}, tokenizer, f"{name} without weights, over bytes")
+        except ValueError as error:
+            raise UserError(f"--model {name}: {error}") from None
+    if name not in DEPTHS:
         return None
     from minift.data.loading import IMAGENET_V2
 
@@ -177,6 +206,8 @@ def find(name: str) -> Path:
             if place != Path(name) and short != name and (source := read_config(place)["source"]) != name:
                 raise UserError(f"{name}: {place} was converted from {source}; give its path, or convert yours with another --out")
             return place
+    if name.partition(":")[0] in SIZES and ":" in name:
+        raise UserError(f"{name}: a GPT-2 of this size has no weights to start from; add --init random")
     raise UserError(
         f"{name}: no such directory, nor one of that name in {weights_directory()}; "
         f"to download and convert it: {spelled('convert')} {name}"
@@ -384,8 +415,8 @@ def check_config(path: Path, config: dict) -> dict:
             from minift.data.loading import Preprocessing  # of images alone
 
             Preprocessing.of(config["preprocessing"])
-        if (pool := config.get("pool")) not in (None, "cls", "mean"):
-            raise UserError(f"pool is {shown(pool)}; expected cls or mean")
+        if (pool := config.get("pool")) not in (None, "cls", "mean", "last"):
+            raise UserError(f"pool is {shown(pool)}; expected cls, mean or last")
     except (UserError, TypeError, ValueError) as error:
         raise UserError(f"{path}: {error}") from None
     return config | {"config": asdict(model)} | ({} if settings is None else {"settings": asdict(settings)})

@@ -12,6 +12,7 @@ import numpy as np
 from torch.nn import BatchNorm2d
 
 from minift.cli import spelled as command_of
+from minift.distributed import count
 from minift.errors import Diverged, look_up
 from minift.finetuned import predictions
 from minift.flags import spelled
@@ -46,6 +47,8 @@ def print_data(parts: dict, data: dict, task, notes: list[str]) -> None:
         if shared:
             print(f"note: {shared:,} of the {len(parts[split]):,} {split} rows are in the training rows too")
     print()
+    if (sample := data["train"].sample()) is not None:
+        print(f"a training row, token by token\n{table(*sample)}\n")
 
 
 def print_model(training, start, options) -> None:
@@ -72,8 +75,13 @@ def print_model(training, start, options) -> None:
     print(table(["stage", "parameters", "trainable", "lr", "weight decay", "mode"], rows))
     if taken := lengthened(model.body):
         print(f"note: the method takes {taken} positions before every text")
-    if options.accumulate > 1 and any(isinstance(m, BatchNorm2d) and m.training for m in model.modules()):
-        print(f"note: --accumulate {options.accumulate}: BatchNorm takes its statistics from each batch, not from all of a step")
+    if any(isinstance(m, BatchNorm2d) and m.training for m in model.modules()):
+        if options.accumulate > 1:
+            print(
+                f"note: --accumulate {options.accumulate}: BatchNorm takes its statistics from each batch, not from all of a step"
+            )
+        if count() > 1:
+            print(f"note: BatchNorm takes its statistics from the rows of each process: {options.batch_size // count()} of a batch")
     print()
 
 
@@ -150,7 +158,7 @@ def print_results(
     if "valid" in scores and task.by_row and not options.quiet:
         print_worst(run, parts["valid"], task, training, scores["valid"].losses, options)
     quoted, scored = shlex.quote(str(run.directory)), options.test or options.valid
-    print(f"predict   python -m minift.predict {quoted} {parts['train'].example()}")
+    print(f"predict   python -m minift.predict {quoted} {task.example(parts['train'])}")
     print(f"evaluate  python -m minift.evaluate {quoted} --data {'DATA' if scored in (None, 'none') else shlex.quote(scored)}")
     reason = why_no_export(run.template.architecture, run.template.task)
     if not reason and not mergeable(training.model.body):

@@ -30,7 +30,8 @@ from minift.checkpoints import Lock, free_space, megabytes, tidy
 from minift.cli import spelled as script
 from minift.data.batching import Data
 from minift.data.examples import Examples
-from minift.errors import UserError, look_up, say
+from minift.distributed import count, from_first, rank, say_processes, wait
+from minift.errors import Lost, UserError, look_up, say
 from minift.fields import fits, shown
 from minift.flags import spelled
 from minift.methods.surgery import plain_name
@@ -61,12 +62,15 @@ class Run:
     def create(cls, options, given, start, training, parts: dict[str, Examples]) -> "Run":
         """The directory of a run that begins. given: the flags as they were typed. start, training: from minift/setup.py."""
         check_space(Path(options.out), training)
-        options = claim(options, given, "config.json")
+        options = replace(options, out=from_first(lambda: claim(options, given, "config.json").out))
         identity = base_of(start)
+        if rank():
+            return Reading(Path(options.out), template_of(options, start, training, identity), training.saved)
         run = cls(Path(options.out), template_of(options, start, training, identity), training.saved)
         run.lock = Lock(run.directory)
         known = {"data": fingerprints(options, parts), "base": identity}
-        machine = {"versions": versions(), "threads": torch.get_num_threads(), "seconds_of_products": training.seconds}
+        machine = {"versions": versions(), "threads": torch.get_num_threads(), "processes": count()}
+        machine |= {"seconds_of_products": training.seconds}
         run.remember(given=portable(given), flags=asdict(options), **known, **machine)
         return run
 
@@ -88,6 +92,10 @@ class Run:
             if name not in (*FREE, "model") and (now := getattr(options, name, None)) != value:
                 raise UserError(f"{directory}: {spelled(name)} was {value} at the start of the run and would be {now} now, with "
                                 "this version or on this machine")  # fmt: skip
+        if rank():
+            run = Reading(directory, template_of(options, start, training, identity), training.saved)
+            run.record = record
+            return run
         run = cls(directory, template_of(options, start, training, identity), training.saved)
         run.lock, run.record = Lock(directory), record
         tidy(directory)
@@ -95,6 +103,9 @@ class Run:
         if record["threads"] != torch.get_num_threads():
             print(f"note: {torch.get_num_threads()} threads, and the run began with {record['threads']}: sums differ in the last "
                   "bits", file=sys.stderr)  # fmt: skip
+        if count() != (then := record.get("processes", 1)):
+            print(f"note: {counted(count(), 'process')}, and the run began with {then}: the last bits and the dropout differ",
+                  file=sys.stderr)  # fmt: skip
         for name, version in versions().items():
             if version != (then := record["versions"].get(name)):
                 print(f"note: {name} {version}, and the run began with {then}: the last bits may differ", file=sys.stderr)
@@ -185,12 +196,13 @@ class Run:
             progress.seconds_evaluating += scores.seconds
             return scores
 
+        wait()  # until the first process has written
         self.restore(training.model)
         task, scores = training.task, {}
         if "valid" in data:
             scores["valid"] = scored("valid")
             check_recorded(scores["valid"].metrics, options.monitor, progress, next(training.model.parameters()).device)
-            tuned = task.tune(scores["valid"].meter)
+            tuned = from_first(lambda: task.tune(scores["valid"].meter))
             if tuned != task:
                 task = tuned
                 scores["valid"] = scored("valid")
@@ -250,6 +262,18 @@ class Run:
         return result
 
 
+class Reading(Run):
+    """Of a process other than the first: it reads the directory and writes nothing."""
+
+    def write_json(self, name: str, content: dict) -> None: ...
+
+    def log(self, events: list[dict]) -> None: ...
+
+    def rewind(self, size: int) -> None: ...
+
+    def save(self, model: nn.Module, task) -> None: ...
+
+
 def check_recorded(metrics: dict, monitor: str, progress: Progress, device: torch.device) -> None:
     """What was saved scores as it did in its epoch. A GPU may choose other kernels, with other rounding."""
     if progress.best is None or metrics[monitor] is None:
@@ -298,6 +322,8 @@ def stopped_in(directory: Path) -> Iterator[None]:
     """A signal within says what is left of the run, and how to continue it."""
     try:
         yield
+    except Lost as error:
+        raise UserError(f"{error}; to continue: {resume_command(directory)}") from None
     except KeyboardInterrupt as stop:
         if stop.args:  # it is said already
             raise
@@ -312,7 +338,7 @@ def resume_command(directory: Path) -> str:
 # ---- what a run stands on ----
 
 DATA = ("train", "valid", "test", "source_data", "rehearse", "target_data")  # flags of files and directories
-FREE = ("epochs", "device", "workers", *DATA, "out", "quiet")  # flags that may differ where a run goes on
+FREE = ("epochs", "device", "threads", "workers", *DATA, "out", "quiet")  # flags that may differ where a run goes on
 
 
 def base_of(start) -> dict[str, str | None] | None:
@@ -576,9 +602,8 @@ def versions() -> dict[str, str]:
 
 
 def describe_device(device: torch.device) -> str:
-    return (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device}, {counted(torch.get_num_threads(), 'thread')}"
-    )
+    one = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device}, {counted(torch.get_num_threads(), 'thread')}"
+    return one + say_processes()
 
 
 def peak_memory_mb(device: torch.device) -> int | None:

@@ -18,14 +18,17 @@ from minift.checkpointing import checkpoint_activations
 from minift.cli import spelled as command_of
 from minift.data.batching import Data
 from minift.data.examples import Examples
+from minift.distributed import from_first
 from minift.errors import UserError, look_up
 from minift.finetuned import choose_device
 from minift.methods.surgery import delta, lengthened, plain_name, terms
+from minift.models import MODELS
 from minift.optim import OPTIMIZERS
 from minift.optim.averaging import AVERAGING, Average
 from minift.optim.groups import Group, make_groups
 from minift.optim.measure import choose
 from minift.optim.precision import autocast
+from minift.optim.rows import by_rows
 from minift.optim.schedules import SCHEDULES, check_factors, warmup_steps
 from minift.optim.unfreezing import UNFREEZING
 from minift.options import layout_of
@@ -43,10 +46,6 @@ from minift.training import Training
 # Few rows need more passes: three over 500 rows leave BERT half trained (Mosbach et al. 2021, arXiv:2006.04884;
 # Zhang et al. 2021, arXiv:2006.05987). --epochs unset makes at least this many steps.
 LEAST_STEPS = 150
-DROPOUT = {
-    "dropout": "hidden_dropout_prob",
-    "attention_dropout": "attention_probs_dropout_prob",
-}  # flag -> field of a model of texts
 
 
 @dataclass
@@ -89,8 +88,16 @@ def start(options) -> Start:
     checkpoint = untrained(name) if options.init == "random" else None
     place = None if checkpoint else find(name)
     checkpoint = checkpoint or read(place)
-    changed = {field: getattr(options, name) for name, field in DROPOUT.items() if getattr(options, name, None) is not None}
+    model = look_up(MODELS, checkpoint.architecture, "architecture")
+    given = {name: getattr(options, name, None) for name in model.Config.DROPOUT}
+    changed = {field: value for name, value in given.items() if value is not None for field in model.Config.DROPOUT[name]}
     checkpoint = replace(checkpoint, config=checkpoint.config | changed)
+    try:
+        model.check_pool(getattr(options, "pool", None))
+    except ValueError as error:
+        raise UserError(f"--{error}; {name} is one") from None
+    if getattr(options, "solver", None) == "lbfgs" and not model.Config.head_bias:
+        raise UserError(f"--solver lbfgs: it finds a weight and a bias, and the head on {name} has no bias")
     if checkpoint.grafts:
         raise UserError(
             f"{name}: a run of {checkpoint.method}, whose layers are no longer plain; merge them first, where that is possible: "
@@ -114,8 +121,9 @@ def resolve(given, start: Start, directory: Path | None = None) -> tuple[object,
                 raise UserError(f"--weight-decay {given.weight_decay:g} with --penalty {given.penalty}: it pulls to 0 what the "
                                 "penalty keeps near the pretrained weights; leave it out")  # fmt: skip
             decay = (0.0, "the penalty's place")
-        if one.keywords.get("authors") and any(getattr(given, name, None) for name in DROPOUT):
+        if one.keywords.get("authors") and any(getattr(given, name, None) for name in ("dropout", "attention_dropout")):
             raise UserError(f"--dropout or --attention-dropout with --penalty {given.penalty}: it stands in the place of dropout")
+    out = directory or from_first(lambda: choose_directory(given.out, Path(given.train or "reviews"), model, given.method))
     lr = default_lr(given.method, optimizer.partition(":")[0], start.checkpoint.width)
     defaults = task.defaults(method, start.checkpoint) | {
         "model": (model, f"{given.task}'s own"),
@@ -124,7 +132,7 @@ def resolve(given, start: Start, directory: Path | None = None) -> tuple[object,
         "weight_decay": decay,
         "monitor": (next(iter(task.METRICS)), f"first of {given.task}"),
         "device": (str(start.device), "found"),
-        "out": (str(directory or choose_directory(given.out, Path(given.train or "reviews"), model, given.method)), "free"),
+        "out": (str(out), "free"),
     }
     if given.train is None:
         defaults["by"] = ("kind", "the embedded sample's")
@@ -199,6 +207,7 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int,
         lr_factors=lr_factors(options.method),
         plain_name=plain_name,
     )
+    by_rows(model)
     stages = list(dict.fromkeys(group.stage for group in groups))
     adversary = None if target is None else make_adversary(options, target, model, groups, options.epochs * steps_per_epoch)
     if stages == ["head"]:
@@ -209,7 +218,8 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int,
         raise UserError(f"--optimizer {options.optimizer}: {error}") from None
     steps = options.epochs * steps_per_epoch
     try:
-        choice = choose(options.precision, start.device, body, inputs_like(train, options.batch_size, start.device))
+        inputs = inputs_like(train, options.batch_size, start.device)
+        choice = from_first(lambda: choose(options.precision, start.device, body, inputs))
     except ValueError as error:
         raise UserError(f"--precision {options.precision}: {error}") from None
     precision = autocast(choice.dtype, model)

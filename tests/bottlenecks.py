@@ -56,7 +56,9 @@ def hidden_states(body: nn.Module, given: tuple[Tensor, ...]) -> tuple[list[Tens
     for stage in body.walk():
         state = stage(state)
         hidden.append(state.hidden)
-    return hidden[: body.config.num_hidden_layers + 1], state.pooled
+    if body.PRE_LN:
+        return [*hidden[: len(body.layers)], hidden[-2]], state.pooled  # of the last layer behind the LayerNorm on top
+    return hidden[: len(body.layers) + 1], state.pooled
 
 
 def assert_twins(body: nn.Module, theirs: nn.Module, table: dict[str, str], given: tuple[Tensor, ...], atol: float = 1e-10) -> None:
@@ -66,14 +68,17 @@ def assert_twins(body: nn.Module, theirs: nn.Module, table: dict[str, str], give
     torch.manual_seed(3)
     hidden, pooled = hidden_states(body, given)
     torch.manual_seed(3)
-    tokens, mask, types = given
-    expected = theirs(tokens, mask.long(), types, output_hidden_states=True)
+    tokens, mask, *types = given
+    named = {"token_type_ids": types[0]} if types else {}
+    expected = theirs(input_ids=tokens, attention_mask=mask.long(), **named, output_hidden_states=True)
     for i, (ours, other) in enumerate(zip(hidden, expected.hidden_states, strict=True)):
         close(ours[mask], other[mask], f"hidden state {i}", atol)
-    close(pooled, expected.pooler_output, "pooled", atol)
+    top = expected.last_hidden_state
+    theirs_pooled = expected.pooler_output if types else top[torch.arange(len(top)), mask.sum(1) - 1]
+    close(pooled, theirs_pooled, "pooled", atol)
 
     weight = torch.randn(hidden[-1].shape, generator=torch.Generator().manual_seed(4), dtype=hidden[-1].dtype)
-    for top, output in ((hidden[-1], pooled), (expected.last_hidden_state, expected.pooler_output)):
+    for top, output in ((hidden[-1], pooled), (expected.last_hidden_state, theirs_pooled)):
         ((top * weight)[mask].mean() + output.square().mean()).backward()
     for name, (ours, other) in pairs.items():
         assert other.grad.any(), name

@@ -252,7 +252,7 @@ WRONG = {
     "no such task": ({"task": "regression"}, "known are text-classification"),
     "no such metric": ({"monitor": "accurracy"}, "known are loss, accuracy"),
     "no such init": ({"init": "zero"}, "pretrained or random"),
-    "no such pool": ({"pool": "max"}, "cls or mean"),
+    "no such pool": ({"pool": "max"}, "cls, mean or last"),
     "no such device": ({"device": "quantum"}, "not available here"),
     "negative epochs": ({"epochs": -1}, "--epochs -1"),
     "batch of nothing": ({"batch_size": 0}, "--batch-size 0"),
@@ -363,6 +363,16 @@ def test_a_broken_base_is_refused(tmp_path, base):
         run(tmp_path, base)
 
 
+def test_threads(tmp_path, base):
+    before = torch.get_num_threads()
+    try:
+        other = 2 if before == 1 else 1
+        directory = run(tmp_path, base, threads=other, epochs=1)
+        assert torch.get_num_threads() == json.loads((directory / "config.json").read_text())["threads"] == other
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_runs_are_numbered(tmp_path, base, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows_file(tmp_path / "reviews.csv")
@@ -394,7 +404,7 @@ def test_help_shows_what_a_flag_takes(capsys):
     with pytest.raises(SystemExit):
         train.main(["--help"])
     shown = capsys.readouterr().out
-    assert all(flag in shown for flag in ("--batch-size N", "--lr X", "--pool {cls,mean}", "--train VALUE"))
+    assert all(flag in shown for flag in ("--batch-size N", "--lr X", "--pool {cls,mean,last}", "--train VALUE"))
 
 
 COMMANDS = """

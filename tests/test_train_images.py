@@ -182,7 +182,7 @@ def test_one_view_is_augmented_and_the_same_in_every_epoch(tmp_path, data):
 
 def test_what_the_start_says_of_batch_norm_and_what_is_refused(tmp_path, data, capsys):
     run(tmp_path, *data, accumulate=2, epochs=1)
-    assert "BatchNorm takes its statistics from each batch, not from all of a step" in capsys.readouterr().out
+    assert "BatchNorm takes its statistics from each batch, not all of a step" in capsys.readouterr().out
     run(tmp_path, *data, accumulate=2, epochs=1, method="probe", out="probe")
     assert "BatchNorm takes" not in capsys.readouterr().out
     with pytest.raises(UserError, match="--cache disk with --method full: the lowest stage trains"):

@@ -10,8 +10,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from minift.formats.bytelevel import tokenizer_of_bytes
 from minift.formats.huggingface import read, to_huggingface
 from minift.models.bert import Bert, BertConfig
+from minift.models.gpt2 import Gpt2, Gpt2Config
 from minift.models.resnet import ResNet, ResNetConfig
 from minift.models.roberta import Roberta, RobertaConfig
 from minift.pretrained import Checkpoint, write
@@ -60,6 +62,23 @@ def tiny_roberta(seed: int = 0, pool: str | None = "cls", **changes) -> Roberta:
     for table in (body.embeddings.word, body.embeddings.position):
         table.weight.data[table.padding_idx] = 0.0
     return body
+
+
+def tiny_gpt2(seed: int = 0, pool: str | None = "last", **changes) -> Gpt2:
+    """The same of GPT-2."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {"vocab_size": len(VOCABULARY), "n_positions": 40, "n_embd": 16, "n_layer": 3, "n_head": 4, "n_inner": 24}
+    body = Gpt2(Gpt2Config(**sizes | {"eos_token_id": 3} | changes), pool)
+    for parameter in body.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3 + (parameter.data == 1)
+    return body
+
+
+def byte_checkpoint(body: Gpt2 | None = None) -> Checkpoint:
+    """A tiny GPT-2 over bytes."""
+    body = body or tiny_gpt2(pool=None, vocab_size=257, n_positions=120, eos_token_id=256)
+    tensors = {name: tensor.detach().clone() for name, tensor in body.state_dict().items()}
+    return Checkpoint("gpt2", asdict(body.config), tensors, tokenizer_of_bytes(), "bytes")
 
 
 def tiny_resnet(seed: int = 0, pool: str | None = "mean", **changes) -> ResNet:

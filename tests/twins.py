@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from tiny import tiny_body, tiny_resnet
+from tiny import tiny_body, tiny_gpt2, tiny_resnet
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -26,9 +26,9 @@ AROUND_ONE = ("m", "scale")  # randomised as factors, all others as summands
 
 
 def needs_past_key_values(method: str) -> None:
-    """Skip a prefix of peft's where it cannot run: it is handed to BERT as past key values."""
+    """Skip a prefix of peft's where it cannot run: it is handed to BERT, and to a classifier of GPT-2, as past key values."""
     if "prefix" in method and int(pytest.importorskip("transformers").__version__.partition(".")[0]) >= 5:
-        pytest.skip("BERT of transformers 5 takes no past key values, by which peft hands it a prefix")
+        pytest.skip("in transformers 5 it takes no past key values, by which peft hands it a prefix")
 
 
 class Net(nn.Sequential, Body):
@@ -47,6 +47,11 @@ class Net(nn.Sequential, Body):
 
 def bert(dropout: float = 0.0) -> nn.Module:
     return tiny_body(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, layer_norm_eps=1e-3).double()
+
+
+def gpt2(dropout: float = 0.0) -> nn.Module:
+    off = dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), dropout)
+    return tiny_gpt2(layer_norm_epsilon=1e-3, **off).double()
 
 
 def resnet() -> nn.Module:
@@ -97,6 +102,8 @@ def reference(body: nn.Module) -> nn.Module:
     if hasattr(c, "depths"):
         sizes = {"embedding_size": c.embedding_size, "hidden_sizes": list(c.hidden_sizes), "depths": list(c.depths)}
         theirs = transformers.ResNetModel(transformers.ResNetConfig(**sizes, layer_type="bottleneck"))
+    elif hasattr(c, "n_layer"):
+        theirs = transformers.GPT2Model(transformers.GPT2Config(**vars(c)))
     else:
         theirs = transformers.BertModel(transformers.BertConfig(**vars(c)))
     weights = {name: tensor.detach().clone() for name, tensor in body.state_dict().items()}
@@ -135,7 +142,15 @@ def trained(body: nn.Module, theirs: nn.Module) -> dict[str, tuple[nn.Parameter,
 
 
 def outputs(model: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """(hidden, pooled) of a model, (y,) of bare layers; the mask goes in as numbers, which both libraries take."""
+    """(hidden, pooled) of a model, (y,) of bare layers; the mask goes in as numbers, which both libraries take.
+
+    given: of a decoder tokens and mask; of what it gives for padding nothing is promised.
+    """
+    if len(given) == 2:
+        tokens, mask = given
+        ours = isinstance(model, Body)
+        hidden = model(tokens, mask).hidden if ours else model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+        return (hidden[mask],)
     state = model(*given)
     if isinstance(state, Tensor):
         return (state,)

@@ -117,7 +117,7 @@ class Augmented(Encoded):
             if self.words or self.paraphrases:
                 texts, pairs = zip(*(self.drawn(int(row), epoch) for row in units), strict=True)
                 pairs = None if self.pairs is None else list(pairs)
-                tokens, types, _ = encode(self.tokenizer, list(texts), pairs, self.max_length)
+                tokens, types, _ = encode(self.tokenizer, list(texts), pairs, self.max_length, self.pad)
             ids, mask, types = pad(tokens, self.pad, types)
             if self.cut:
                 mask = self.without_cut(ids, mask, units, epoch)
@@ -136,7 +136,7 @@ class Augmented(Encoded):
     def without_cut(self, ids: Tensor, mask: Tensor | None, units: np.ndarray, epoch: int) -> Tensor:
         """(B, S) the mask, False at the tokens that are cut off."""
         mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
-        special = torch.tensor(self.tokenizer.encode("", "").ids)
+        special = torch.tensor(self.tokenizer.encode("", "").ids, dtype=torch.long)
         plain = (mask & ~torch.isin(ids, special)).numpy()
         streams = [np.random.default_rng((self.seed, epoch, int(row), CUT)) for row in units]
         return mask & ~torch.from_numpy(np.stack([self.cut(real, random) for real, random in zip(plain, streams, strict=True)]))

@@ -24,7 +24,7 @@ class Batch:
 
     inputs: tuple[Tensor | None, ...]  # of the body's forward, (B, ...) each
     targets: tuple[Tensor, ...]  # what the head and the loss read, (B, ...) each; () in prediction
-    rows: np.ndarray  # (B) the number of the row of each unit
+    rows: np.ndarray  # (B) the number of the row of each unit; where units share a row of the inputs, of all of them
     counts: Tensor  # (B) floats on the CPU: what the loss of each unit is a sum over, as 1 label, n words; 0 where nothing counts
     smoothing: float = 0.0  # label smoothing: a training batch's
     weights: Tensor | None = None  # (C) of the classes in the loss: a training batch's; None: all 1
@@ -76,6 +76,10 @@ class Data:
     def describe(self) -> dict[str, int | str]:
         """Figures for the table of the data."""
         return {}
+
+    def sample(self) -> tuple[list[str], list[list]] | None:
+        """A row of training as a table, token by token: (header, rows); None: there is nothing to show."""
+        return None
 
 
 @dataclass(kw_only=True)

@@ -1,6 +1,7 @@
 """Documents: running text without labels, from plain text, tables, JSON lines, or a directory of text files.
 
-plain text   a document a line; where blank lines stand between lines, they part the documents, and a document has several lines
+plain text   a document a line; where blank lines stand between lines, they part the documents, and a document has several lines;
+             or the file as a whole (--documents file)
 tables       csv, tsv, jsonl: a document is the text of a row
 directory    a document a .txt file
 
@@ -74,6 +75,9 @@ def from_plain_text(source: str | Path, layout: DocumentLayout, filled: bool) ->
     parted = layout.documents == "blank-lines"
     if layout.documents == "auto" and layout.format == "auto":
         parted = full[-1] - full[0] >= len(full)  # blank lines before the first document and behind the last part nothing
+    if layout.documents == "file":
+        decided = ["one document", *decided, *idle(layout, TABULAR + LABELLED, "plain text")]
+        return Documents(path, ["\n".join(lines[: full[-1] + 1])], [0], filled, lines=[1], decided=decided)
     texts, starts = [], []
     for before, i in zip([-2, *full], full, strict=False):
         if parted and i == before + 1:

@@ -63,11 +63,12 @@ def padded(rows: list[np.ndarray], real: np.ndarray, value: int) -> Tensor:
 
 
 def encode(
-    tokenizer: Tokenizer, texts: list[str], pairs: list[str] | None, max_length: int
+    tokenizer: Tokenizer, texts: list[str], pairs: list[str] | None, max_length: int, filler: int
 ) -> tuple[list[np.ndarray], list[np.ndarray] | None, np.ndarray]:
     """(ids of each row with the special tokens, token types where rows are pairs, (N) tokens of each row before it was cut)
 
-    A text longer than max_length is cut at its end; of a pair the longer text is cut first, a token at a time.
+    A text longer than max_length is cut at its end; of a pair the longer text is cut first, a token at a time. filler: the id that
+    stands for a text without any token, as an empty one of a GPT-2.
     """
     cutting = truncating(tokenizer, max_length)
     rows = texts if pairs is None else list(zip(texts, pairs, strict=True))
@@ -76,7 +77,7 @@ def encode(
     for start in range(0, len(rows), CHUNK):
         chunk = rows[start : start + CHUNK]
         encodings = cutting.encode_batch_fast(chunk)
-        tokens += [np.array(e.ids, dtype=np.int64) for e in encodings]
+        tokens += [np.array(e.ids or [filler], dtype=np.int64) for e in encodings]
         if types is None:
             before += [len(e.ids) + sum(len(rest.ids) - special for rest in e.overflowing) for e in encodings]
             continue

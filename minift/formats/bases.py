@@ -27,13 +27,13 @@ from minift.tasks import TASKS as ALL_TASKS
 from minift.tasks.task import task_from
 
 BESIDE = "minift.json"
-TASKS = {"bert": "text-classification", "resnet": "image-classification"}
+TASKS = {"bert": "text-classification", "gpt2": "text-classification", "resnet": "image-classification"}
 
 
 def check_architecture(architecture: str) -> None:
     """Raises UserError for one whose names in the two libraries are not known here."""
     if architecture not in TASKS:
-        known = " and ".join(TASKS)
+        known = ", ".join(TASKS)
         raise UserError(f"{architecture}: directories of peft and of the adapters library are read and written of {known}")
 
 
@@ -134,7 +134,7 @@ def over(
     label_names: what the user says. recorded: what the library says, for where minift.json says nothing. taken: positions that the
     method takes.
     """
-    stored = task_of(directory, base, task, len(head["weight"]), label_names, recorded, taken)
+    stored = task_of(directory, base, task, len(head.get("weight", ())), label_names, recorded, taken)
     plain = base.empty_body(stored["pool"]).state_dict().keys()
     return replace(
         base,
@@ -194,9 +194,9 @@ def task_of(
         name = "text-regression"
     if OUTPUTS.get(name, rows) != rows:
         raise UserError(f"{directory}: the head has {rows} rows, and that of {name} has {OUTPUTS[name]}")
-    if label_names and name in OUTPUTS:
+    if label_names and (name in OUTPUTS or not rows):
         raise UserError(f"--label-names: the head is one of {name}, which has no labels")
-    labels = [] if name in OUTPUTS else labels_of(directory, rows, label_names, recorded)
+    labels = [] if name in OUTPUTS or not rows else labels_of(directory, rows, label_names, recorded)
     length = None if base.tokenizer is None else min(128, base.max_length - taken)
     usual = usual_task(name, base, labels, FAMILIES[base.architecture].pool, length)
     task = usual | {field: value for field, value in (said or {}).items() if field not in ("pool", "labels")}

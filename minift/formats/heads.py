@@ -32,13 +32,13 @@ QUESTION = 384  # tokens of a window of question and context, as in the usual sc
 class Head(NamedTuple):
     """A head of transformers."""
 
-    kind: str  # its class is called Bert, Roberta, ... + For + this
+    kind: str  # AutoModelFor + this is its class; so are BertFor, RobertaFor, ..., but for those of CLASSES
     problem_type: str | None  # what config.json says besides, where the class has several losses
     names: dict[str, dict[str, str]]  # architecture -> module of the head here, "" the head itself -> module there
 
 
 TEXT = ("bert", "roberta", "xlm-roberta")
-POOLED = {"bert": {"": "classifier"}} | {name: {"": "classifier.out_proj"} for name in TEXT[1:]}
+POOLED = {"bert": {"": "classifier"}, **{name: {"": "classifier.out_proj"} for name in TEXT[1:]}, "gpt2": {"": "score"}}
 OF_IMAGES = {"resnet": {"": "classifier.1"}}
 BERT_LM = {"dense": "cls.predictions.transform.dense", "norm": "cls.predictions.transform.LayerNorm", "": "cls.predictions"}
 ROBERTA_LM = {"dense": "lm_head.dense", "norm": "lm_head.layer_norm", "": "lm_head"}
@@ -50,12 +50,20 @@ HEADS = {
     "text-regression": Head("SequenceClassification", "regression", POOLED),
     "image-classification": Head("ImageClassification", "single_label_classification", OF_IMAGES),
     "multi-label-image-classification": Head("ImageClassification", "multi_label_classification", OF_IMAGES),
-    "token-classification": Head("TokenClassification", None, {name: {"": "classifier"} for name in TEXT}),
+    "token-classification": Head("TokenClassification", None, {name: {"": "classifier"} for name in (*TEXT, "gpt2")}),
     "question-answering": Head("QuestionAnswering", None, {name: {"": "qa_outputs"} for name in TEXT}),
     "masked-lm": Head("MaskedLM", None, {"bert": BERT_LM} | {name: ROBERTA_LM for name in TEXT[1:]}),
+    "causal-lm": Head("CausalLM", None, {"gpt2": {}}),  # the table of the words, so it has no tensors of its own
+    "instruction-tuning": Head("CausalLM", None, {"gpt2": {}}),
 }
+CLASSES = {"GPT2ForCausalLM": "GPT2LMHeadModel"}
 
 OUTPUTS = {"text-regression": 1, "question-answering": 2}  # of heads whose rows are no labels
+
+
+def class_of(name: str, head: Head) -> str:
+    """The class of transformers. name: of the architecture there."""
+    return CLASSES.get(f"{name}For{head.kind}", f"{name}For{head.kind}")
 
 
 def has_head(architecture: str, task: str) -> bool:
@@ -78,9 +86,15 @@ def folded(checkpoint: Checkpoint) -> Checkpoint:
     if checkpoint.task is None or checkpoint.task["name"] != "text-regression":
         return checkpoint
     offset, scale = task_from(checkpoint.task).scaling
-    weight, bias = (checkpoint.head[leaf].double() for leaf in ("weight", "bias"))
     dtype = checkpoint.head["weight"].dtype
-    head = {"weight": (weight * scale).to(dtype), "bias": (bias * scale + offset).to(dtype)}
+    head = {"weight": (checkpoint.head["weight"].double() * scale).to(dtype)}
+    if "bias" in checkpoint.head:
+        head["bias"] = (checkpoint.head["bias"].double() * scale + offset).to(dtype)
+    elif offset:
+        raise UserError(
+            f"{checkpoint.source}: the head has no bias, in which transformers could keep the mean of the targets, {offset:.4g}; "
+            "train with --no-scale-targets, on targets around 0"
+        )
     if not all(tensor.isfinite().all() for tensor in head.values()):
         raise UserError(f"{checkpoint.source}: the head in true units is beyond the range of {str(dtype).removeprefix('torch.')}")
     return replace(checkpoint, head=head, task=checkpoint.task | {"scaled": False})
@@ -90,7 +104,7 @@ def config_of(checkpoint: Checkpoint, name: str) -> dict:
     """Fields of config.json for a run, or for a body with the head of its pretraining. name: transformers' of the architecture."""
     task = checkpoint.task or {"name": next(iter(checkpoint.heads))}
     head = HEADS[task["name"]]
-    config = {"architectures": [f"{name}For{head.kind}"]}
+    config = {"architectures": [class_of(name, head)]}
     labels = ["LABEL_0"] if task["name"] == "text-regression" else task.get("labels")
     if head.problem_type:
         config["problem_type"] = head.problem_type
@@ -120,6 +134,12 @@ def bring_in(
     wanted: run or body; None: a run where a task has this head. pairs: a row of it is a pair of texts.
     """
     file, task = directory / "config.json", None
+    if checkpoint.causal and "lm_head.weight" in report.outside:
+        if torch.equal(report.outside["lm_head.weight"], checkpoint.tensors["embeddings.word.weight"]):
+            report.outside.pop("lm_head.weight")  # tied, as in the body's own use of the table
+            report.dropped.remove("lm_head.weight")
+        else:
+            report.said.append("lm_head.weight is another than the word vectors, to which a head of causal-lm is tied here")
     try:
         name = None if wanted == "body" else task_in(config, family, checkpoint, report.outside, wanted)
         if name is not None:
@@ -139,16 +159,21 @@ def task_in(config: dict, family, checkpoint: Checkpoint, outside: dict[str, Ten
     """The task of the class that config.json names; None where it names a body. Raises ValueError where there is no such task."""
     classes = config.get("architectures")
     named = next((one for one in classes or () if isinstance(one, str)), None) if isinstance(classes, list | None) else None
-    kind = named.removeprefix(f"{family.name}For") if named and named.startswith(f"{family.name}For") else None
-    if kind is None:
+    known = {name: head for name, head in HEADS.items() if has_head(checkpoint.architecture, name)}
+    if named is None or not (named.startswith(f"{family.name}For") or named in CLASSES.values()):
         if wanted == "run":
             raise ValueError(f"architectures is {classes!r:.60}, which has no head")
         return None
-    fitting = {name: head for name, head in HEADS.items() if head.kind == kind and has_head(checkpoint.architecture, name)}
-    fitting = {name: head for name, head in fitting.items() if name in TASKS}
+    fitting = {name: head for name, head in known.items() if class_of(family.name, head) == named and name in TASKS}
     if not fitting:
         raise ValueError(f"no task has the head of {named}")
     first = next(iter(fitting))
+    if first == "causal-lm":
+        stored = config.get(OURS)
+        own = stored.get("name") if isinstance(stored, dict) else None
+        if own not in fitting and wanted is None:
+            return None  # the body is all there is of it
+        return own if own in fitting else first
     if first == "masked-lm" and checkpoint.own_pool and wanted is None:
         raise ValueError(
             f"besides the head of {named} it holds a pooler, which a run of masked-lm has not (--as run leaves it out)"
@@ -174,7 +199,7 @@ def rows_of(outside: dict[str, Tensor], head: Head, architecture: str) -> Tensor
 def fields_in(directory: Path, config: dict, family, checkpoint: Checkpoint, report, name: str, pairs: bool) -> dict:
     """The task as config.json of a run stores it. Raises ValueError where its labels are none that the task can have."""
     labels, rows = [], None
-    if name != "masked-lm":
+    if HEADS[name].kind not in ("MaskedLM", "CausalLM"):
         rows = len(rows_of(report.outside, HEADS[name], checkpoint.architecture))
         expected = OUTPUTS.get(name)
         if expected not in (None, rows):

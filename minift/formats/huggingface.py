@@ -118,7 +118,7 @@ def why_no_export(architecture: str, task: dict) -> str | None:
 def write(directory: Path, checkpoint: Checkpoint) -> None:
     """A directory for AutoModel; for AutoModelFor... where the checkpoint has a head: a run's, or that of its pretraining."""
     checkpoint = heads.folded(checkpoint)
-    family, body = FAMILIES[checkpoint.architecture], checkpoint.empty_body()
+    family, body = FAMILIES[checkpoint.architecture], checkpoint.empty_body(checkpoint.usual_pool)
     task = checkpoint.task["name"] if checkpoint.task else next(iter(checkpoint.heads), None)
     head = checkpoint.head if checkpoint.task else checkpoint.heads.get(task, {})
     tensors = to_huggingface(checkpoint.tensors, body, family.prefix if task else "")
@@ -265,16 +265,25 @@ def to_minift(where: Path, theirs: dict[str, Tensor], body: nn.Module, family: F
     report.outside = {name: modern[name] for name in sorted(modern.keys() - set(taken))}
     report.dropped += report.outside
     modern = {name.removeprefix(family.prefix): modern[name] for name in taken}
-    modern.pop("embeddings.position_ids", None)  # 0, 1, 2, ...: a buffer that old versions saved
+    modern = {name: tensor for name, tensor in modern.items() if not re.fullmatch(BUFFERS, name)}
 
     table = names(body)
-    expected = {table[ours]: tensor for ours, tensor in body.state_dict().items()}
+    expected = {table[ours]: turned(table[ours], tensor, body) for ours, tensor in body.state_dict().items()}
     if not any(name.startswith("pooler.") for name in modern):
         expected = {name: tensor for name, tensor in expected.items() if not name.startswith("pooler.")}
     count_from_zero(modern, expected, report)
     check_shapes(where, modern, expected)
     check_values(where, modern)
-    return {ours: modern[name] for ours, name in table.items() if name in modern}
+    return {ours: turned(name, modern[name], body) for ours, name in table.items() if name in modern}
+
+
+# What old versions saved beside the weights: 0, 1, 2, ..., and GPT-2's causal mask and what stood for -inf in it
+BUFFERS = r"embeddings\.position_ids|h\.\d+\.attn\.(masked_)?bias"
+
+
+def turned(name: str, tensor: Tensor, body: nn.Module) -> Tensor:
+    """A tensor by its name in transformers, as it is stored on the other side: transposed, where the model's file says so."""
+    return tensor.T.contiguous() if re.fullmatch(body.TRANSPOSED, name) else tensor
 
 
 # What training scripts and wrappers put before every name of a model, in any order and number, and what they put between
@@ -318,7 +327,7 @@ def count_from_zero(tensors: dict[str, Tensor], expected: dict[str, Tensor], rep
 def to_huggingface(tensors: dict[str, Tensor], body: nn.Module, prefix: str) -> dict[str, Tensor]:
     """The inverse of to_minift: tensors of the body under transformers' names, `bert.` before them where a head follows."""
     table = names(body)
-    return {prefix + table[name]: tensor for name, tensor in tensors.items()}
+    return {prefix + table[name]: turned(table[name], tensor, body) for name, tensor in tensors.items()}
 
 
 # ---- texts: tokenizer and pooling ----
@@ -453,6 +462,22 @@ FAMILIES = {
     ),
     "roberta": ROBERTA,
     "xlm-roberta": ROBERTA._replace(name="XLMRoberta"),
+    "gpt2": Family(
+        name="GPT2",
+        prefix="transformer.",
+        roots=("wte.", "wpe.", "h.", "ln_f."),
+        pool="last",
+        pooler=None,
+        computed={
+            "scale_attn_weights": True,
+            "scale_attn_by_inverse_layer_idx": False,
+            "reorder_and_upcast_attn": False,
+            "add_cross_attention": False,
+        },
+        files=bytelevel.FILES,
+        read_inputs=partial(read_texts, read_one=bytelevel.read_gpt2_tokenizer),
+        write_inputs=bytelevel.write_gpt2_tokenizer,
+    ),
     "resnet": Family(
         name="ResNet",
         prefix="resnet.",

@@ -46,7 +46,7 @@ from minift.formats.huggingface import FAMILIES, Family, look_up_module
 from minift.methods import dora, ia3, lora, prefix
 from minift.methods.prefix import Prefixed
 from minift.methods.prompt import Prompt
-from minift.methods.surgery import delta, lengthened, plain, plain_modules, wrappers
+from minift.methods.surgery import delta, find, lengthened, plain, plain_modules, wrappers
 from minift.pretrained import Checkpoint, check_shapes, whole, write_json, write_tensors
 from minift.specs import options_of
 
@@ -57,6 +57,8 @@ VIRTUAL = ("PREFIX_TUNING", "PROMPT_TUNING")
 
 LEAVES = lora.PEFT_NAMES | dora.PEFT_NAMES | ia3.PEFT_NAMES
 
+LAST_COLUMN = "behind a prompt transformers' classifier of a GPT-2 takes the last column for the last token, padding or not"
+TIED = "what peft changes of the word vectors does not reach the head that is tied to them, and minift's does"
 QA = "qa_outputs"  # the module that is the head of question answering there
 
 # peft's task_types that are read -> the usual task of such a head; without one it may also be QA
@@ -67,6 +69,7 @@ TASK_TYPES = {
         "QUESTION_ANS": "question-answering",
         None: "text-classification",
     },
+    "gpt2": {"SEQ_CLS": "text-classification", "TOKEN_CLS": "token-classification", "CAUSAL_LM": "causal-lm"},
     "resnet": {None: "image-classification"},
 }
 
@@ -92,7 +95,6 @@ READ = {
     "PREFIX_TUNING": {"num_virtual_tokens": ((int,), None)},
     "PROMPT_TUNING": {"num_virtual_tokens": ((int,), None)},
 }
-OF_THE_BASE = {"token_dim": "hidden_size", "num_layers": "num_hidden_layers", "num_attention_heads": "num_attention_heads"}
 SILENT = (  # what was done in training, or is of an effect only with a field that is refused
     *("peft_type", "task_type", "peft_version", "revision", "auto_mapping", "base_model_name_or_path", "inference_mode"),
     *("modules_to_save", "megatron_core", "qalora_group_size", "runtime_config", "init_ia3_weights", "init_weights"),
@@ -129,6 +131,8 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
     checkpoint = folded(checkpoint)
     family, task = FAMILIES[checkpoint.architecture], checkpoint.task["name"]
     body = checkpoint.tuned_body(next(iter(checkpoint.grafts.values())).dtype, copy=False)
+    if task_type_of(checkpoint.architecture, task) == "CAUSAL_LM" and changes_words(body):
+        raise UserError(f"--method {checkpoint.method}: {TIED}; with --to hf it goes out as a plain model")
     if PEFT_TYPES[name] in VIRTUAL:
         config, tensors = virtual_tokens(body, options)
     else:
@@ -141,7 +145,7 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
         "task_type": task_type_of(checkpoint.architecture, task),
         "base_model_name_or_path": source_of_base(checkpoint),
         "inference_mode": True,
-        "modules_to_save": [next(iter(head)).partition(".")[0]],
+        "modules_to_save": [next(iter(head)).partition(".")[0]] if head else None,
     }
     with whole(directory) as fresh:
         write_tensors(fresh / WEIGHTS[0], {theirs: tensor.detach() for theirs, tensor in tensors.items()})
@@ -186,6 +190,8 @@ def writable(checkpoint: Checkpoint) -> tuple[str, dict]:
             f"--method {method}: peft hands no token types to a model for question answering with a prefix or a prompt, so the "
             "answers would be others; train with lora, dora or ia3"
         )
+    if checkpoint.causal and pool is not None and PEFT_TYPES[name] == "PROMPT_TUNING":
+        raise UserError(f"--method {method}: {LAST_COLUMN}; train with prefix:shift=true, lora, dora or ia3")
     if options.get("pooler") == "text" and pool is not None:
         raise UserError(f"--method {method}: the pooler sees the virtual tokens too in peft; train with prompt:pooler=all")
     if not checkpoint.delta or checkpoint.origin is None:
@@ -195,10 +201,16 @@ def writable(checkpoint: Checkpoint) -> tuple[str, dict]:
     return name, options
 
 
+def changes_words(body: nn.Module) -> bool:
+    """Whether lora stands at the table of the word vectors."""
+    (words,) = find(body, "word").values()
+    return isinstance(words, lora.LoRA)
+
+
 def layers(body: nn.Module, family: Family, name: str, options: dict) -> tuple[dict, dict[str, Tensor]]:
     """(configuration, tensors under peft's names) of a method that stands beside single layers."""
     own, wrapped = delta(body), {name_there(body, family, site): wrapper for site, wrapper in wrappers(body).items()}
-    config = {"target_modules": list(wrapped)}
+    config = {"target_modules": list(wrapped), **({"fan_in_fan_out": True} if body.TRANSPOSED else {})}
     if name == "ia3":
         config["feedforward_modules"] = [theirs for theirs, wrapper in wrapped.items() if wrapper.inputs]
     else:
@@ -214,13 +226,20 @@ def virtual_tokens(body: nn.Module, options: dict) -> tuple[dict, dict[str, Tens
     prefixes = [wrapper.prefix() for wrapper in wrappers(body).values() if isinstance(wrapper, Prefixed)]
     prompts = [wrapper.E for wrapper in wrappers(body).values() if isinstance(wrapper, Prompt)]
     config = {"num_virtual_tokens": options["length"], "num_transformer_submodules": 1}
-    config |= {field: getattr(body.config, ours) for field, ours in OF_THE_BASE.items()}
+    config |= of_the_base(body)
     if prefixes:
         config |= {"prefix_projection": options["mlp"] > 0, "encoder_hidden_size": options["mlp"] or body.config.width}
     else:
         config["prompt_tuning_init"] = "RANDOM"
     flat = torch.cat(prefixes or prompts, 1)  # L times (P, 2D) -> (P, L 2D): K of layer 0, V of layer 0, ...
     return config, {prefix.PEFT_NAME: flat}
+
+
+def of_the_base(body: nn.Module) -> dict[str, int | None]:
+    """What the configuration of a prefix or a prompt says of a transformer; None of another model."""
+    layers = getattr(body, "layers", ())
+    heads = layers[0].attention.heads if layers else None
+    return {"token_dim": getattr(body.config, "width", None), "num_layers": len(layers) or None, "num_attention_heads": heads}
 
 
 # ---- names and shapes ----
@@ -265,7 +284,7 @@ def read(directory: Path, base_name: str | None, label_names: list[str] | None =
     if peft_type not in READ:
         raise UserError(f"{file}: peft_type is {peft_type!r}; minift reads {', '.join(READ)}")
     is_qa = config.get("task_type") == "QUESTION_ANS" or (config.get("task_type") is None and QA in saved_modules(config))
-    hidden = is_qa or config.get("task_type") == "TOKEN_CLS"
+    hidden = is_qa or config.get("task_type") in ("TOKEN_CLS", "CAUSAL_LM")
     base, name = find_base(directory, base_name, config.get("base_model_name_or_path"), pooled=not hidden)
     family = FAMILIES[base.architecture]
     body = base.empty_body(None if hidden else family.pool)
@@ -275,6 +294,8 @@ def read(directory: Path, base_name: str | None, label_names: list[str] | None =
             f"{file}: task_type is 'QUESTION_ANS', with which peft hands no token types to the model, and minift tells question "
             f"and context by them; train it with task_type=None and modules_to_save=['{QA}']"
         )
+    if base.causal and not hidden and peft_type == "PROMPT_TUNING":
+        raise UserError(f"{file}: {LAST_COLUMN}, and minift does not; train it with another method")
     usual = "question-answering" if is_qa else TASK_TYPES[base.architecture][config.get("task_type")]
     task = task_name(directory, base, usual)
     method = METHODS[peft_type](file, fields, body, family)
@@ -282,11 +303,14 @@ def read(directory: Path, base_name: str | None, label_names: list[str] | None =
         adapt(body, method)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
+    if config.get("task_type") == "CAUSAL_LM" and changes_words(body):
+        raise UserError(f"{file}: {TIED}; merge it in peft, and convert the whole model")
     if peft_type == "IA3":
         check_sides(file, fields, body, family)
 
     path, tensors = read_either(directory, WEIGHTS)
-    head = read_head(path, tensors, root_of(peft_type) + HEADS[task].names[base.architecture][""] + ".", base.width)
+    there, bias = HEADS[task].names[base.architecture], hidden or body.config.head_bias
+    head = read_head(path, tensors, f"{root_of(peft_type)}{there['']}.", base.width, bias) if there else {}
     grafts = read_grafts(path, tensors, body, family, peft_type, f"{CONFIG} and the base {name}")
     return over(base, name, method, grafts, head, directory, task, label_names, taken=lengthened(body))
 
@@ -300,18 +324,19 @@ def checked(file: Path, config: dict, body: nn.Module, architecture: str) -> dic
             raise UserError(f"{file}: {field} is {shortened(value)}, which peft does not write; save the adapter with it again")
     known_types = list(TASK_TYPES[architecture])
     if known_types[1:] and config["peft_type"] in VIRTUAL:
-        known_types.remove(None)  # which runs no classifier
+        known_types = [name for name in known_types if name]  # without one it runs no classifier
     if config.get("task_type") not in known_types:
         named = " or ".join(map(repr, known_types))
         raise UserError(
             f"{file}: task_type is {config.get('task_type')!r}, and of {type(body).__name__} minift reads {named}; train the "
             "adapter with one of these"
         )
-    wanted = {field: getattr(body.config, ours, None) for field, ours in OF_THE_BASE.items()} | {"num_transformer_submodules": 1}
+    wanted = of_the_base(body) | {"num_transformer_submodules": 1}
+    silent = (*SILENT, "fan_in_fan_out") if body.TRANSPOSED else SILENT  # peft sees for itself how the weights are stored
     for field, value in config.items():
         if field in wanted and value not in (None, wanted[field]):
             raise UserError(f"{file}: {field} is {value!r}, and of the base {wanted[field]!r}; name the right one with --base")
-        if field not in {*known, *wanted, *SILENT} and value not in NOTHING:
+        if field not in {*known, *wanted, *silent} and value not in NOTHING:
             why = WHY.get(field, "minift has no such thing")
             raise UserError(f"{file}: {field} {shortened(value)} is not supported: {why}; take an adapter that is without it")
     saved = saved_modules(config)
@@ -421,8 +446,8 @@ def check_sides(file: Path, fields: dict, body: nn.Module, family: Family) -> No
 # ---- in: tensors ----
 
 
-def read_head(path: Path, tensors: dict[str, Tensor], prefix: str, width: int) -> dict[str, Tensor]:
-    """Takes weight (C, D) and bias (C) of the head out of `tensors`."""
+def read_head(path: Path, tensors: dict[str, Tensor], prefix: str, width: int, bias: bool) -> dict[str, Tensor]:
+    """Takes weight (C, D) and bias (C) of the head out of `tensors`. bias: whether it has one."""
     inside = {name: tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
     weight = inside.get(f"{prefix}weight")
     if weight is None or weight.dim() != 2 or not len(weight):
@@ -432,7 +457,8 @@ def read_head(path: Path, tensors: dict[str, Tensor], prefix: str, width: int) -
             f"{path}: {prefix}weight is {shape}; a head with a row for each output is expected: save with "
             f"modules_to_save=[{module.partition('.')[0]!r}]"
         )
-    like = {"weight": torch.empty(len(weight), width, device="meta"), "bias": torch.empty(len(weight), device="meta")}
+    like = {"weight": torch.empty(len(weight), width, device="meta")}
+    like |= {"bias": torch.empty(len(weight), device="meta")} if bias else {}
     like = {prefix + leaf: tensor for leaf, tensor in like.items()}
     check_shapes(path, inside, like, f"a head of {len(weight)} outputs on the base")
     return {name.removeprefix(prefix): tensor for name, tensor in inside.items()}

@@ -236,7 +236,7 @@ def write(path: Path, checkpoint: Checkpoint) -> str:
 
     A checkpoint without a head gives a file without fc, for which the network's fc has to be replaced by nn.Identity().
     """
-    body = checkpoint.empty_body()
+    body = checkpoint.empty_body(checkpoint.usual_pool)
     if not isinstance(body, ResNet):
         raise UserError(f"{checkpoint.source} is a {checkpoint.architecture}, which torchvision does not have; --to hf writes it")
     labels = checkpoint.task["labels"] if checkpoint.task else None

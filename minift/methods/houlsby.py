@@ -2,6 +2,7 @@
 
     x = LN(x + y + A(y)),    A(y) = W_up act(W_down y + b_down) + b_up,    y what the sub-layer gives
 
+Of a model with LayerNorms before its sub-layers, as GPT-2, it is x + y + A(y), as in the adapters library; the paper has none.
 The LayerNorms train too, as in the paper. On a ResNet y is what a block's branch gives, the bottleneck two 1x1 convolutions, and
 the BatchNorms stand still. By default W_up and the biases start as 0, so the model starts exactly as the pretrained one; the
 paper's start is near that (`init=houlsby`: both N(0, 0.01), cut at two deviations); `init=bert` is the adapters library's: both
@@ -32,6 +33,12 @@ ADAPTERS = {
     "layers.{}.attention.adapter.up": "encoder.layer.{i}.attention.output.adapters.{name}.adapter_up",
     "layers.{}.feed_forward.adapter.down": "encoder.layer.{i}.output.adapters.{name}.adapter_down.0",
     "layers.{}.feed_forward.adapter.up": "encoder.layer.{i}.output.adapters.{name}.adapter_up",
+}
+ADAPTERS_OF_GPT2 = {
+    "layers.{}.attention.adapter.down": "h.{i}.attention_adapters.adapters.{name}.adapter_down.0",
+    "layers.{}.attention.adapter.up": "h.{i}.attention_adapters.adapters.{name}.adapter_up",
+    "layers.{}.feed_forward.adapter.down": "h.{i}.output_adapters.adapters.{name}.adapter_down.0",
+    "layers.{}.feed_forward.adapter.up": "h.{i}.output_adapters.adapters.{name}.adapter_up",
 }
 
 
@@ -90,14 +97,6 @@ def check(size: int, reduction: float, activation: str, init: str) -> None:
             raise ValueError(f"{option}={value}: known are {', '.join(known)}")
 
 
-def refuse_pre_ln(body: nn.Module) -> None:
-    """Raises ValueError for a body whose LayerNorms stand before the branches, for which the equations are others."""
-    if body.PRE_LN:
-        raise ValueError(
-            f"it is defined by a LayerNorm behind each residual sum, and a {type(body).__name__} has them before its branches"
-        )
-
-
 def houlsby(
     body: nn.Module,
     *,
@@ -115,7 +114,6 @@ def houlsby(
     """
     check(size, reduction, activation, init)
     branches = find(body, "", SITES)
-    refuse_pre_ln(body)
     wrap(body, branches, lambda branch: Adapter(branch, size, reduction, activation, init))
     for module in body.modules():
         if norms and isinstance(module, nn.LayerNorm):

@@ -3,8 +3,9 @@
     k = l_k * (W_k x + b),    v = l_v * (W_v x + b),    W_2 (l_ff * gelu(W_1 x + b)) + b
 
 One learned number a channel, which starts as 1: the model starts as the pretrained one. l_k and l_v scale what their layer gives,
-l_ff what its layer takes in, so each can be merged. Differs from the paper in nothing; `sites=peft` adds the attention's output as
-peft does for BERT, scaling what that takes in.
+l_ff what its layer takes in, so each can be merged. Differs from the paper in nothing, but for a GPT-2, where one layer gives
+queries, keys and values: all three are scaled, as in peft. `sites=peft` adds the attention's output as peft does for BERT, scaling
+what that takes in.
 
 Axes: I inputs, O outputs.
 Proved by tests/reference/test_ia3.py: peft's outputs and gradients, float64, 1e-10.
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from minift.methods.surgery import Wrapper, find, plain, wrap
 
 EPOCHS = 10
-SITES = ("key/value/feed_forward_output",)  # the paper's
+SITES = ("key/value/feed_forward_output", "qkv/feed_forward_output")  # the paper's; of a GPT-2
 NAMED_SITES = {"peft": f"{SITES[0]}/attention_output"}
 INPUTS = "feed_forward_output/attention_output"  # what is scaled where it takes in, not where it gives out
 STARTS_AS_PRETRAINED = True

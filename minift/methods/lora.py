@@ -25,7 +25,9 @@ from torch import Tensor, nn
 from minift.methods.surgery import Wrapper, find, plain, wrap
 
 EPOCHS = 10
-SITES = ("query/value", "conv2")  # of a transformer, as in the paper's section 7.1; of a ResNet the 3x3 convolutions
+# Of a transformer, as in the paper's section 7.1; of a GPT-2, where query, key and value are one matrix, that, as in peft; of a
+# ResNet the 3x3 convolutions
+SITES = ("query/value", "qkv", "conv2")
 STARTS_AS_PRETRAINED = True
 LR_FACTORS = {"B": "plus"}  # last segment of a parameter's name -> the option that holds the factor on its learning rate
 PEFT_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight"}  # parameter here -> in peft's layer
@@ -110,7 +112,8 @@ def lora(
 ) -> None:
     """Two thin matrices train beside each frozen weight; mergeable.
 
-    sites: roles or regular expressions joined by `/`; unset: query and value of a transformer, the 3x3 convolutions of a ResNet.
+    sites: roles or regular expressions joined by `/`; unset: query and value of a transformer, qkv of a GPT-2, the 3x3 convolutions
+    of a ResNet.
     """
     scale = scale_of(rank, alpha, dropout, rslora, plus)
     wrap(body, find(body, sites, SITES), lambda layer: LoRA(layer, rank, scale, dropout))

@@ -3,7 +3,8 @@
     x = LN(s + A(LN(s))),    s = x + y the finished sum of the feed-forward half,    A as in houlsby.py, with relu
 
 The same pretrained LayerNorm is applied twice and stays frozen; what goes round the bottleneck is s itself, not LN(s). By default A
-starts as 0, so the model starts exactly as the pretrained one: LN(s).
+starts as 0, so the model starts exactly as the pretrained one: LN(s). Of a model with LayerNorms before its branches, as GPT-2, the
+sum is what the layer gives, and no LayerNorm follows: x = s + A(s), as in the library.
 Differs from the library in that start; `init=bert` is its own.
 
 Proved by tests/reference/test_pfeiffer.py: adapters' outputs and gradients, float64, 1e-10.
@@ -11,7 +12,7 @@ Proved by tests/reference/test_pfeiffer.py: adapters' outputs and gradients, flo
 
 from torch import Tensor, nn
 
-from minift.methods.houlsby import REDUCTION, Bottleneck, check, refuse_pre_ln, size_of
+from minift.methods.houlsby import REDUCTION, Bottleneck, check, size_of
 from minift.methods.surgery import Wrapper, find, wrap
 
 EPOCHS = 10
@@ -22,6 +23,10 @@ STARTS_AS_PRETRAINED = True
 ADAPTERS = {
     "layers.{}.feed_forward_norm.adapter.down": "encoder.layer.{i}.output.adapters.{name}.adapter_down.0",
     "layers.{}.feed_forward_norm.adapter.up": "encoder.layer.{i}.output.adapters.{name}.adapter_up",
+}
+ADAPTERS_OF_GPT2 = {
+    "layers.{}.adapter.down": "h.{i}.output_adapters.adapters.{name}.adapter_down.0",
+    "layers.{}.adapter.up": "h.{i}.output_adapters.adapters.{name}.adapter_up",
 }
 
 
@@ -44,6 +49,20 @@ class DoubleNorm(Wrapper):
         return self.base(s + self.adapter(self.base(s)))
 
 
+class Behind(Wrapper):
+    """A layer, and the bottleneck behind its last sum."""
+
+    unmergeable = "its bottleneck is not linear"
+
+    def __init__(self, base: nn.Module, adapter: Bottleneck):
+        super().__init__(base)
+        self.adapter = adapter
+
+    def forward(self, state):
+        state = self.base(state)
+        return state._replace(hidden=state.hidden + self.adapter(state.hidden))
+
+
 def pfeiffer(
     body: nn.Module, *, reduction: float = REDUCTION, size: int = 0, activation: str = "relu", init: str = "identity"
 ) -> None:
@@ -54,5 +73,10 @@ def pfeiffer(
     """
     check(size, reduction, activation, init)
     norms = find(body, "", SITES)
-    refuse_pre_ln(body)
+    if body.PRE_LN:
+        like = next(body.parameters())
+        width = body.config.width
+        kind = size_of(width, size, reduction), activation, init, like
+        wrap(body, find(body, "layer"), lambda layer: Behind(layer, Bottleneck(width, *kind)))
+        return
     wrap(body, norms, lambda norm: DoubleNorm(norm, size, reduction, activation, init))

@@ -83,16 +83,15 @@ class Shortened(Wrapper):
 
     def forward(self, state):
         state, P = self.base(state), self.by
-        mask = state.mask
+        mask, types = state.mask, state.token_types
         if mask is not None:
             mask = mask[:, P:] if mask.ndim == 2 else mask[..., P:, P:]
-        return state._replace(
-            tokens=state.tokens[:, P:], token_types=state.token_types[:, P:], mask=mask, hidden=state.hidden[:, P:]
-        )
+        types = None if types is None else types[:, P:]
+        return state._replace(tokens=state.tokens[:, P:], token_types=types, mask=mask, hidden=state.hidden[:, P:])
 
 
-def pad_left(x: Tensor, columns: int, value: int | bool) -> Tensor:
-    return torch.cat([x.new_full((*x.shape[:-1], columns), value), x], -1)  # (..., S) -> (..., P + S)
+def pad_left(x: Tensor | None, columns: int, value: int | bool) -> Tensor | None:
+    return None if x is None else torch.cat([x.new_full((*x.shape[:-1], columns), value), x], -1)  # (..., S) -> (..., P + S)
 
 
 def with_virtual(mask: Tensor, columns: int) -> Tensor:

@@ -4,5 +4,6 @@ MODELS = {
     "bert": "minift.models.bert:Bert",
     "roberta": "minift.models.roberta:Roberta",
     "xlm-roberta": "minift.models.roberta:Roberta",
+    "gpt2": "minift.models.gpt2:Gpt2",
     "resnet": "minift.models.resnet:ResNet",
 }

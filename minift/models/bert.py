@@ -49,6 +49,10 @@ class BertConfig:
     attention_probs_dropout_prob: float = 0.1
     classifier_dropout: float | None = None  # of a task's head; None means hidden_dropout_prob
 
+    head_bias: ClassVar[bool] = True  # of a head on what is pooled
+    # flag -> the fields that it sets
+    DROPOUT: ClassVar = {"dropout": ("hidden_dropout_prob",), "attention_dropout": ("attention_probs_dropout_prob",)}
+
     @property
     def width(self) -> int:
         """D"""
@@ -61,7 +65,13 @@ class BertConfig:
 
     @property
     def head_dropout(self) -> float:
+        """Of a head on what is pooled."""
         return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
+
+    @property
+    def token_dropout(self) -> float:
+        """Of a head on the hidden states."""
+        return self.head_dropout
 
     @property
     def lm_activation(self) -> Callable[[Tensor], Tensor]:
@@ -222,6 +232,7 @@ class Bert(Body):
     Embeddings = Embeddings
     STAGES: ClassVar = {"embeddings": "embeddings", "layer": "layers"}
     FLOWS: ClassVar = {"hidden": "ragged", "mask": "real"}
+    POOLS: ClassVar = ("cls", "mean")
 
     # Role -> regular expression that the dotted name of a module matches in full.
     SITES: ClassVar = {
@@ -262,6 +273,7 @@ class Bert(Body):
 
     def __init__(self, config: BertConfig, pool: str | None = "cls"):
         super().__init__()
+        self.check_pool(pool)
         self.config = config
         self.embeddings = self.Embeddings(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))

@@ -27,9 +27,18 @@ class Body(nn.Module):
     STAGES: ClassVar[dict[str, str]]  # stage -> its module, input to output; a ModuleList is a stage for each: layer 0, 1, ...
     TOP: ClassVar[tuple[str, ...]] = ("pooler",)  # modules above the stages, which belong to the last one; None where left out
     FLOWS: ClassVar[dict[str, str]]  # what flows between the stages, as `carried` describes it
+    TRANSPOSED: ClassVar[str] = ""  # tensors of HUGGINGFACE that are stored transposed there: regular expression; "": none
     PRE_LN: ClassVar[bool] = False  # whether a LayerNorm stands before each residual branch, and not behind the sum
 
+    CAUSAL: ClassVar[bool] = False  # whether a token sees none behind it
+    POOLS: ClassVar[tuple[str, ...]]  # what `pool` may be besides None; the first is what a task takes where nothing is said
+
     pooler: nn.Module | None
+
+    @classmethod
+    def check_pool(cls, pool: str | None) -> None:
+        if pool not in (None, *cls.POOLS):
+            raise ValueError(f"pool {pool!r}: a {cls.__name__} has {' and '.join(cls.POOLS)}")
 
     @property
     def stages(self) -> dict[str, tuple[str, ...]]:

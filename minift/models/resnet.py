@@ -34,7 +34,9 @@ class ResNetConfig:
     embedding_size: int = 64  # channels of the stem
     hidden_sizes: tuple[int, ...] = (256, 512, 1024, 2048)  # channels of the blocks at each resolution
     num_channels: int = 3  # of the image
+    head_bias: ClassVar[bool] = True
     head_dropout: ClassVar[float] = 0.0
+    DROPOUT: ClassVar = {}
 
     def __post_init__(self):
         for name, limit in (("embedding_size", 2**20), ("num_channels", 2**20), ("depths", 1000), ("hidden_sizes", 2**20)):
@@ -128,6 +130,7 @@ class ResNet(Body):
     State = State
     STAGES: ClassVar = {"stem": "stem", "block": "blocks"}
     FLOWS: ClassVar = {"hidden": "unit"}
+    POOLS: ClassVar = ("mean",)
 
     # Role -> regular expression that the dotted name of a module matches in full.
     SITES: ClassVar = {

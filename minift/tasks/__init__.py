@@ -9,6 +9,8 @@ TASKS = {
     "multi-label-image-classification": "minift.tasks.multi_label_image_classification:MultiLabelImageClassification",
     "masked-lm": "minift.tasks.masked_lm:MaskedLM",
     "question-answering": "minift.tasks.question_answering:QuestionAnswering",
+    "causal-lm": "minift.tasks.causal_lm:CausalLM",
+    "instruction-tuning": "minift.tasks.instruction_tuning:InstructionTuning",
 }
 FLAGS = {
     "text-classification": "minift.tasks.flags:TextClassificationFlags",
@@ -19,4 +21,6 @@ FLAGS = {
     "multi-label-image-classification": "minift.tasks.flags:MultiLabelImageClassificationFlags",
     "masked-lm": "minift.tasks.flags:MaskedLMFlags",
     "question-answering": "minift.tasks.flags:QuestionAnsweringFlags",
+    "causal-lm": "minift.tasks.flags:CausalLMFlags",
+    "instruction-tuning": "minift.tasks.flags:InstructionTuningFlags",
 }

@@ -37,7 +37,7 @@ from minift.tasks.task import Meter, PooledLinear
 @dataclass(frozen=True)
 class Classification(Pooled):
     labels: list[str]  # by name, in the order of their ids
-    pool: str  # what the body pools to: cls or mean
+    pool: str  # what the body pools to
     written: list[str] | None = field(default=None, kw_only=True)  # how data has the labels, as --label-names says; None: by name
 
     METRICS: ClassVar = {"accuracy": True, "f1_macro": True, "matthews": True}
@@ -46,8 +46,6 @@ class Classification(Pooled):
     def __post_init__(self):
         if len({*self.labels}) != len(self.labels):
             raise ValueError(f"labels {str(self.labels)[:80]}: expected names that differ")
-        if self.pool not in ("cls", "mean"):
-            raise ValueError(f"pool {self.pool!r}: expected cls or mean")
         if self.written is not None and len(self.written) != len(self.labels):
             raise ValueError(f"{len(self.labels)} labels, and {len(self.written)} in the data")
 

@@ -58,7 +58,9 @@ class DropoutFlags:
 @dataclass(frozen=True)
 class TextFlags(DropoutFlags, TextLayout):
     pool: str | None = flag(
-        None, "what the head reads; unset: cls, for probe what the checkpoint recommends", choices=("cls", "mean")
+        None,
+        "what the head reads: first token, mean, last token; unset: cls, of a GPT-2 last, for probe what the checkpoint recommends",
+        choices=("cls", "mean", "last"),
     )
     max_length: int | None = flag(
         None, "tokens of a row, special ones counted; longer rows are cut; unset: 128, or what the model can take", least=3
@@ -152,3 +154,25 @@ class QuestionAnsweringFlags(DropoutFlags, TextLayout):
         None, "tokens of the context that neighbouring windows share (not the step); unset: a third of --max-length", least=0
     )
     max_answer_length: int = flag(30, "tokens of the longest answer that is predicted", least=1)
+
+
+@dataclass(frozen=True)
+class CausalLMFlags(DropoutFlags, DocumentLayout):
+    max_length: int | None = flag(None, "tokens of a block; unset: 256, or what the model can take", least=2)
+    blocks: str = flag(
+        "across",
+        "across: all documents are one stream, an end of text between them, cut into blocks; within: each document by itself",
+        choices=("within", "across"),
+    )
+
+
+@dataclass(frozen=True)
+class InstructionTuningFlags(DropoutFlags, Layout):
+    max_length: int | None = flag(
+        None,
+        "tokens of a row, prompt and answer together; longer rows are cut at their end; unset: 512, or what the model can take",
+        least=2,
+    )
+    packing: bool = flag(
+        False, "rows of a batch share rows of --max-length, each seeing itself alone: the same gradient, less padding"
+    )

@@ -37,7 +37,7 @@ class Pooled(Task):
 class OfTexts(Pooled):
     """A text, or a pair of texts, a row."""
 
-    pool: str  # what the body pools to: cls or mean
+    pool: str  # what the body pools to
     max_length: int = ranged(least=3)  # tokens of a row
     pairs: bool  # whether a row is a pair of texts
 
@@ -49,7 +49,7 @@ class OfTexts(Pooled):
     @classmethod
     def defaults(cls, method: str, checkpoint) -> dict[str, tuple]:
         recorded = checkpoint.pool if method == "probe" else None
-        pool = (recorded or "cls", "the checkpoint's" if recorded else "default")
+        pool = (recorded or checkpoint.usual_pool, "the checkpoint's" if recorded else "default")
         return text_defaults(checkpoint) | {"pool": pool}
 
     @classmethod
@@ -62,6 +62,9 @@ class OfTexts(Pooled):
             raise UserError(f"--max-length {self.max_length}: the model has {positions} positions")
         if self.pairs:
             empty = checkpoint.tokenizer.encode("", "")
+            if not len(empty):
+                raise UserError(f"{examples.path}: pairs of texts, and the tokenizer of this model puts nothing between them; join "
+                                "the two, as --text-column sentence1+sentence2")  # fmt: skip
             if max(empty.type_ids) >= checkpoint.config["type_vocab_size"]:
                 raise UserError(f"{examples.path}: pairs of texts, and the model knows one kind of text (type_vocab_size 1)")
             if self.max_length < len(empty) + 2:
@@ -74,14 +77,15 @@ class OfTexts(Pooled):
                 else "single texts, and here are pairs"
             )
             raise UserError(f"{examples.path}: the run was trained on {trained}")
-        tokens, types, uncut = encode(checkpoint.tokenizer, examples.texts, examples.pairs, self.max_length)
+        filler = checkpoint.config["pad_token_id"]
+        tokens, types, uncut = encode(checkpoint.tokenizer, examples.texts, examples.pairs, self.max_length, filler)
         targets = () if examples.labels is None else (self.targets(examples),)
         encoded = Encoded(
             tokens,
             types,
             np.array([len(ids) for ids in tokens], dtype=np.int64),
             targets,
-            checkpoint.config["pad_token_id"],
+            filler,
             self.max_length,
             uncut,
             **self.counted(targets, options),

@@ -69,7 +69,7 @@ class MaskedLM(Task):
 
     @classmethod
     def defaults(cls, method: str, checkpoint) -> dict[str, tuple]:
-        return text_defaults(checkpoint)
+        return text_defaults(checkpoint, both_sides=True)
 
     @staticmethod
     def read(source: str | Iterable, layout: DocumentLayout, labelled: bool = True) -> Documents:

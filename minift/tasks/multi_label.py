@@ -49,7 +49,7 @@ UNTUNED = 0.5
 @dataclass(frozen=True)
 class MultiLabel(Pooled):
     labels: list[str]  # by name, in the order of their ids
-    pool: str  # what the body pools to: cls or mean
+    pool: str  # what the body pools to
     written: list[str] | None = field(default=None, kw_only=True)  # how data has the labels, as --label-names says; None: by name
     thresholds: list[float] = field(kw_only=True)  # (L) of the probabilities from which on a row has the label
     tuning: str = field(kw_only=True)  # how they are chosen: one (for all), each (its own), fixed

@@ -85,7 +85,7 @@ class QuestionAnswering(Task):
 
     @classmethod
     def defaults(cls, method: str, checkpoint) -> dict[str, tuple]:
-        return text_defaults(checkpoint, 384)
+        return text_defaults(checkpoint, 384, both_sides=True)
 
     @staticmethod
     def read(source: str | Iterable, layout: TextLayout, labelled: bool = True) -> Questions:

@@ -70,7 +70,7 @@ class Task:
     OFFICIAL: ClassVar[tuple[str, str] | None] = None
     FISHER: ClassVar[tuple[str, ...]] = ("data",)  # labels that the Fisher information can take, see penalties/ewc.py
 
-    pool: str | None  # what the body pools its output to, as cls or mean; None: the head reads the hidden states
+    pool: str | None  # what the body pools its output to, as cls, mean or last; None: the head reads the hidden states
 
     @classmethod
     def defaults(cls, method: str, checkpoint) -> dict[str, tuple]:
@@ -145,6 +145,10 @@ class Task:
         """outputs: for every row of `data`, in order, its number and the outputs of its units, without the axis B."""
         raise NotImplementedError
 
+    def example(self, examples: Examples) -> str:
+        """What stands behind `minift.predict RUN` in the last lines of a run; another command on a line of its own."""
+        return examples.example()
+
     def show(self, prediction: dict) -> str:
         """A prediction in a few words."""
         return json.dumps(prediction, ensure_ascii=False)
@@ -169,10 +173,11 @@ class Model(nn.Module):
 
 
 class PooledLinear(nn.Linear):
-    """W dropout(pooled) + b: the head of a task that reads what the body pools. Its files hold head.weight and head.bias."""
+    """W dropout(pooled) + b: the head of a task that reads what the body pools. Its files hold head.weight and head.bias; of a
+    GPT-2, as in transformers, there is no b and no dropout."""
 
     def __init__(self, body: nn.Module, outputs: int):
-        super().__init__(body.config.width, outputs)
+        super().__init__(body.config.width, outputs, bias=body.config.head_bias)
         self.dropout = nn.Dropout(body.config.head_dropout)
         body.initialise(self)
 
@@ -188,7 +193,7 @@ class TokenLinear(nn.Linear):
 
     def __init__(self, body: nn.Module, outputs: int, dropout: float | None = None):
         super().__init__(body.config.width, outputs)
-        self.dropout = nn.Dropout(body.config.head_dropout if dropout is None else dropout)
+        self.dropout = nn.Dropout(body.config.token_dropout if dropout is None else dropout)
         body.initialise(self)
 
     def forward(self, state: tuple, batch: Batch) -> Tensor:
@@ -196,10 +201,16 @@ class TokenLinear(nn.Linear):
         return outputs if state.mask is None else outputs.masked_fill(~state.mask.unsqueeze(-1), 0.0)
 
 
-def text_defaults(checkpoint, longest: int = 128) -> dict[str, tuple]:
-    """`defaults` of a task of texts: max_length is `longest`, or what the checkpoint can take if that is less."""
+def text_defaults(checkpoint, longest: int = 128, both_sides: bool = False) -> dict[str, tuple]:
+    """`defaults` of a task of texts: max_length is `longest`, or what the checkpoint can take if that is less.
+
+    both_sides: whether a token must see those behind it.
+    """
     if checkpoint.tokenizer is None:
         raise UserError(f"{checkpoint.source} is a model of images; expected one of texts, as --model minilm-l6")
+    if both_sides and checkpoint.causal:
+        raise UserError(f"{checkpoint.source} is a causal model: its tokens do not see those behind them, as this task needs; "
+                        "expected a BERT or a RoBERTa, as --model minilm-l6")  # fmt: skip
     return {"max_length": (min(longest, checkpoint.max_length), "default")}
 
 

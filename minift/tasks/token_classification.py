@@ -244,7 +244,8 @@ class Words(Data):
                 start, end = spans[window]
                 words = np.flatnonzero(best == window)
                 row_of.append(row)
-                self.tokens.append(np.concatenate([before, ids[start:end], after]))
+                window_ids = np.concatenate([before, ids[start:end], after])
+                self.tokens.append(window_ids if len(window_ids) else np.array([self.pad]))  # words that are no token of a GPT-2
                 self.words.append(words)  # of the window: numbers of the words in it that are its own
                 self.places.append(first[words] - start + len(before))  # where their first tokens stand
                 self.labels.append(None if labels is None else labels[words])

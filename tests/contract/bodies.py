@@ -1,4 +1,4 @@
-"""What the contract runs over: every row of METHODS on a tiny BERT and a tiny ResNet, and what is done to them alike.
+"""What the contract runs over: every row of METHODS on a tiny BERT, GPT-2 and ResNet, and what is done to them alike.
 
 test_methods.py and test_pairs.py know no method by its name: a row that is added to the table is held to every promise. VARIANTS
 are options under which a method builds something else; a promise is kept under them as well.
@@ -13,7 +13,7 @@ import loop
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import CONFIG, tiny_body, tiny_resnet, tiny_roberta
+from tiny import CONFIG, tiny_body, tiny_gpt2, tiny_resnet, tiny_roberta
 from torch import Tensor, nn
 
 from minift.data.batching import Batch
@@ -42,22 +42,25 @@ def texts() -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def bert(make: Callable[..., nn.Module] = tiny_body, **changes) -> nn.Module:
-    """A tiny BERT three times as wide, with weights that much smaller, so that a bottleneck of a sixteenth of the width has
-    several units: one alone may be dead behind its relu.
+def wide(make: Callable[..., nn.Module], width: str, **changes) -> nn.Module:
+    """A tiny transformer three times as wide, with weights that much smaller, so that a bottleneck of a sixteenth of the width has
+    several units: one alone may be dead behind its relu. width: the field of its config.
     """
-    body = make(**{"hidden_size": WIDTH, **changes})
+    body = make(**{width: WIDTH, **changes})
     for parameter in body.parameters():
         if parameter.ndim == 2:
             parameter.mul_((CONFIG.hidden_size / WIDTH) ** 0.5)
     return body
 
 
-APART = ("bert", "resnet")  # of MODELS, without those that differ from one of these in their embeddings alone
+# Of MODELS, without those that differ from one of these in their embeddings alone
+APART = ("bert", pytest.param("gpt2", marks=pytest.mark.slow), "resnet")
+NONE_OF_GPT2 = {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 MODELS = {
-    "bert": Model(bert, texts(), NO_DROPOUT, {"num_hidden_layers": 1}),
-    "roberta": Model(partial(bert, tiny_roberta), texts()[:2], NO_DROPOUT, {"num_hidden_layers": 1}),
+    "bert": Model(partial(wide, tiny_body, "hidden_size"), texts(), NO_DROPOUT, {"num_hidden_layers": 1}),
+    "roberta": Model(partial(wide, tiny_roberta, "hidden_size"), texts()[:2], NO_DROPOUT, {"num_hidden_layers": 1}),
+    "gpt2": Model(partial(wide, tiny_gpt2, "n_embd"), texts()[:2], NONE_OF_GPT2, {"n_layer": 1}),
     "resnet": Model(
         tiny_resnet, (torch.randn(ROWS, 3, 32, 32, generator=torch.Generator().manual_seed(1)),), {}, {"depths": (1, 1)}
     ),

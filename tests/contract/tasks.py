@@ -10,8 +10,20 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from tiny import WORDS, converted_directory, converted_resnet, photographs, rows_file, tiny_body, tiny_resnet, tiny_roberta
+from tiny import (
+    WORDS,
+    byte_checkpoint,
+    converted_directory,
+    converted_resnet,
+    photographs,
+    rows_file,
+    tiny_body,
+    tiny_gpt2,
+    tiny_resnet,
+    tiny_roberta,
+)
 
+from minift.formats.bytelevel import tokenizer_of_bytes
 from minift.pretrained import Checkpoint, read, write
 
 
@@ -20,6 +32,7 @@ class Case(NamedTuple):
     data: Callable[[Path], Path]  # writes a training file, or directory, of some 20 to 50 rows into a directory
     flags: Mapping = MappingProxyType({})  # of the task, besides its name
     task: str = ""  # where the case is not called as its task
+    probe: bool = True  # whether the head has weights of its own, which --method probe trains
 
 
 def converted_bert(directory: Path) -> Path:
@@ -32,6 +45,15 @@ def converted_roberta(directory: Path) -> Path:
     tokenizer = read(converted_bert(directory.with_name("bert-of-roberta"))).tokenizer
     tensors = {name: tensor.detach().clone() for name, tensor in body.state_dict().items()}
     write(directory, Checkpoint("roberta", asdict(body.config), tensors, tokenizer, "roberta"))
+    return directory
+
+
+def converted_gpt2(directory: Path) -> Path:
+    """Over bytes."""
+    off = dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), 0.0)
+    body = tiny_gpt2(pool=None, vocab_size=257, eos_token_id=256, n_positions=128, classifier_dropout=0.0, **off)
+    tensors = {name: tensor.detach().clone() for name, tensor in body.state_dict().items()}
+    write(directory, Checkpoint("gpt2", asdict(body.config), tensors, tokenizer_of_bytes(), "gpt2"))
     return directory
 
 
@@ -66,8 +88,36 @@ def plain_resnet(directory: Path) -> Path:
     return converted_resnet(directory, tiny_resnet())
 
 
-BASES = {"bert": converted_bert, "roberta": converted_roberta, "resnet": plain_resnet}
+def documents_file(path: Path, rows: int = 40) -> Path:
+    """Lines of text; every third is longer than two blocks of 40 bytes."""
+    texts = [
+        f"the {WORDS[8 + i % 5]} was {('good', 'bad')[i % 2]}" + " very slow food again !" * (3 * (i % 3 == 0)) for i in range(rows)
+    ]
+    path.write_text("\n".join(texts) + "\n", encoding="utf-8")
+    return path
+
+
+def instructions_file(path: Path, rows: int = 40) -> Path:
+    """JSON lines: a word is to be said once, twice or three times; of two rows the question alone is longer than 100 bytes."""
+    lines = []
+    for i in range(rows):
+        word = ("red", "blue")[i % 2]
+        asked = f"Say {word} {i}." + " Please!" * (15 * (i in (5, 30)))
+        lines.append(json.dumps({"instruction": asked, "input": "now" * (i % 4 == 0), "output": word * (1 + i % 3)}))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def over_bytes(directory: Path) -> Path:
+    """A GPT-2 over bytes."""
+    sizes = {"vocab_size": 257, "n_positions": 120, "eos_token_id": 256, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}
+    write(directory, byte_checkpoint(tiny_gpt2(pool=None, **sizes)))
+    return directory
+
+
+BASES = {"bytes": over_bytes, "bert": converted_bert, "roberta": converted_roberta, "gpt2": converted_gpt2, "resnet": plain_resnet}
 TEXT = ("bert", "roberta")
+ALL = (*TEXT, "gpt2")
 
 
 def numbers_file(path: Path) -> Path:
@@ -101,20 +151,31 @@ def tagged_photographs(path: Path) -> Path:
 
 BALANCED = {"class_weights": "balanced", "label_smoothing": 0.1}
 CASES = {
-    "text-classification": Case(TEXT, lambda place: rows_file(place / "rows.csv")),
+    "text-classification": Case(ALL, lambda place: rows_file(place / "rows.csv")),
     "image-classification": Case(("resnet",), lambda place: photographs(place / "photos"), {"workers": 0, "augment": "standard"}),
-    "token-classification": Case(TEXT, lambda place: sentences_file(place / "rows.conll"), {"max_length": 12, "overlap": 3}),
+    "token-classification": Case(ALL, lambda place: sentences_file(place / "rows.conll"), {"max_length": 12, "overlap": 3}),
     "classification with weights": Case(TEXT, lambda place: rows_file(place / "rows.csv"), BALANCED, task="text-classification"),
     "augmented texts": Case(
         ("bert",), lambda place: rows_file(place / "rows.csv"), {"augment": "eda:deletion=0.2,swap=0.2"}, task="text-classification"
     ),
-    "text-regression": Case(TEXT, lambda place: numbers_file(place / "rows.csv")),
-    "multi-label-classification": Case(TEXT, lambda place: sets_file(place / "rows.csv"), {"pos_weight": "balanced"}),
+    "text-regression": Case(ALL, lambda place: numbers_file(place / "rows.csv")),
+    "multi-label-classification": Case(ALL, lambda place: sets_file(place / "rows.csv"), {"pos_weight": "balanced"}),
     "multi-label-image-classification": Case(
         ("resnet",), lambda place: tagged_photographs(place / "rows.csv"), {"workers": 0, "augment": "standard"}
     ),
     "masked-lm": Case(TEXT, lambda place: rows_file(place / "rows.csv")),
     "question-answering": Case(TEXT, lambda place: questions_file(place / "rows.jsonl"), {"max_length": 20, "overlap": 3}),
+    "causal-lm": Case(
+        ("bytes",), lambda place: documents_file(place / "rows.txt"), {"max_length": 40, "blocks": "within"}, probe=False
+    ),
+    "instruction-tuning": Case(("bytes",), lambda place: instructions_file(place / "rows.jsonl"), {"max_length": 100}, probe=False),
+    "packed instructions": Case(
+        ("bytes",),
+        lambda place: instructions_file(place / "rows.jsonl"),
+        {"max_length": 100, "packing": True},
+        task="instruction-tuning",
+        probe=False,
+    ),
     "toy": Case(TEXT, lambda place: rows_file(place / "rows.csv")),
     "toy of two variants": Case(TEXT, lambda place: rows_file(place / "rows.csv"), {"anew": False}, task="toy"),
 }

@@ -95,7 +95,7 @@ class Toy(Task):
         return cls(sorted({*train.labels}), options.pool, options.max_length)
 
     def prepare(self, examples, checkpoint, options=None, workers=0) -> Halves:
-        tokens, _, _ = encode(checkpoint.tokenizer, examples.texts, None, self.max_length)
+        tokens, _, _ = encode(checkpoint.tokenizer, examples.texts, None, self.max_length, checkpoint.config["pad_token_id"])
         halves = [half for ids in tokens for half in np.array_split(ids, 2)]
         targets = None
         if examples.labels is not None:

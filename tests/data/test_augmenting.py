@@ -26,7 +26,7 @@ def tokenizer(tmp_path_factory):
 
 def rows(tokenizer, pairs=None, max_length=40, **flags):
     """(the rows as evaluation has them, the rows as training has them)"""
-    tokens, types, uncut = encode(tokenizer, TEXTS, pairs, max_length)
+    tokens, types, uncut = encode(tokenizer, TEXTS, pairs, max_length, 0)
     lengths, labels = np.array([len(ids) for ids in tokens]), np.arange(len(TEXTS))
     plain = Encoded(tokens, types, lengths, (labels,), 0, max_length, uncut)
     examples = read_texts(TEXTS if pairs is None else zip(TEXTS, pairs, strict=True), TextLayout(), labelled=False)

@@ -90,7 +90,7 @@ BROKEN = {
         "the tokenizer is not BERT's",
     ),
     "bin of a list": (lambda s: as_bin(s, lambda p: torch.save([1], p)), "not a dictionary of tensors"),
-    "another architecture": (lambda s: change_config(s, model_type="gpt2"), "model_type is 'gpt2'"),
+    "another architecture": (lambda s: change_config(s, model_type="t5"), "model_type is 't5'"),
     "no model_type": (lambda s: (s / "config.json").write_text("{}"), "model_type is None"),
     "config is no JSON": (lambda s: (s / "config.json").write_text("{"), "not valid JSON"),
     "unknown activation": (lambda s: change_config(s, hidden_act="silu"), "hidden_act is 'silu'"),

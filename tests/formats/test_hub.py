@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from reference.test_bytelevel import checkpoint_directory
 from safetensors.torch import load_file, save_file
 from tiny import VOCABULARY, huggingface_directory, tiny_body, write_json
 
@@ -270,9 +271,23 @@ def test_a_repository_of_images_needs_no_tokenizer(hub, tmp_path):
     assert convert(hub, tmp_path / "offline", HF_HUB_OFFLINE="1").returncode == 0 and len(hub.requests) == asked
 
 
+def test_a_gpt2_is_downloaded_with_its_tokenizer(hub, tmp_path):
+    for file in hub.directory.iterdir():
+        file.unlink()
+    hub.directory.rmdir()
+    checkpoint_directory(hub.directory, "gpt2")
+    result = convert(hub, tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    checkpoint, theirs = read(tmp_path / "out"), load_file(hub.directory / "model.safetensors")
+    assert (checkpoint.source, checkpoint.revision) == ("owner/tiny", COMMIT)
+    assert torch.equal(checkpoint.tensors["embeddings.word.weight"], theirs["wte.weight"])
+    assert torch.equal(checkpoint.tensors["layers.1.attention.qkv.weight"], theirs["h.1.attn.c_attn.weight"].T)
+    assert {"vocab.json", "merges.txt"} <= {name for _, name, _, _ in hub.requests}
+
+
 def test_another_architecture_is_refused_before_its_weights_are_fetched(hub, tmp_path):
-    write_json(hub.directory / "config.json", {"model_type": "gpt2"})
-    assert_one_line(convert(hub, tmp_path / "out"), "model_type is 'gpt2'")
+    write_json(hub.directory / "config.json", {"model_type": "t5"})
+    assert_one_line(convert(hub, tmp_path / "out"), "model_type is 't5'")
     assert not any(name == "model.safetensors" for _, name, _, _ in hub.requests)
 
 

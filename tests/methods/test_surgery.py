@@ -8,8 +8,6 @@ import torch
 from tiny import tiny_body
 from torch import nn
 
-from minift.methods.houlsby import houlsby
-from minift.methods.pfeiffer import pfeiffer
 from minift.methods.surgery import (
     Shared,
     Wrapper,
@@ -25,7 +23,6 @@ from minift.methods.surgery import (
     wrap,
     wrappers,
 )
-from minift.models.bert import Bert
 from minift.models.body import Body
 
 
@@ -300,16 +297,3 @@ def test_terms_of_the_loss():
     expected = 4 * (A @ A.T - torch.eye(2)) @ A
     for layer in body.layers:
         torch.testing.assert_close(layer.attention.query.A.grad, expected)
-
-
-class PreLN(Bert):
-    PRE_LN = True
-
-
-@pytest.mark.parametrize("method", [houlsby, pfeiffer])
-def test_a_method_that_relies_on_norms_behind_the_sum_refuses_a_model_with_others(method):
-    body = PreLN(tiny_body().config)
-    freeze(body)
-    with pytest.raises(ValueError, match=r"^it is defined by a LayerNorm behind each residual sum, and a PreLN has"):
-        method(body)
-    assert not wrappers(body) and not any(p.requires_grad for p in body.parameters())

@@ -5,12 +5,17 @@ from collections import Counter
 
 import pytest
 import torch
-from tiny import tiny_body, tiny_resnet, tiny_roberta
+from tiny import tiny_body, tiny_gpt2, tiny_resnet, tiny_roberta
 
 TOKENS = torch.tensor([[2, 7, 9, 3]])
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-BODIES = {"bert": (tiny_body, TOKENS), "roberta": (tiny_roberta, TOKENS), "resnet": (tiny_resnet, IMAGES)}
-POOLS = [*((name, pool) for name in ("bert", "roberta") for pool in ("cls", "mean", None)), ("resnet", "mean"), ("resnet", None)]
+BODIES = {
+    "bert": (tiny_body, TOKENS),
+    "roberta": (tiny_roberta, TOKENS),
+    "gpt2": (tiny_gpt2, TOKENS),
+    "resnet": (tiny_resnet, IMAGES),
+}
+POOLS = [(name, pool) for name, (make, _) in BODIES.items() for pool in (*type(make()).POOLS, None)]
 
 
 @pytest.mark.parametrize(("name", "pool"), POOLS)
@@ -31,6 +36,7 @@ def test_stages_are_what_forward_walks(name, pool):
 
 def test_names_of_the_stages():
     assert list(tiny_body().stages) == ["embeddings", "layer 0", "layer 1", "layer 2"]
+    assert list(tiny_gpt2().stages) == list(tiny_body().stages) and tiny_gpt2().stages["layer 2"] == ("layers.2", "final", "pooler")
     assert list(tiny_resnet().stages) == ["stem", "block 0", "block 1", "block 2"]
 
 
@@ -86,11 +92,11 @@ def test_a_body_that_is_frozen_by_hand_stands_still_too():
 
 
 def test_every_site_is_found_in_every_layer():
-    body = tiny_body()
-    modules = [name for name, _ in body.named_modules()]
-    for role, pattern in body.SITES.items():
-        found = [name for name in modules if re.fullmatch(pattern, name)]
-        assert len(found) == (3 if pattern.startswith("layers") else 1), role
+    for body in (tiny_body(), tiny_gpt2()):
+        modules = [name for name, _ in body.named_modules()]
+        for role, pattern in body.SITES.items():
+            found = [name for name in modules if re.fullmatch(pattern, name)]
+            assert len(found) == (3 if pattern.startswith("layers") else 1), role
     body = tiny_resnet()
     modules = [name for name, _ in body.named_modules()]
     for role, pattern in body.SITES.items():
@@ -125,6 +131,18 @@ def test_bert_uses_no_module_twice_and_norms_see_the_finished_sum():
         assert torch.equal(after, x + seen[f"{layer}.attention"][1])
         (after,), _ = seen[f"{layer}.feed_forward_norm"]
         assert torch.equal(after, seen[f"{layer}.attention_norm"][1] + seen[f"{layer}.feed_forward"][1])
+
+
+def test_gpt2_uses_no_module_twice_and_norms_see_the_stream():
+    seen = watched(tiny_gpt2().eval(), TOKENS)
+    for i in range(3):
+        layer = f"layers.{i}"
+        x = seen[layer][0][0].hidden
+        assert seen[f"{layer}.attention_norm"][0][0] is x
+        (between,), _ = seen[f"{layer}.feed_forward_norm"]
+        assert torch.equal(between, x + seen[f"{layer}.attention"][1])
+        assert torch.equal(seen[layer][1].hidden, between + seen[f"{layer}.feed_forward"][1])
+    assert seen["final.norm"][0][0] is seen["layers.2"][1].hidden
 
 
 def test_resnet_uses_no_module_twice_and_adds_what_the_branch_gives():

@@ -1,4 +1,4 @@
-"""RoBERTa, XLM-R and DistilRoBERTa checkpoints in and out, against transformers: ids, weights, hidden states, logits."""
+"""RoBERTa, XLM-R, DistilRoBERTa and GPT-2 checkpoints in and out, against transformers: ids, weights, hidden states, logits."""
 
 import json
 from pathlib import Path
@@ -8,14 +8,14 @@ import torch
 import transformers
 from reference.test_tokenizer import AWKWARD, PAIRS
 from safetensors.torch import load_file, save_file
-from tiny import TEXTS, rows_file, tiny_roberta, write_json
+from tiny import TEXTS, rows_file, tiny_gpt2, tiny_roberta, write_json
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 import convert
 import train
 from minift import load
 from minift.errors import UserError
-from minift.formats.bytelevel import DEFAULTS, MASK, read_tokenizer
+from minift.formats.bytelevel import DEFAULTS, END_OF_TEXT, MASK, read_gpt2_tokenizer, read_tokenizer, tokenizer_of_bytes
 from minift.formats.huggingface import read, to_huggingface
 from minift.pretrained import read as read_converted
 
@@ -24,12 +24,12 @@ MASK_TOKEN = {"__type": "AddedToken", "content": "<mask>", **MASK}
 ROWS = [*TEXTS, *(text for text in AWKWARD if text)]
 
 
-def trained_bpe(blank: bool = False) -> Tokenizer:
+def trained_bpe(blank: bool = False, special: list[str] = SPECIAL) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=blank)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(ROWS * 3, trainers.BpeTrainer(vocab_size=400, special_tokens=SPECIAL, initial_alphabet=alphabet))
+    tokenizer.train_from_iterator(ROWS * 3, trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet))
     return tokenizer
 
 
@@ -59,12 +59,18 @@ def checkpoint_directory(
         lines = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]
         (directory / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
         settings = {"tokenizer_class": "RobertaTokenizer", "mask_token": MASK_TOKEN} | settings
+    elif kind == "gpt2":
+        tokenizer = trained_bpe(special=[END_OF_TEXT])
+        tokenizer.model.save(str(directory))
     else:
         tokenizer = trained_unigram()
         tokenizer.save(str(directory / "tokenizer.json"))
         settings = {"tokenizer_class": "XLMRobertaTokenizer"} | settings
     write_json(directory / "tokenizer_config.json", settings)
-    body = tiny_roberta(vocab_size=tokenizer.get_vocab_size() + 1)
+    if kind == "gpt2":
+        body = tiny_gpt2(pool=None, vocab_size=tokenizer.get_vocab_size(), eos_token_id=tokenizer.token_to_id(END_OF_TEXT))
+    else:
+        body = tiny_roberta(vocab_size=tokenizer.get_vocab_size() + 1)
     write_json(directory / "config.json", {"model_type": kind, **{f: v for f, v in vars(body.config).items()}})
     if files == "whole" and kind == "roberta":
         theirs = transformers.RobertaTokenizerFast.from_pretrained(directory)
@@ -237,3 +243,84 @@ def test_a_sentencepiece_model_alone_is_not_read(tmp_path):
     with pytest.raises(UserError, match=r"without a tokenizer\.json minift reads RobertaTokenizer alone"):
         read(directory, "", None)
     assert DEFAULTS["mask"] == "<mask>"
+
+
+# ---- GPT-2 ----
+
+
+class RoomOfGpt2:
+    vocab_size = 10_000
+    eos_token_id = 0
+
+
+@pytest.mark.parametrize("settings", [{}, {"add_prefix_space": True}, {"pad_token": END_OF_TEXT}])
+@pytest.mark.parametrize("files", ["pair", "whole"])
+def test_the_tokenizer_of_gpt2_is_that_of_transformers(tmp_path, files, settings):
+    directory = checkpoint_directory(tmp_path / "checkpoint", "gpt2", **settings)
+    theirs = transformers.AutoTokenizer.from_pretrained(directory)
+    if files == "whole":
+        theirs.backend_tokenizer.save(str(directory / "tokenizer.json"))
+        for name in ("vocab.json", "merges.txt"):
+            (directory / name).unlink()
+        theirs = transformers.AutoTokenizer.from_pretrained(directory)
+    ours = read_gpt2_tokenizer(directory, RoomOfGpt2)
+    for text in [*AWKWARD, "a<|endoftext|>b", "<|endoftext|>", ""]:
+        assert ours.encode(text).ids == theirs(text)["input_ids"], text
+
+
+def test_bytes_are_a_vocabulary(tmp_path):
+    """The id of a byte is the byte, whatever the text; GPT2Tokenizer of transformers reads what is written of it."""
+    tokenizer = tokenizer_of_bytes()
+    for text in AWKWARD:
+        assert tokenizer.encode(text).ids == list(text.encode()) and tokenizer.decode(list(text.encode())) == text
+    assert tokenizer.encode("a<|endoftext|>").ids == [97, 256] and tokenizer.get_vocab_size() == 257
+
+
+def test_a_gpt2_comes_in_and_goes_out_bit_for_bit(tmp_path, capsys):
+    """As the hub has it: without a prefix, with the causal masks that old versions saved; GPT2LMHeadModel loads what is written."""
+    source = checkpoint_directory(tmp_path / "source", "gpt2")
+    plain = load_file(source / "model.safetensors")
+    buffers = {f"h.{i}.attn.bias": torch.ones(1, 1, 40, 40).tril() for i in range(3)}
+    buffers |= {f"h.{i}.attn.masked_bias": torch.tensor(-1e4) for i in range(3)}
+    save_file(plain | buffers, source / "model.safetensors", metadata={"format": "pt"})
+    assert convert.main([str(source), "--out", str(tmp_path / "ours"), "--check"]) == 0
+    said = capsys.readouterr().out
+    assert "dropped  nothing" in said and all(f"  {name} " in said for name in ("embeddings", "layers.2", "final"))
+    assert convert.main([str(tmp_path / "ours"), "--to", "hf", "--out", str(tmp_path / "back"), "--check"]) == 0
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    assert back.keys() == plain.keys() and all(torch.equal(plain[name], back[name]) for name in plain)
+    theirs, loading = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert not any(loading.values()) and theirs.lm_head.weight is theirs.transformer.wte.weight
+    one, other = (transformers.AutoTokenizer.from_pretrained(place) for place in (source, tmp_path / "back"))
+    assert all(one(text)["input_ids"] == other(text)["input_ids"] for text in AWKWARD)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_gpt2_with_the_head_of_its_pretraining(tmp_path, capsys, tied):
+    """`lm_head.weight` is the table of the words once more; where it is another it is left out and said."""
+    source = checkpoint_directory(tmp_path / "source", "gpt2", prefix="transformer.")
+    tensors = load_file(source / "model.safetensors")
+    head = tensors["transformer.wte.weight"].clone()
+    head[3, 5] += 0 if tied else 1
+    save_file(tensors | {"lm_head.weight": head}, source / "model.safetensors", metadata={"format": "pt"})
+    convert.main([str(source), "--out", str(tmp_path / "ours"), "--as", "body", "--check"])
+    said = capsys.readouterr().out
+    assert ("dropped  nothing" in said) == tied and ("lm_head.weight is another than the word vectors" in said) != tied
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        ({"config.json": {"scale_attn_by_inverse_layer_idx": True}}, "scale_attn_by_inverse_layer_idx True is not supported"),
+        ({"config.json": {"add_cross_attention": True}}, "add_cross_attention True is not supported"),
+        ({"config.json": {"eos_token_id": 7}}, "has id 0 in the tokenizer, and eos_token_id of the model is 7"),
+        ({"tokenizer_config.json": {"add_bos_token": True}}, "puts tokens around a text"),
+        ({"tokenizer_config.json": {"tokenizer_class": "T5Tokenizer"}}, "tokenizer_class is 'T5Tokenizer'"),
+    ],
+)
+def test_a_gpt2_that_is_another_is_refused(tmp_path, spoil, said):
+    source = checkpoint_directory(tmp_path / "source", "gpt2")
+    for name, change in spoil.items():
+        write_json(source / name, json.loads((source / name).read_text(encoding="utf-8")) | change)
+    with pytest.raises(UserError, match=said):
+        convert.main([str(source), "--out", str(tmp_path / "ours")])

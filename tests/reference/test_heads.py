@@ -22,6 +22,7 @@ import minift
 import train
 from minift.data.batching import Batch
 from minift.errors import UserError
+from minift.formats.bytelevel import END_OF_TEXT
 from minift.formats.heads import HEADS, OURS
 from minift.pretrained import read
 from minift.tasks import TASKS
@@ -39,7 +40,7 @@ CONFIGS = {
     "image-classification": {"problem_type": "single_label_classification", "id2label": {0: "ants", 1: "bees", 2: "1"}},
     "multi-label-image-classification": {"problem_type": "multi_label_classification", "id2label": {0: "ants", 1: "large"}},
 }
-PREFIX = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta", "resnet": "ResNet"}
+PREFIX = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta", "gpt2": "GPT2", "resnet": "ResNet"}
 KINDS = [(task, kind) for task in CONFIGS if task in TASKS for kind in HEADS[task].names]
 
 
@@ -55,7 +56,7 @@ def fine_tuned(directory: Path, task: str, kind: str, **config) -> Path:
         huggingface_directory(directory)
         theirs = transformers.BertConfig(**asdict(CONFIG), **config)
     else:
-        checkpoint_directory(directory, kind)
+        checkpoint_directory(directory, kind, **({"pad_token": END_OF_TEXT} if kind == "gpt2" else {}))
         theirs = transformers.AutoConfig.from_pretrained(directory, **config)
     (directory / "model.safetensors").unlink()
     randomised(make(theirs)).save_pretrained(directory)
@@ -97,8 +98,10 @@ def inputs_of(kind: str, vocabulary: int, dtype=torch.float64):
         return (torch.randn(2, 3, 40, 48, generator=torch.Generator().manual_seed(1), dtype=dtype),)
     generator = torch.Generator().manual_seed(1)
     mask = torch.arange(12) < torch.tensor([12, 7, 3, 1])[:, None]
-    pad = 0 if kind == "bert" else 1
+    pad = 1 if "roberta" in kind else 0
     tokens = torch.randint(5, vocabulary, (4, 12), generator=generator).masked_fill(~mask, pad)
+    if kind == "gpt2":
+        return tokens, mask
     types = (torch.arange(12) >= 5).long().expand(4, 12) if kind == "bert" else torch.zeros_like(tokens)
     return tokens, mask, types
 
@@ -108,7 +111,8 @@ def assert_equal(run: Path, theirs: Path, task: str, kind: str, dtype=torch.floa
     model = theirs_of(theirs, task, dtype)
     given = inputs_of(kind, getattr(model.config, "vocab_size", 0), dtype)
     with torch.inference_mode():
-        made = model(given[0], *(given[1].long(), given[2]) if kind != "resnet" else ())
+        named = zip(("attention_mask", "token_type_ids"), given[1:])  # noqa: B905
+        made = model(given[0], **{name: tensor.long() for name, tensor in named})
     expected = torch.stack([made.start_logits, made.end_logits], -1) if "start_logits" in made else made.logits
     found = ours(*given)
     assert found.shape == expected.shape and expected.std() > 0.01
@@ -142,7 +146,7 @@ def test_what_transformers_has_fine_tuned_comes_in_as_a_run_and_goes_out_again(t
     assert read(tmp_path / "again").task == stored
 
 
-TEXT_TASKS = [(task, kind) for task, kind in KINDS if kind in ("bert", "roberta")]
+TEXT_TASKS = [(task, kind) for task, kind in KINDS if kind in ("bert", "roberta", "gpt2")]
 
 
 @pytest.mark.parametrize(("task", "kind"), TEXT_TASKS)
@@ -151,7 +155,7 @@ def test_predictions_of_such_a_run_are_those_of_transformers(tmp_path, task, kin
     source = fine_tuned(tmp_path / "source", task, kind)
     convert.main([str(source), "--out", str(tmp_path / "run")])
     tuned, model = minift.load(tmp_path / "run", "cpu"), theirs_of(source, task, torch.float32)
-    apart = {"add_prefix_space": True} if kind == "roberta" and task == "token-classification" else {}
+    apart = {"add_prefix_space": True} if kind != "bert" and task == "token-classification" else {}
     tokenizer = transformers.AutoTokenizer.from_pretrained(source, **apart)
 
     def logits(*texts, **how):
@@ -205,6 +209,26 @@ def test_predictions_of_such_a_run_are_those_of_transformers(tmp_path, task, kin
         assert list(one["probabilities"].values()) == pytest.approx(row, abs=1e-5)
         if task == "multi-label-classification":
             assert {*one["labels"]} == {model.config.id2label[i] for i, value in enumerate(row) if value >= 0.5}
+
+
+def test_a_language_model_comes_in_as_a_body_or_as_a_run_where_it_is_asked_for_and_goes_out_again(tmp_path):
+    if "causal-lm" not in TASKS:
+        pytest.skip("no task has this head")
+    source = checkpoint_directory(tmp_path / "source", "gpt2", pad_token=END_OF_TEXT)
+    theirs = transformers.AutoConfig.from_pretrained(source)
+    (source / "model.safetensors").unlink()
+    randomised(transformers.GPT2LMHeadModel(theirs)).save_pretrained(source)
+    for flags, task in (([], None), (["--as", "run"], "causal-lm"), (["--as", "body"], None)):
+        assert convert.main([str(source), "--out", str(tmp_path / f"{task}{flags}"), *flags, "--check"]) == 0
+        assert (read(tmp_path / f"{task}{flags}").task or {}).get("name") == task
+    run = tmp_path / "causal-lm['--as', 'run']"
+    assert convert.main([str(run), "--to", "hf", "--out", str(tmp_path / "back"), "--check"]) == 0
+    first, second = load_file(source / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    theirs_of(tmp_path / "back", "causal-lm")
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["architectures"] == ["GPT2LMHeadModel"]
+    convert.main([str(tmp_path / "back"), "--out", str(tmp_path / "again")])  # which config.json of ours says to be a run
+    assert read(tmp_path / "again").task == read(run).task
 
 
 @pytest.mark.parametrize("task", ["image-classification", "multi-label-image-classification"])

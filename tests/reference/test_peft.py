@@ -10,6 +10,7 @@ import peft
 import pytest
 import torch
 import transformers
+from contract.tasks import converted_gpt2
 from safetensors.torch import load_file, save_file
 from test_train import run
 from tiny import converted_directory, converted_resnet, photographs, tiny_body, tiny_resnet
@@ -25,27 +26,44 @@ from minift.errors import UserError
 from minift.formats import huggingface
 from minift.formats.bases import BESIDE
 from minift.formats.heads import HEADS
-from minift.formats.peft import CONFIG, is_peft, read, write
+from minift.formats.peft import CONFIG, TIED, is_peft, read, write
 from minift.methods.surgery import delta
 from minift.pretrained import Checkpoint, sha256
 from minift.tasks import TASKS as ALL_TASKS
+from minift.tasks.masked_lm import word_vectors
 from minift.tasks.task import task_from
 
 LABELS = ["bad", "so so", "good"]
 SETTINGS = {"batch_size": 4, "precision": "float32", "frozen": 0, "layout": asdict(TextLayout())}
 WEIGHTS = "adapter_model.safetensors"
-CLASSES = {"bert": "BertForSequenceClassification", "resnet": "ResNetForImageClassification"}
-POOLS = {"bert": "cls", "resnet": "mean"}
-TASKS = {"bert": "text-classification", "resnet": "image-classification"}
-LAYOUTS = {"bert": asdict(TextLayout()), "resnet": {k: v for k, v in asdict(ImageLayout()).items() if k != "workers"}}
+CLASSES = {
+    "bert": "BertForSequenceClassification",
+    "gpt2": "GPT2ForSequenceClassification",
+    "resnet": "ResNetForImageClassification",
+}
+POOLS = {"bert": "cls", "gpt2": "last", "resnet": "mean"}
+TASKS = {"bert": "text-classification", "gpt2": "text-classification", "resnet": "image-classification"}
+LAYOUTS = {
+    "bert": asdict(TextLayout()),
+    "gpt2": asdict(TextLayout()),
+    "resnet": {k: v for k, v in asdict(ImageLayout()).items() if k != "workers"},
+}
 
 
 def task_of(architecture: str, labels: list[str], max_length: int, pairs: bool) -> dict:
     task = {"name": TASKS[architecture], "labels": labels, "pool": POOLS[architecture]}
-    return task | ({"max_length": max_length, "pairs": pairs} if architecture == "bert" else {})
+    return task | ({"max_length": max_length, "pairs": pairs} if architecture != "resnet" else {})
 
 
-INPUTS = {"bert": texts, "resnet": images}
+PAD = 256  # of the GPT-2, by which transformers' classifier finds the last token
+
+
+def texts_of_gpt2() -> tuple[Tensor, Tensor]:
+    tokens, mask, _ = texts()
+    return tokens.masked_fill(~mask, PAD), mask
+
+
+INPUTS = {"bert": texts, "gpt2": texts_of_gpt2, "resnet": images}
 
 
 @pytest.fixture(autouse=True)
@@ -58,9 +76,10 @@ def in_float64():
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory) -> Path:
-    """bert and resnet in minift's layout, bert-hf and resnet-hf in transformers'."""
+    """bert, gpt2 and resnet in minift's layout, bert-hf, gpt2-hf and resnet-hf in transformers'."""
     place = tmp_path_factory.mktemp("bases")
     converted_directory(place / "bert", tiny_body(layer_norm_eps=1e-3).float())
+    converted_gpt2(place / "gpt2")
     converted_resnet(place / "resnet", tiny_resnet().float())
     for name in CLASSES:
         huggingface.write(place / f"{name}-hf", pretrained.read(place / name))
@@ -94,7 +113,8 @@ def learned(bases: Path, architecture: str, method: str, dtype: torch.dtype = to
         delta=True,
         task=task_of(architecture, LABELS, 9, True),
         settings=SETTINGS | {"layout": LAYOUTS[architecture]},
-        head={"weight": random(torch.empty(3, origin.width)), "bias": random(torch.empty(3))},
+        head={"weight": random(torch.empty(3, origin.width))}
+        | ({} if architecture == "gpt2" else {"bias": random(torch.empty(3))}),
         grafts=grafts,
         origin=origin,
     )
@@ -103,13 +123,16 @@ def learned(bases: Path, architecture: str, method: str, dtype: torch.dtype = to
 def logits_here(checkpoint: Checkpoint) -> Tensor:
     body = checkpoint.tuned_body(torch.float64).eval()
     head = {name: tensor.double() for name, tensor in checkpoint.head.items()}
-    return nn.functional.linear(body(*INPUTS[checkpoint.architecture]()).pooled, head["weight"], head["bias"])
+    return nn.functional.linear(body(*INPUTS[checkpoint.architecture]()).pooled, head["weight"], head.get("bias"))
 
 
 def logits_there(model: nn.Module) -> Tensor:
     model.eval()
     if model.config.model_type == "resnet":
         return model(pixel_values=images()[0]).logits
+    if model.config.model_type == "gpt2":
+        tokens, mask = texts_of_gpt2()
+        return model(input_ids=tokens, attention_mask=mask.long()).logits
     tokens, mask, types = texts()
     return model(tokens, mask.long(), token_type_ids=types).logits
 
@@ -172,6 +195,14 @@ OUT = {
         "prefix:length=5,shift=true",
         "prefix:length=3,shift=true,mlp=7",
         "prompt:length=4,pooler=all",
+    ],
+    "gpt2": [
+        "lora:rank=2",
+        r"lora:rank=3,alpha=5,dropout=0.1,rslora=true,sites=word/attention_output/layers\.1\.feed_forward\.hidden",
+        "dora:rank=2",
+        "dora:rank=3,alpha=4,sites=qkv/feed_forward_output",
+        "ia3",
+        "prefix:length=5,shift=true",
     ],
     "resnet": [
         "lora:rank=2",
@@ -304,6 +335,20 @@ IN = {
         "prompt:length=2,pooler=all",
     ),
 }
+IN_GPT2 = {
+    "lora": (peft.LoraConfig(**LORA, fan_in_fan_out=True), "lora:rank=2,alpha=8.0,dropout=0.0,rslora=false,sites=qkv"),
+    "lora at every layer": (
+        peft.LoraConfig(**LORA, fan_in_fan_out=True, target_modules=["c_attn", "c_proj", "c_fc"]),
+        "lora:rank=2,alpha=8.0,dropout=0.0,rslora=false,sites=qkv/attention_output/feed_forward_hidden/feed_forward_output",
+    ),
+    "words": (peft.LoraConfig(**LORA, target_modules=["wte"]), "lora:rank=2,alpha=8.0,dropout=0.0,rslora=false,sites=word"),
+    "dora": (
+        peft.LoraConfig(**LORA, fan_in_fan_out=True, use_dora=True),
+        "dora:rank=2,alpha=8.0,dropout=0.0,rslora=false,sites=qkv",
+    ),
+    "ia3": (peft.IA3Config(task_type="SEQ_CLS", fan_in_fan_out=True), "ia3:sites=qkv/feed_forward_output"),
+    "prefix": (peft.PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=5), "prefix:length=5,shift=true"),
+}
 IN_IMAGES = {
     "lora": (
         peft.LoraConfig(r=2, target_modules=r".*\.layer\.1\.convolution|.*shortcut\.convolution", modules_to_save=["classifier"]),
@@ -335,6 +380,19 @@ def compare(directory: Path, bases: Path, architecture: str, config, method: str
 def test_texts_in(tmp_path, bases, case):
     needs_past_key_values(case)
     compare(tmp_path / "theirs", bases, "bert", *IN[case])
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+@pytest.mark.parametrize("case", IN_GPT2)
+def test_gpt2_in(tmp_path, bases, case):
+    needs_past_key_values(case)
+    compare(tmp_path / "theirs", bases, "gpt2", *IN_GPT2[case])
+
+
+def test_a_prompt_of_gpt2_is_refused_as_its_classifier_reads_padding_there(tmp_path, bases):
+    refused(lambda: write(tmp_path / "out", learned(bases, "gpt2", "prompt:length=3")), "takes the last column for the last token")
+    saved(tmp_path / "theirs", bases, peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=5), "gpt2")
+    refused(lambda: read(tmp_path / "theirs", str(bases / "gpt2")), "takes the last column for the last token")
 
 
 @pytest.mark.parametrize("case", IN_IMAGES)
@@ -687,6 +745,42 @@ def assert_outputs(ours: Tensor, theirs: Tensor) -> None:
     mask = texts()[1]
     assert ours.shape == theirs.shape and ours.std() > 0.1
     close(ours[mask] if ours.ndim == 3 else ours, theirs[mask] if ours.ndim == 3 else theirs, "outputs")
+
+
+LANGUAGE = {"name": "causal-lm", "pool": None, "max_length": 9, "blocks": "within"}
+
+
+def language_model(bases: Path, method: str) -> Checkpoint:
+    """A run of causal-lm, whose head is the table of the words."""
+    if "causal-lm" not in ALL_TASKS:
+        pytest.skip("no task has this head")
+    layout = asdict(task_from(LANGUAGE).LAYOUT())
+    return replace(learned(bases, "gpt2", method), task=LANGUAGE, settings=SETTINGS | {"layout": layout}, head={})
+
+
+def test_lora_at_the_words_of_a_language_model_is_refused_as_peft_does_not_bring_it_to_the_head(tmp_path, bases):
+    refused(lambda: write(tmp_path / "out", language_model(bases, "lora:sites=word")), "lora:sites=word", TIED)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(bases / "gpt2-hf", dtype=torch.float64)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["wte"])
+    peft.get_peft_model(plain, config).save_pretrained(str(tmp_path / "theirs"), save_embedding_layers=False)
+    refused(lambda: read(tmp_path / "theirs", str(bases / "gpt2")), TIED)
+
+
+@pytest.mark.parametrize("method", ["lora:rank=2", "ia3", "prefix:length=3,shift=true", "prompt:length=3"])
+def test_a_language_model_goes_out_and_in_again(tmp_path, bases, method):
+    run_of, task = language_model(bases, method), LANGUAGE
+    write(tmp_path / "out", run_of)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(bases / "gpt2-hf", dtype=torch.float64)
+    model = peft.PeftModel.from_pretrained(plain, str(tmp_path / "out")).eval()
+    tokens, mask = texts_of_gpt2()
+    body = run_of.tuned_body(torch.float64).eval()
+    hidden = body(tokens, mask).hidden
+    theirs = model(input_ids=tokens, attention_mask=mask.long(), output_hidden_states=True)
+    close(hidden[mask], theirs.hidden_states[-1][:, -12:][mask], "hidden states")
+    close((hidden @ word_vectors(body).T)[mask], theirs.logits[:, -12:][mask], "logits")
+    again = read(tmp_path / "out", None)
+    assert again.task == task and again.head == {} and again.grafts.keys() == run_of.grafts.keys()
+    assert all(torch.equal(tensor, again.grafts[name]) for name, tensor in run_of.grafts.items())
 
 
 @pytest.mark.parametrize("method", METHODS_OF)
