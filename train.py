@@ -132,10 +132,10 @@ def run_once(given, record: dict | None = None) -> dict | None:
     if options.by:
         rows_by(list(parts.values())[-1], options.by)  # a column that is not there is told before training
     options, why, steps_per_epoch = setup.choose_epochs(options, data["train"])
-    source = read_source(options, start)
+    source, target = read_source(options, start), setup.read_target(options, task, start.checkpoint)
 
     # Model and optimizer
-    training = setup.build(options, given, start, task, data["train"], steps_per_epoch, source)
+    training = setup.build(options, given, start, task, data["train"], steps_per_epoch, source, target)
     options, measured = setup.with_precision(options, training)
     if not options.quiet:
         report.print_model(training, start, options)

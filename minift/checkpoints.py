@@ -1,7 +1,8 @@
 """What a run that was stopped continues from: its checkpoints, the signals that stop it, the lock on its directory.
 
 checkpoints/epoch-E-step-S/     E epochs are over, S steps were taken
-    state.safetensors           model/NAME, optimizer/NAME/PART, scaler/NAME, average/NAME: what trains, how far its optimizer is
+    state.safetensors           model/NAME, optimizer/NAME/PART, scaler/NAME, average/NAME, penalties/I/NAME: what trains, how far
+                                its optimizer is
     progress.json               training.Progress, and the size of metrics.jsonl at that time
     model/                      the best epoch so far, as hard links to the run's model/, which take no space of their own
     manifest.json               size and sha256 of all of these
@@ -134,6 +135,7 @@ class Checkpoints(Saving):
             "optimizer": self.training.optimizer.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else {},
             "average": self.training.average.state_dict() if self.training.average else {},
+            "penalties": {f"{i}/{n}": t for i, one in enumerate(self.training.penalties) for n, t in one.state_dict().items()},
         }
         return {f"{part}/{name}": t.detach().cpu() for part, tensors in parts.items() for name, t in tensors.items()}
 
@@ -157,7 +159,7 @@ class Checkpoints(Saving):
             for name, value in stored["progress"].items():
                 setattr(self.progress, name, tuple(value) if isinstance(value, list) else value)
             self.progress.seconds_training += seconds
-            parts = {"model": {}, "optimizer": {}, "scaler": {}, "average": {}}
+            parts = {"model": {}, "optimizer": {}, "scaler": {}, "average": {}, "penalties": {}}
             for name, tensor in tensors.items():
                 part, _, name = name.partition("/")
                 parts[part][name] = tensor
@@ -171,6 +173,9 @@ class Checkpoints(Saving):
                 self.scaler.load_state_dict(parts["scaler"])
             if self.training.average:
                 self.training.average.load_state_dict(parts["average"])
+            for i, one in enumerate(self.training.penalties):
+                own = {name.partition("/")[2]: t for name, t in parts["penalties"].items() if name.startswith(f"{i}/")}
+                one.load_state_dict(own)
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise UserError(f"{path}: this is not a checkpoint of this run ({brief(error)})") from None
         self.run.rewind(stored["metrics"])

@@ -62,6 +62,9 @@ class Options:
     )
     rehearse: str | None = flag(None, "file of that task, whose rows train along, through the head that --model has")
     rehearse_share: float = flag(0.1, "of the rows of a step: those of --rehearse", above=0, below=1)
+    target_data: str | None = flag(
+        None, "rows of another domain, whose labels are not read: training makes its features alike for both (DANN)"
+    )
     clip: float = flag(1.0, "largest norm of all gradients together", above=0)
     cache: str = flag(
         "auto",
@@ -106,7 +109,8 @@ class Options:
 # Flags of gradient steps, with which an exact solver has nothing to do
 GRADIENT = (
     *("epochs", "accumulate", "optimizer", "lr", "head_lr", "layer_decay", "weight_decay", "decay_rule", "schedule", "warmup"),
-    *("penalty", "rehearse", "average", "clip", "label_smoothing", "mixup", "cutmix", "patience", "class_weights", "sampler"),
+    *("penalty", "rehearse", "target_data", "average", "clip", "label_smoothing", "mixup", "cutmix", "patience"),
+    *("class_weights", "sampler"),
 )
 READING = {f.name for kind in LAYOUTS for f in fields(kind)}
 GRID = [f.name for f in fields(Options) if f.metadata["several"]]

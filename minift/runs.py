@@ -337,7 +337,7 @@ def resume_command(directory: Path) -> str:
 
 # ---- what a run stands on ----
 
-DATA = ("train", "valid", "test", "source_data", "rehearse")  # flags of files and directories
+DATA = ("train", "valid", "test", "source_data", "rehearse", "target_data")  # flags of files and directories
 FREE = ("epochs", "device", "threads", "workers", *DATA, "out", "quiet")  # flags that may differ where a run goes on
 
 

@@ -15,6 +15,7 @@ Axes: N units, B of a batch, D features. Proved by tests/test_forgetting.py.
 """
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -28,6 +29,7 @@ from tqdm import tqdm
 
 from minift.cli import spelled as command_of
 from minift.data.batching import Data, by_length
+from minift.distributed import rank, wait
 from minift.errors import UserError, say
 from minift.methods.surgery import merge, mergeable, plain, plain_name, unmerge
 from minift.optim.precision import autocast
@@ -85,28 +87,34 @@ class Source:
     def fisher(self, names: list[str], rows: int, labels: str, path: str, directory: Path | None) -> list[Tensor]:
         """The Fisher information of the parameters with these names, as minift/penalties/ewc.py has it; 0 of those that the source
         does not have. directory: of the run, in which it is kept; None: nowhere."""
-        device, file = next(self.body.parameters()).device, directory and directory / FISHER
         own = dict(self.body.named_parameters()) | {f"head.{name}": p for name, p in self.head.named_parameters()}
-        known = {name: own[name] for name in names if name in own}
-        if file and file.is_file():
+        known, file = {name: own[name] for name in names if name in own}, directory and directory / FISHER
+        if file is None:
+            kept = self.new_fisher(known, rows, labels, path)
+        else:
+            if rank() == 0 and not file.is_file():
+                with whole_file(file) as fresh:
+                    write_tensors(fresh, self.new_fisher(known, rows, labels, path))
+            else:
+                say(f"fisher  as {file} has it")
+            wait()
             kept = read_tensors(file)
             check_shapes(file, kept, known, "the weights that train")
-            say(f"fisher  as {file} has it")
-        else:
-            start, data = time.perf_counter(), self.rows(path) if path else self.data
-            units = np.random.default_rng(0).permutation(len(data))[:rows]
-            bar = tqdm(data.batches([*units[:, None]], device), total=len(units), desc="fisher", leave=False, disable=None)
-            for theta in known.values():
-                theta.requires_grad_(True)
-            with bar:
-                kept = dict(zip(known, fisher(self.model, self.task, bar, [*known.values()], labels), strict=True))
-            for theta in known.values():
-                theta.requires_grad_(False)
-            say(f"fisher  of {counted(len(units), 'unit')} of the source, labels={labels}, {time.perf_counter() - start:.0f} s")
-            if file:
-                with whole_file(file) as fresh:
-                    write_tensors(fresh, {name: F.cpu() for name, F in kept.items()})
+        device = next(self.body.parameters()).device
         return [kept[name].to(device) if name in kept else torch.zeros((), device=device) for name in names]
+
+    def new_fisher(self, parameters: dict[str, Tensor], rows: int, labels: str, path: str) -> dict[str, Tensor]:
+        start, data = time.perf_counter(), self.rows(path) if path else self.data
+        units = np.random.default_rng(0).permutation(len(data))[:rows]
+        batches = data.batches([*units[:, None]], next(self.body.parameters()).device)
+        for theta in parameters.values():
+            theta.requires_grad_(True)
+        with tqdm(batches, total=len(units), desc="fisher", leave=False, disable=None) as bar:
+            F = fisher(self.model, self.task, bar, [*parameters.values()], labels)
+        for theta in parameters.values():
+            theta.requires_grad_(False)
+        say(f"fisher  of {counted(len(units), 'unit')} of the source, labels={labels}, {time.perf_counter() - start:.0f} s")
+        return {name: one.cpu() for name, one in zip(parameters, F, strict=True)}
 
 
 def read_source(options, start) -> Source | None:
@@ -162,11 +170,9 @@ def weights_changed(before: nn.Module, after: nn.Module) -> dict[str, float]:
     then, found = dict(before.named_parameters()), {}
     for stage, modules in before.stages.items():
         names = [name for name in then if name.startswith(tuple(f"{module}." for module in modules)) and name in now]
-        moved, size = (
-            torch.stack([torch.linalg.vector_norm(x.detach().double()) for x in tensors]).norm()
-            for tensors in ([now[name] - then[name] for name in names], [then[name] for name in names])
-        )
-        found[stage] = (moved / size).item()
+        moved = sum((now[name] - then[name]).detach().double().square().sum().item() for name in names)
+        size = sum(then[name].double().square().sum().item() for name in names)
+        found[stage] = math.sqrt(moved / size) if size else 0.0
     return found
 
 
@@ -196,7 +202,7 @@ def walked(body: nn.Module, batch) -> Iterator[tuple[str, Tensor]]:
 
 def mean_over_places(state: tuple) -> Tensor:
     """(B, S, D), with the state's mask, or (B, D, H, W) -> (B, D)"""
-    h = state.hidden.float()
+    h = state.hidden.to(torch.promote_types(state.hidden.dtype, torch.float32))
     if h.ndim == 4:
         return h.mean((2, 3))
     if state.mask is None:

@@ -227,6 +227,10 @@ def fit(
         if count() > 1:
             check_same(digest([p for group in training.optimizer.groups for p in group.parameters]))
             buffers_of_first(model)
+        figures = {name: value for penalty in training.penalties for name, value in penalty.figures().items()}
+        if figures:
+            run.log([{"step": progress.step, "epoch": epoch + 1, "split": "train", **figures}])
+            line += "  " + "  ".join(f"{name} {figure(value)}" for name, value in figures.items())
         if training.average:
             training.average.after_epoch(epoch + 1, options.epochs)
             averaged = training.average.in_place

@@ -47,8 +47,13 @@ class Distill(Penalty):
             before = body(*batch.inputs) if batch.state is None else body.resume(batch.state, batch.done)
         now = self.source.read(state, self.model.body)
         if self.of == "features":
-            f, f_0 = self.source.features(now).float(), self.source.features(before).float()
+            f, f_0 = (wide(self.source.features(one)) for one in (now, before))
             return self.strength * (f - f_0).square().sum(-1) / f_0.square().sum(-1)  # (B, D) -> (B)
-        z, z_0 = (self.source.head(one, batch).float() / self.T for one in (now, before))
+        z, z_0 = (wide(self.source.head(one, batch)) / self.T for one in (now, before))
         log_q, log_q_0 = z.log_softmax(-1), z_0.detach().log_softmax(-1)
         return self.strength * self.T**2 * (log_q_0.exp() * (log_q_0 - log_q)).sum(-1)  # (B, C) -> (B)
+
+
+def wide(x: Tensor) -> Tensor:
+    """In float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -32,12 +32,23 @@ class Penalty:
         """Before the first step: compute what it needs, and keep it in the run's directory for when the run goes on."""
 
     def term(self, model: nn.Module, progress=None) -> Tensor | float:
-        """A scalar, added once a step, however many batches the step has."""
+        """A scalar, added once a step, however many batches the step has. progress: training.Progress, before the step."""
         return 0.0
 
     def units(self, state: tuple, outputs, batch, progress) -> Tensor | None:
         """(B) a number for each unit; their mean over all units of the step is added."""
         return None
+
+    def figures(self) -> dict[str, float]:
+        """What to tell of the steps since this was asked last, as after an epoch."""
+        return {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a run that goes on needs of it."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from `state_dict`."""
 
     def pull(self, groups: Iterable, factor: float, finite: Tensor) -> None:
         """Move the parameters that train, just before the update of a step.
