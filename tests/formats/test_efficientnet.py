@@ -167,3 +167,40 @@ def test_it_is_the_default_of_both_tasks_of_images(tmp_path):
         run = read(tmp_path / task / "model")
         assert run.base_name == "efficientnet-lite0" and run.method == "probe"
         assert (run.preprocessing["resize"], run.preprocessing["crop"]) == (73, 64)
+
+
+@pytest.mark.parametrize("method", ["probe", "lora:rank=2"])
+def test_a_run_goes_to_timm_and_to_transformers(tmp_path, method, capsys):
+    """Of a network that both have, its head and what lora has added with it."""
+    base = converted_resnet(tmp_path / "b0", EfficientNet(EfficientNetConfig(image_size=32)))
+    photos = photographs(tmp_path / "photos", 4)
+    common = [
+        "--workers",
+        "0",
+        "--epochs",
+        "1",
+        "--precision",
+        "float32",
+        "--valid",
+        "none",
+        "--quiet",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    train.main(["--task", "image-classification", "--train", str(photos), "--model", str(base), "--method", method, *common])
+    assert f"--to hf --out {tmp_path / 'run'}-hf" in capsys.readouterr().out
+    for to, out in (("timm", "timm.pth"), ("hf", "hf")):
+        assert convert.main([str(tmp_path / "run"), "--to", to, "--out", str(tmp_path / out), "--check"]) == 0
+        printed = capsys.readouterr().out
+        assert f"largest difference from {'timm' if to == 'timm' else 'transformers'}" in printed and "  head  " in printed
+    assert json.loads((tmp_path / "timm.json").read_text())["labels"] == ["ants", "bees"]
+
+
+def test_a_run_of_lite0_is_told_where_it_goes(tmp_path, capsys):
+    photos = photographs(tmp_path / "photos", 2)
+    common = ["--workers", "0", "--epochs", "0", "--precision", "float32", "--valid", "none", "--image-size", "33"]
+    train.main(["--task", "image-classification", "--train", str(photos), "--out", str(tmp_path / "run"), *common])
+    assert f"--to timm --out {tmp_path / 'run'}.safetensors" in capsys.readouterr().out
+    arguments = ["--to", "timm", "--out", f"{tmp_path / 'run'}.safetensors", "--check"]
+    assert convert.main([str(tmp_path / "run"), *arguments]) == 0
+    refused([tmp_path / "run", "--to", "hf", "--out", tmp_path / "hf"], "cannot have relu6")
