@@ -97,6 +97,22 @@ def test_two_networks_of_timm_have_the_same_names_and_the_file_must_say_which(tm
     assert bring_in(path, tmp_path / "out").config["padding"] == "same"
 
 
+KINDS = [("tf_efficientnet_lite0", "same", 0.5), ("efficientnet_lite0", "symmetric", 0.485)]
+
+
+@pytest.mark.parametrize(("name", "padding", "mean"), KINDS)
+def test_a_directory_of_timm_says_which(tmp_path, name, padding, mean):
+    model = timm.create_model(name, num_classes=2)
+    timm.models.save_for_hf(model, tmp_path / "theirs", model_config={"mean": model.default_cfg["mean"]}, safe_serialization=True)
+    checkpoint = bring_in(tmp_path / "theirs", tmp_path / "ours")
+    assert (checkpoint.config["padding"], checkpoint.preprocessing["mean"][0]) == (padding, mean)
+    assert (checkpoint.preprocessing["resize"], checkpoint.preprocessing["interpolation"]) == (256, "bicubic")
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    del config["pretrained_cfg"]["crop_pct"]
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(config))
+    refused([tmp_path / "theirs", "--out", tmp_path / "out"], "pretrained_cfg does not say how pictures are prepared")
+
+
 def test_a_b0_is_no_lite0(tmp_path):
     path = file_of(tmp_path / "tf_efficientnet_lite0.safetensors", "efficientnet-b0", "timm")
     refused([path, "--out", tmp_path / "out"], "its name says efficientnet-lite0, and its tensors are those of efficientnet-b0")
