@@ -187,8 +187,10 @@ def source_of(arguments: argparse.Namespace) -> tuple[str, Callable]:
 
 
 def read_directory(place: Path, source: str, revision: str | None = None, *, wanted: str | None, pairs: bool):
-    from minift.formats import huggingface
+    from minift.formats import efficientnet, huggingface, torchvision
 
+    if efficientnet.timm_config(place) is not None:
+        return place, *torchvision.read(place / "model.safetensors", source, revision)
     return place, *huggingface.read_with_head(place, source, revision, wanted, pairs)
 
 

@@ -2,8 +2,8 @@
 
 A file holds tensors alone. Which network they belong to follows from the shapes; that they were trained with TensorFlow's padding,
 which eps their BatchNorms have and how their images were prepared does not, and a wrong guess costs accuracy without an error. So
-this comes from the .json that minift has written beside the file; else from the names of the tensors; timm has two kinds of
-networks under the same names, which the name of the file has to tell apart.
+this comes from the .json that minift has written beside the file, or from timm's config.json; else from the names of the tensors.
+timm has two kinds of networks under the same names, which then the name of the file has to tell apart.
 Proved by tests/formats/test_efficientnet.py.
 """
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from minift.data.loading import IMAGENET_V1, Preprocessing
 from minift.errors import UserError
 from minift.models.efficientnet import SIZES, EfficientNet, EfficientNetConfig, fields_of
+from minift.pretrained import read_object
 
 
 class Names(NamedTuple):
@@ -73,9 +74,20 @@ def size_in(path: Path, names: Names, tensors: dict[str, Tensor]) -> str:
     raise UserError(f"{path}: {blocks} blocks in {names.library}'s names, and no EfficientNet B0 to B7 or Lite0 to Lite4 has these")
 
 
+def timm_config(directory: Path) -> dict | None:
+    """config.json of a directory that holds an EfficientNet as timm puts it on the hub; None where there is none."""
+    file = directory / "config.json"
+    raw = read_object(file) if file.is_file() else {}
+    known = "efficientnet" in str(raw.get("architecture")) and isinstance(raw.get("pretrained_cfg"), dict)
+    return raw if known else None
+
+
 def named_in(path: Path) -> tuple[bool, str] | None:
-    """(whether it is one of timm's TensorFlow models, the row of SIZES) by the name of a file, or of its directory."""
-    for name in (path.stem, path.resolve().parent.name):
+    """(whether it is one of timm's TensorFlow models, the row of SIZES), by timm's config.json, else by the name of the file or of
+    its directory.
+    """
+    timm = timm_config(path.parent)
+    for name in (str(timm["architecture"]),) if timm else (path.stem, path.resolve().parent.name):
         if found := re.search(r"(tf_)?efficientnet[-_](b[0-7]|lite[0-4])(?![0-9a-z])", name.lower()):
             return found[1] is not None, f"efficientnet-{found[2]}"
     return None
@@ -111,7 +123,18 @@ def describe(path: Path, names: Names, tensors: dict[str, Tensor], described: di
         return config, usual(size_of(config) or "efficientnet-b0", config.image_size, False)
     size, fields, half = kind_of(path, names, tensors)
     config = EfficientNetConfig(**fields_of(size) | fields)
-    return config, usual(size, config.image_size, half)
+    timm = timm_config(path.parent)
+    return config, usual(size, config.image_size, half) if timm is None else prepared(path.parent, timm["pretrained_cfg"])
+
+
+def prepared(directory: Path, cfg: dict) -> Preprocessing:
+    """How timm's config.json says that pictures are prepared."""
+    try:
+        crop, share = cfg["input_size"][1], cfg["crop_pct"]
+        fields = {"crop": crop, "resize": int(crop / share), **{name: cfg[name] for name in ("mean", "std", "interpolation")}}
+        return Preprocessing.of(fields)
+    except (KeyError, TypeError, IndexError, ArithmeticError, UserError) as error:
+        raise UserError(f"{directory / 'config.json'}: pretrained_cfg does not say how pictures are prepared ({error})") from None
 
 
 def usual(size: str, crop: int, half: bool) -> Preprocessing:

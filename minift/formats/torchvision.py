@@ -327,6 +327,7 @@ def load(path: Path, config) -> nn.Module:
     if weight is None:
         setattr(network, part, nn.Identity())
     else:
-        network.set_submodule(head.rstrip("."), nn.Linear(weight.shape[1], weight.shape[0]))
+        new = nn.Linear(weight.shape[1], weight.shape[0])
+        setattr(network, part, new if part == "fc" else nn.Sequential(nn.Dropout(), new))
     network.load_state_dict(tensors)
     return network

@@ -97,6 +97,22 @@ def test_two_networks_of_timm_have_the_same_names_and_the_file_must_say_which(tm
     assert bring_in(path, tmp_path / "out").config["padding"] == "same"
 
 
+KINDS = [("tf_efficientnet_lite0", "same", 0.5), ("efficientnet_lite0", "symmetric", 0.485)]
+
+
+@pytest.mark.parametrize(("name", "padding", "mean"), KINDS)
+def test_a_directory_of_timm_says_which(tmp_path, name, padding, mean):
+    model = timm.create_model(name, num_classes=2)
+    timm.models.save_for_hf(model, tmp_path / "theirs", model_config={"mean": model.default_cfg["mean"]}, safe_serialization=True)
+    checkpoint = bring_in(tmp_path / "theirs", tmp_path / "ours")
+    assert (checkpoint.config["padding"], checkpoint.preprocessing["mean"][0]) == (padding, mean)
+    assert (checkpoint.preprocessing["resize"], checkpoint.preprocessing["interpolation"]) == (256, "bicubic")
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    del config["pretrained_cfg"]["crop_pct"]
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(config))
+    refused([tmp_path / "theirs", "--out", tmp_path / "out"], "pretrained_cfg does not say how pictures are prepared")
+
+
 def test_a_b0_is_no_lite0(tmp_path):
     path = file_of(tmp_path / "tf_efficientnet_lite0.safetensors", "efficientnet-b0", "timm")
     refused([path, "--out", tmp_path / "out"], "its name says efficientnet-lite0, and its tensors are those of efficientnet-b0")
@@ -167,3 +183,40 @@ def test_it_is_the_default_of_both_tasks_of_images(tmp_path):
         run = read(tmp_path / task / "model")
         assert run.base_name == "efficientnet-lite0" and run.method == "probe"
         assert (run.preprocessing["resize"], run.preprocessing["crop"]) == (73, 64)
+
+
+@pytest.mark.parametrize("method", ["probe", "lora:rank=2"])
+def test_a_run_goes_to_timm_and_to_transformers(tmp_path, method, capsys):
+    """Of a network that both have, its head and what lora has added with it."""
+    base = converted_resnet(tmp_path / "b0", EfficientNet(EfficientNetConfig(image_size=32)))
+    photos = photographs(tmp_path / "photos", 4)
+    common = [
+        "--workers",
+        "0",
+        "--epochs",
+        "1",
+        "--precision",
+        "float32",
+        "--valid",
+        "none",
+        "--quiet",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    train.main(["--task", "image-classification", "--train", str(photos), "--model", str(base), "--method", method, *common])
+    assert f"--to hf --out {tmp_path / 'run'}-hf" in capsys.readouterr().out
+    for to, out in (("timm", "timm.pth"), ("hf", "hf")):
+        assert convert.main([str(tmp_path / "run"), "--to", to, "--out", str(tmp_path / out), "--check"]) == 0
+        printed = capsys.readouterr().out
+        assert f"largest difference from {'timm' if to == 'timm' else 'transformers'}" in printed and "  head  " in printed
+    assert json.loads((tmp_path / "timm.json").read_text())["labels"] == ["ants", "bees"]
+
+
+def test_a_run_of_lite0_is_told_where_it_goes(tmp_path, capsys):
+    photos = photographs(tmp_path / "photos", 2)
+    common = ["--workers", "0", "--epochs", "0", "--precision", "float32", "--valid", "none", "--image-size", "33"]
+    train.main(["--task", "image-classification", "--train", str(photos), "--out", str(tmp_path / "run"), *common])
+    assert f"--to timm --out {tmp_path / 'run'}.safetensors" in capsys.readouterr().out
+    arguments = ["--to", "timm", "--out", f"{tmp_path / 'run'}.safetensors", "--check"]
+    assert convert.main([str(tmp_path / "run"), *arguments]) == 0
+    refused([tmp_path / "run", "--to", "hf", "--out", tmp_path / "hf"], "cannot have relu6")

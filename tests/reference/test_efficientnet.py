@@ -78,7 +78,7 @@ TWINS = {  # library, what builds the twin, config, size of the images: an even 
     "timm": ("timm", partial(in_timm, name="efficientnet_b0"), SYMMETRIC, 36),
     "timm, tf": ("timm", partial(in_timm, name="tf_efficientnet_b0"), TF, 36),
     "timm, tf, less": ("timm", partial(in_timm, name="tf_efficientnet_b0"), TF | LESS, 47),
-    "timm, lite": ("timm", partial(in_timm, name="efficientnet_lite0"), SYMMETRIC | LITE, 36),
+    "timm, lite, less": ("timm", partial(in_timm, name="efficientnet_lite0"), SYMMETRIC | LITE | LESS, 47),
     "timm, tf lite": ("timm", partial(in_timm, name="tf_efficientnet_lite0"), TF | LITE, 36),
     "timm, tf lite, less": ("timm", partial(in_timm, name="tf_efficientnet_lite0"), TF | LITE | LESS, 47),
     "transformers": ("transformers", in_transformers, STILL | {"image_size": 36}, 36),
