@@ -330,7 +330,8 @@ def resume_command(directory: Path) -> str:
 
 # ---- what a run stands on ----
 
-FREE = ("epochs", "device", "workers", "train", "valid", "test", "out", "quiet")  # flags that may differ where a run goes on
+# Flags that may differ where a run goes on
+FREE = ("epochs", "device", "workers", "train", "valid", "test", "out", "quiet", "verbose")
 SPLITS = ("train", "valid", "test")
 
 
