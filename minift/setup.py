@@ -31,7 +31,9 @@ from minift.optim.precision import autocast
 from minift.optim.rows import by_rows
 from minift.optim.schedules import SCHEDULES, check_factors, warmup_steps
 from minift.optim.unfreezing import UNFREEZING
+from minift.options import layout_of
 from minift.penalties import PENALTIES
+from minift.penalties.dann import DANN
 from minift.penalties.penalty import Anchored, Penalty
 from minift.penalties.rehearsal import Rehearsal
 from minift.pretrained import Checkpoint, check_path, check_shapes, find, read, untrained
@@ -183,10 +185,11 @@ def choose_epochs(options, train: Data) -> tuple[object, dict[str, str], int]:
     return replace(options, epochs=epochs), {"epochs": why}, steps
 
 
-def build(options, given, start: Start, task, train: Data, steps_per_epoch: int, source=None) -> Setup:
+def build(options, given, start: Start, task, train: Data, steps_per_epoch: int, source=None, target=None) -> Setup:
     """Freeze everything, let the method thaw or wrap; then the head, the groups, the optimizer and the schedule.
 
-    train: a unit of it is what a precision of auto is measured with. source: from minift/source.py, for penalties.
+    train: a unit of it is what a precision of auto is measured with. source: from minift/source.py, for penalties. target: the
+    rows of --target-data.
     """
     torch.manual_seed(options.seed)
     checkpoint = start.checkpoint
@@ -218,6 +221,7 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int,
     )
     by_rows(model)
     stages = list(dict.fromkeys(group.stage for group in groups))
+    adversary = None if target is None else make_adversary(options, target, model, groups, options.epochs * steps_per_epoch)
     if stages == ["head"]:
         check_head_alone(options, given)
     try:
@@ -252,6 +256,7 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int,
         make_unfreezing(options, stages, steps, steps_per_epoch),
         (
             *make_penalties(options, anchored, groups, pretrained, fresh),
+            *([adversary] if adversary else []),
             *([Terms()] if terms(body) is not None else []),
         ),
         make_average(options, model),
@@ -299,6 +304,29 @@ def make_penalties(options, anchored: Anchored, groups: list[Group], plain: Set[
         return [*(penalty(anchored) for penalty in penalties_of(options)), *rehearsal]
     except ValueError as error:
         raise UserError(f"--penalty {options.penalty}: {error}") from None
+
+
+def read_target(options, task, checkpoint: Checkpoint) -> Data | None:
+    """The rows of --target-data, without labels."""
+    if options.target_data is None:
+        return None
+    if task.pool is None:
+        raise UserError(f"--target-data {options.target_data}: the head of {options.task} reads no pooled features to make alike")
+    rows = task.read(options.target_data, layout_of(options, task.LAYOUT), labelled=False)
+    return task.prepare(rows, checkpoint, workers=getattr(options, "workers", None) or 0)
+
+
+def make_adversary(options, target: Data, model: nn.Module, groups: list[Group], steps: int) -> DANN:
+    """Its head is in groups of its own, which are added to `groups`: it trains with the head's learning rate."""
+    if not any(p.requires_grad for p in model.body.parameters()):
+        raise UserError(f"--target-data {options.target_data} with --method {options.method}: nothing of the body trains, so its "
+                        "features cannot be made alike")  # fmt: skip
+    adversary = DANN(target, model.body.config.width, options.batch_size * options.accumulate, steps, options.seed)
+    adversary.head.to(next(model.parameters()).device)
+    for name, parameter in adversary.head.named_parameters():
+        decay = options.weight_decay if parameter.ndim > 1 else 0.0
+        groups.append(Group("head", groups[-1].lr, decay, [f"domain.{name}"], [parameter]))
+    return adversary
 
 
 def make_average(options, model: nn.Module) -> Average | None:
