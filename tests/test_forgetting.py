@@ -1,6 +1,10 @@
 """What is forgotten of a source, measured, and what keeps it: whole runs of a tiny model that has learned one task before."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +15,8 @@ import minift
 import train
 from minift import source
 from minift.errors import UserError
+
+ROOT = Path(__file__).parents[1]
 
 
 def topics_file(path, rows: int = 48):
@@ -239,3 +245,26 @@ def test_precisions_and_methods(place, tmp_path, name, monkeypatch):
     monkeypatch.chdir(place)
     found = after(place, tmp_path / "run", *KEEPERS[name], "--precision", "bfloat16", "--method", "partial:stages=1", epochs=1)
     assert found["valid"]["loss"] < 10 and found["source"]["after"]["loss"] < 10
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="torch.distributed with gloo")
+def test_several_processes_are_one(place, tmp_path):
+    """Each penalty once, no dropout: the weights, the Fisher information and what was forgotten."""
+    penalty = "ewc:strength=100,rows=8+distill+l2sp:alpha=0.1,beta=0"
+    flags = ["--model", place / "source", "--train", place / "topics.csv", "--source-data", place / "rows.csv", "--pool", "mean"]
+    flags += ["--penalty", penalty, "--rehearse", place / "rows.csv", "--average", "ema:decay=0.5", "--target-data"]
+    flags += [place / "topics.csv", "--dropout", 0, "--attention-dropout", 0, "--lr", "1e-3", "--optimizer", "sgd"]
+    fixed = ["--precision", "float32", "--batch-size", 8, "--epochs", 2, "--quiet"]
+    go(tmp_path, "one", *flags)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", ROOT / "train.py"]
+    command = [str(part) for part in (*start, *flags, *fixed, "--out", tmp_path / "two")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for file in ("model/model.safetensors", "fisher.safetensors"):
+        one, two = (load_file(tmp_path / run / file) for run in ("one", "two"))
+        for name, tensor in one.items():
+            torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-5)
+    one, two = (json.loads((tmp_path / run / "result.json").read_text())["source"] for run in ("one", "two"))
+    assert two["after"] == pytest.approx(one["after"], abs=1e-5)
