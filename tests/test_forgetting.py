@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from contract.tasks import sentences_file
 from safetensors.torch import load_file
-from tiny import WORDS, converted_directory, rows_file, tiny_body
+from tiny import WORDS, converted_directory, converted_resnet, photographs, rows_file, tiny_body
 
 import minift
 import train
@@ -112,6 +113,28 @@ def test_a_body_that_pools_otherwise_is_measured_through_the_pool_of_the_source(
     more = ["--model", tmp_path / "words", "--train", place / "topics.csv", "--source-data", place / "texts.txt"]
     found = go(tmp_path, "next", *more, "--lr", "1e-2")["source"]
     assert {"loss", "perplexity", "accuracy"} == {*found["before"]} and found["before"]["loss"] != found["after"]["loss"]
+
+
+def test_a_task_that_pools_nothing_is_measured_through_the_pool_of_the_source(place, tmp_path):
+    sentences_file(tmp_path / "rows.conll")
+    flags = ["--task", "token-classification", "--model", place / "source", "--train", tmp_path / "rows.conll", "--lr", "1e-9"]
+    keeps = ["--source-data", place / "rows.csv", "--penalty", "ewc:rows=4+distill:of=logits", "--rehearse", place / "rows.csv"]
+    found = go(tmp_path, "run", *flags, *keeps, epochs=1)["source"]
+    assert found["after"] == pytest.approx(found["before"], abs=1e-4)
+
+
+def test_images(tmp_path):
+    """A ResNet: convolutions mixed, the Fisher information with the statistics of the BatchNorms as they are, a map by channel."""
+    for name, classes, seed in (("first", ("ants", "bees"), 0), ("next", ("cats", "dogs"), 1)):
+        photographs(tmp_path / name, each=5, seed=seed, classes=classes)
+    converted_resnet(tmp_path / "base")
+    task = ["--task", "image-classification", "--workers", "0", "--augment", "none", "--valid", "none"]
+    go(tmp_path, "source", *task, "--model", tmp_path / "base", "--train", tmp_path / "first", epochs=1)
+    keeps = ["--source-data", tmp_path / "first", "--penalty", "ewc:rows=4+mixout:p=0.5+distill", "--rehearse", tmp_path / "first"]
+    more = ["--model", tmp_path / "source", "--train", tmp_path / "next", "--average", "last:epochs=1"]
+    found = go(tmp_path, "run", *task, *more, *keeps, epochs=1)["source"]
+    assert next(iter(found["stages"])) == "stem" and all(0 < f["cka"] < 1 and f["weights"] > 0 for f in found["stages"].values())
+    assert found["before"]["accuracy"] is not None
 
 
 def test_measuring_changes_no_bit(place, tmp_path):
