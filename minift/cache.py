@@ -29,8 +29,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from tqdm import tqdm
 
+from minift.bar import bar
 from minift.data.batching import Batch, Data, by_length
 from minift.distributed import count, rank
 from minift.errors import UserError, say
@@ -145,20 +145,21 @@ class CachedFeatures(OnTheFly):
             beside = file and file.with_name(f"{file.stem}-{name}{file.suffix}")
             self.stored[name] = new_tensor(shape, getattr(first, name).dtype, beside)
         order = by_length(data.lengths, batch_size)
-        bar = tqdm(total=N * V, desc="frozen stages", unit="row", leave=False, disable=None)
-        for variant in range(V):
-            for units, batch in zip(order, super().batches(order, device, variant), strict=True):
-                numbers = variant * N + units
-                for name, kind in self.kept().items():
-                    output = getattr(batch.state, name).cpu()
-                    if kind == "ragged":
-                        self.stored[name][self.positions(numbers)] = output[
-                            torch.from_numpy(self.real(units))
-                        ]  # (B, S, ...) -> (T, ...)
-                    else:
-                        self.stored[name][torch.from_numpy(numbers)] = output
-                bar.update(len(units))
-        bar.close()
+        with bar("frozen stages", N * V) as shown:
+            for variant in range(V):
+                for units, batch in zip(order, super().batches(order, device, variant), strict=True):
+                    self.store(variant * N + units, batch)
+                    shown.update(len(units))
+
+    def store(self, numbers: np.ndarray, batch: Batch) -> None:
+        """What the frozen stages have left of these variants of units."""
+        for name, kind in self.kept().items():
+            output = getattr(batch.state, name).cpu()
+            if kind == "ragged":
+                real = torch.from_numpy(self.real(numbers % len(self)))
+                self.stored[name][self.positions(numbers)] = output[real]  # (B, S, ...) -> (T, ...)
+            else:
+                self.stored[name][torch.from_numpy(numbers)] = output
 
     def kept(self) -> dict[str, str]:
         """Of what the body says that it carries: all that must be stored."""

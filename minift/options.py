@@ -93,6 +93,7 @@ class Options:
     plan: bool = flag(False, "show stages, learning rates, steps, estimates of time and memory; then stop")
     by: str | None = flag(None, "column for whose values the figures of the last split are given too; the embedded sample: kind")
     quiet: bool = flag(False, "print no tables of the model, the settings and the labels, and no worst rows")
+    verbose: bool = flag(False, "print all settings, also those that are at their defaults")
     device: str | None = flag(None, "cpu, cuda, ...; unset: cuda where there is one")
     threads: int | None = flag(None, "of a CPU; unset: as OMP_NUM_THREADS says, else one for each core", least=1, below=1025)
     out: str | None = flag(None, "directory of the run; unset: runs/DATA-MODEL-METHOD")
@@ -155,6 +156,8 @@ def check(options) -> None:
         raise UserError(f"{spelled(several[0])} with several values: give one with {'--seeds' if options.seeds > 1 else '--plan'}")
     if several and options.valid == "none":
         raise UserError(f"{spelled(several[0])} with several values and --valid none: nothing to choose the best by")
+    if options.verbose and options.quiet:
+        raise UserError("--verbose with --quiet: one prints all settings, the other none; give one of them")
     if options.reinit and options.init == "random":
         raise UserError(f"--reinit {options.reinit} with --init random: all weights are new already")
     if options.seeds > 1 and options.train is not None and options.valid == "none" and options.test is None:

@@ -24,14 +24,15 @@ from minift.runs import describe_device
 from minift.slices import table_by
 from minift.source import table_of as source_table
 from minift.specs import as_option, options_of
-from minift.tables import counted, table
+from minift.tables import counted, cut, table, width_of
 
 
-def short(text: str, spare: int = 0) -> str:
-    """A text in one line of the terminal, less `spare` columns."""
-    width = max(40, min(shutil.get_terminal_size((120, 24)).columns, 160) - spare)
-    text = " ".join(text.split())
-    return text if len(text) <= width else text[: width - 1] + "…"
+def beside(head: str, text: str) -> str:
+    """A text behind `head`, cut where the line of the terminal ends; in a line of its own where `head` leaves it too little."""
+    columns, text = min(shutil.get_terminal_size((120, 24)).columns, 160), " ".join(text.split())
+    if columns - width_of(head) < 40:
+        return f"{head.rstrip()}\n    {cut(text, max(20, columns - 4))}"
+    return head + cut(text, columns - width_of(head))
 
 
 def print_data(parts: dict, data: dict, task, notes: list[str]) -> None:
@@ -86,12 +87,12 @@ def print_model(training, start, options) -> None:
 
 
 def print_settings(given, options, origins: dict[str, str]) -> None:
-    """Every flag with its value, beside where the value comes from."""
+    """The flags with their values, beside where these come from; with --verbose also those that are at their defaults."""
     by_origin: dict[str, list[str]] = {}
     for f in fields(options):
         value = getattr(options, f.name)
         origin = origins.get(f.name) or ("default" if getattr(given, f.name) == f.default else "given")
-        if value is not None:
+        if value is not None and (origin != "default" or options.verbose):
             by_origin.setdefault(origin, []).append(as_flag(f.name, value))
     width = max(map(len, by_origin))
     columns = min(shutil.get_terminal_size((120, 24)).columns, 120)
@@ -106,6 +107,8 @@ def print_settings(given, options, origins: dict[str, str]) -> None:
                 subsequent_indent=" " * (width + 2),
             ).replace("\0", " ")
         )
+    if not options.verbose:
+        print("all others at their defaults, which --verbose shows")
     print()
 
 
@@ -150,9 +153,9 @@ def print_results(
                 print(f"note: {split}: {remark}")
         last = list(scores)[-1]
         if not options.quiet and (shown_table := scores[last].meter.table()):
-            print(f"\n{shown_table}  ({last})\n")
+            print(f"\n{last}, in detail\n{shown_table}\n")
     if by:
-        print(f"{table_by(options.by, by)}  ({last})\n")
+        print(f"{last}, by {options.by}\n{table_by(options.by, by)}\n")
     if forgotten:
         print(f"\n{options.source_data}, through the head of {options.model}\n{source_table(forgotten)}\n")
     if "valid" in scores and task.by_row and not options.quiet:
@@ -160,24 +163,26 @@ def print_results(
     quoted, scored = shlex.quote(str(run.directory)), options.test or options.valid
     print(f"predict   python -m minift.predict {quoted} {task.example(parts['train'])}")
     print(f"evaluate  python -m minift.evaluate {quoted} --data {'DATA' if scored in (None, 'none') else shlex.quote(scored)}")
-    reason = why_no_export(run.template.architecture, run.template.task)
-    if not reason and not mergeable(training.model.body):
-        reason = f"{options.method} cannot be merged into plain layers"
-    command = f"{command_of('convert')} {quoted} --to hf --out {shlex.quote(f'{run.directory}-hf')}"
-    print(f"export    {f'not as a plain model of transformers: {reason}' if reason else command}")
+    reason = why_no_export(run.template)
+    timm = reason and run.template.architecture == "efficientnet"
+    if not mergeable(training.model.body):
+        timm, reason = False, f"{options.method} cannot be merged into plain layers"
+    to, out = ("timm", f"{run.directory}.safetensors") if timm else ("hf", f"{run.directory}-hf")
+    command = f"{command_of('convert')} {quoted} --to {to} --out {shlex.quote(out)}"
+    print(f"export    {f'not as a plain model of transformers: {reason}' if reason and not timm else command}")
 
 
 def print_worst(run, examples, task, training, losses: np.ndarray, options) -> None:
-    """The rows of the largest loss, with what the model makes of them."""
+    """The rows of the largest loss, with what the model makes of them beside what is right."""
     worst = np.argsort(-losses, kind="stable")[:5]
     rows = examples.take(worst)
     data = task.prepare(rows, run.template)
     print("worst of the validation rows")
     made = predictions(training.model, task, data, options.batch_size, training.precision)
-    for i, (prediction, content) in enumerate(zip(made, rows.inputs(), strict=True)):
-        head = f"  {rows.place(i)}{task.compare(rows, i, prediction)}  "
+    for i, (loss, prediction, content) in enumerate(zip(losses[worst], made, rows.inputs(), strict=True)):
+        head = f"  {rows.place(i)}loss {loss:.2f}, {task.compare(rows, i, prediction)}  "
         shown = (" ".join(value) if isinstance(value, list) else str(value) for value in content.values())
-        print(head + short(" | ".join(shown), len(head)))
+        print(beside(head, " | ".join(shown)))
     print()
 
 

@@ -338,7 +338,8 @@ def resume_command(directory: Path) -> str:
 # ---- what a run stands on ----
 
 DATA = ("train", "valid", "test", "source_data", "rehearse", "target_data")  # flags of files and directories
-FREE = ("epochs", "device", "threads", "workers", *DATA, "out", "quiet")  # flags that may differ where a run goes on
+# Flags that may differ where a run goes on
+FREE = ("epochs", "device", "threads", "workers", *DATA, "out", "quiet", "verbose")
 
 
 def base_of(start) -> dict[str, str | None] | None:

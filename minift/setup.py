@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -98,12 +98,23 @@ def start(options) -> Start:
         raise UserError(f"--{error}; {name} is one") from None
     if getattr(options, "solver", None) == "lbfgs" and not model.Config.head_bias:
         raise UserError(f"--solver lbfgs: it finds a weight and a bias, and the head on {name} has no bias")
+    if (size := getattr(options, "image_size", None)) is not None and checkpoint.preprocessing is not None:
+        checkpoint = at_size(checkpoint, size)
     if checkpoint.grafts:
         raise UserError(
             f"{name}: a run of {checkpoint.method}, whose layers are no longer plain; merge them first, where that is possible: "
             f"{command_of('convert')} {name} --to minift --out DIR"
         )
     return Start(task, checkpoint, place, device, options.init == "random")
+
+
+def at_size(checkpoint: Checkpoint, size: int) -> Checkpoint:
+    """For images of another size."""
+    from minift.data.loading import Preprocessing
+
+    inputs = Preprocessing.of(checkpoint.preprocessing).sized(size)
+    config = {"image_size": size} if "image_size" in checkpoint.config else {}
+    return replace(checkpoint, preprocessing=asdict(inputs), config=checkpoint.config | config)
 
 
 def resolve(given, start: Start, directory: Path | None = None) -> tuple[object, dict[str, str]]:
@@ -122,7 +133,7 @@ def resolve(given, start: Start, directory: Path | None = None) -> tuple[object,
                                 "penalty keeps near the pretrained weights; leave it out")  # fmt: skip
             decay = (0.0, "the penalty's place")
         if one.keywords.get("authors") and any(getattr(given, name, None) for name in ("dropout", "attention_dropout")):
-            raise UserError(f"--dropout or --attention-dropout with --penalty {given.penalty}: it stands in the place of dropout")
+            raise UserError(f"--dropout or --attention-dropout with --penalty {given.penalty}: it stands in their place")
     out = directory or from_first(lambda: choose_directory(given.out, Path(given.train or "reviews"), model, given.method))
     lr = default_lr(given.method, optimizer.partition(":")[0], start.checkpoint.width)
     defaults = task.defaults(method, start.checkpoint) | {
@@ -187,6 +198,7 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int,
     adapt(body, options.method)
     trained = delta(body)
     check_positions(options, body)
+    set_momentum(options, body, steps_per_epoch)
     new_pooler = task.pool == "cls" and checkpoint.own_pool is None
     if new_pooler and not {name for name in pretrained if name.startswith("pooler.")} <= trained.keys():
         raise UserError(f"{options.model} has no pooler, and {options.method} would not train a new one; add --pool mean")
@@ -359,6 +371,27 @@ def check_lone(options, body: nn.Module, train: Data, device: torch.device) -> N
         one = f"--batch-size {options.batch_size}" if options.batch_size == 1 else "one training row"
         raise UserError(f"{one}: BatchNorm takes its statistics from a batch, and the smallest maps of these images are 1 x 1, "
                         "so a batch must have two rows or more")  # fmt: skip
+
+
+def set_momentum(options, body: nn.Module, steps_per_epoch: int) -> None:
+    """Of the BatchNorms that train. kornblith: of the old statistics max(1 - 10 / steps, 0.9) stay (Kornblith et al. 2019,
+    arXiv:1805.08974, appendix A).
+    """
+    given = getattr(options, "bn_momentum", None)
+    if given is None:
+        return
+    try:
+        momentum = min(0.1, 10 / steps_per_epoch) if given == "kornblith" else float(given)
+    except ValueError:
+        momentum = math.nan
+    if not 0 <= momentum <= 1:
+        raise UserError(f"--bn-momentum {given}: expected a number from 0 to 1, or kornblith")
+    norms = [m for m in body.modules() if isinstance(m, _BatchNorm) and m.affine and m.weight.requires_grad]
+    moving = norms if body.statistics_move else []
+    if not moving:
+        raise UserError(f"--bn-momentum {given} with --method {options.method}: no statistics of a BatchNorm move")
+    for module in moving:
+        module.momentum = momentum
 
 
 def check_positions(options, body: nn.Module) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
+from minift.bar import bar
 from minift.data.batching import Batch, Data, by_length, in_windows
 from minift.distributed import (
     buffers_of_first,
@@ -286,9 +287,8 @@ def train_epoch(
     of_steps = [order[start : start + options.accumulate] for start in range(0, len(order), options.accumulate)]
     units, steps, heading = sum(map(len, order)), len(of_steps), f"epoch {epoch + 1}/{options.epochs}"
     mine = [units for units in share(order) if len(units)]
-    bar = tqdm(total=done + units, initial=done, desc=heading, unit="row", leave=False, disable=None)
     # closed here, where Ctrl-C is heard: left to the garbage collector, an end of worker processes would swallow it
-    with bar, closing(train.batches(mine, device, epoch)) as stream:
+    with bar(heading, done + units, done=done) as shown, closing(train.batches(mine, device, epoch)) as stream:
         for number, of_step in enumerate(of_steps, 1):
             if training.unfreezing and switch(model, groups, training.unfreezing(stages, progress.step, epoch)):
                 on = dict.fromkeys(group.stage for group in groups if group.parameters[0].requires_grad)
@@ -304,10 +304,10 @@ def train_epoch(
             progress.left_out += not taken.updated
             rows = row_of[np.concatenate(of_step)]
             log.add(taken, factor * groups[-1].lr, rows)
-            bar.update(len(rows))
+            shown.update(len(rows))
             if number % LOOK == 0 or number == steps:
                 last = log.look()
-                bar.set_postfix(loss=f"{last['loss']:.3f}", lr=f"{last['lr']:.1e}")
+                shown.set_postfix(loss=f"{last['loss']:.3f}", lr=f"{last['lr']:.1e}")
             progress.seconds_training = before + time.perf_counter() - start
             saving.after_step(log)
     mean = progress.total / progress.count if progress.count else math.nan
@@ -368,12 +368,14 @@ def evaluate(model: nn.Module, task, data: Data, batch_size: int, precision: Abs
     start, meter, rows = time.perf_counter(), task.meter(data), data.rows
     losses, counts, mine = np.zeros(rows[-1] + 1), np.zeros(rows[-1] + 1), my_units(rows)
     order = [mine[places] for places in by_length(data.lengths[mine], batch_size)]
-    for _, outputs, batch in outputs_of(model, data, order, precision):
-        with torch.inference_mode(), precision:
-            loss = task.loss(outputs, batch)
-        np.add.at(losses, batch.rows, loss.double().cpu().numpy())
-        np.add.at(counts, batch.rows, batch.counts.numpy())
-        meter.add(tree_map(on_cpu, outputs), replace(batch, inputs=(), state=None, targets=tree_map(on_cpu, batch.targets)))
+    with bar("scoring", len(mine)) as shown:
+        for units, outputs, batch in outputs_of(model, data, order, precision):
+            with torch.inference_mode(), precision:
+                loss = task.loss(outputs, batch)
+            np.add.at(losses, batch.rows, loss.double().cpu().numpy())
+            np.add.at(counts, batch.rows, batch.counts.numpy())
+            meter.add(tree_map(on_cpu, outputs), replace(batch, inputs=(), state=None, targets=tree_map(on_cpu, batch.targets)))
+            shown.update(len(units))
     losses, counts = summed_arrays(losses, counts)
     merge(meter, data)
     mean = losses.sum() / counts.sum() if counts.any() else math.nan

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from contract.tasks import over_bytes
 from tiny import converted_directory
 
 import train
@@ -23,12 +24,18 @@ def questions() -> str:
     return "".join(json.dumps({"question": "is ?", "context": text, "answer": "film"}) + "\n" for text in TEXT)
 
 
+def prompts() -> str:
+    return "".join(json.dumps({"prompt": text[: 50 if text == LONG else 3], "completion": "good"}) + "\n" for text in TEXT)
+
+
 CASES = {  # task: name of the file, its content, flags, what stands of the training rows in result.json
     "text-classification": ("a.csv", table("text,label", ["yes", "no"] * 4), {}, {"rows": 8, "longest": 14, "cut by 8": 3}),
     "text-regression": ("a.csv", table("text,score", list("12345678")), {}, {"rows": 8, "longest": 14, "cut by 8": 3}),
     "multi-label-classification": ("a.csv", table("text,labels", ["a|b", "a"] * 4), {}, {"rows": 8, "cut by 8": 3}),
     "token-classification": ("a.conll", sentences(), {"overlap": 2}, {"rows": 8, "words": 40, "in windows of 8": 3}),
     "masked-lm": ("a.txt", "\n".join(TEXT) + "\n", {"documents": "lines"}, {"cut by 8": 3, "blocks": 11}),
+    "causal-lm": ("a.txt", "\n".join(TEXT) + "\n", {"documents": "lines", "blocks": "within"}, {"cut by 8": 8, "blocks": 28}),
+    "instruction-tuning": ("a.jsonl", prompts(), {}, {"rows": 8, "cut by 8": 3, "no answer left": 3, "tokens that count": 25}),
     "question-answering": ("a.jsonl", questions(), {"overlap": 1}, {"rows": 8, "in windows of 8": 3}),
 }
 
@@ -39,7 +46,7 @@ def test_what_is_cut_is_printed_and_stored(tmp_path, capsys, task):
     (tmp_path / name).write_text(content)
     flags = {
         "train": tmp_path / name,
-        "model": converted_directory(tmp_path / "base"),
+        "model": (over_bytes if task in ("causal-lm", "instruction-tuning") else converted_directory)(tmp_path / "base"),
         "max-length": 8,
         "out": tmp_path / "run",
     } | flags

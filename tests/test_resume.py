@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from contract.tasks import numbers_file, questions_file, sentences_file
+from contract.tasks import instructions_file, numbers_file, over_bytes, questions_file, sentences_file
 from processes import Nursery, group_lives, wait_for
 from tiny import converted_directory, converted_resnet, photographs, rows_file
 
@@ -26,7 +26,9 @@ SCENARIOS = {
         *TEXTS, "--precision", "float32", "--unfreeze", "gradual:every=5", "--epochs", 9, "--patience", 2, "--lr", 1e-5,
     ],
     "frozen features in memory": [*TEXTS, "--precision", "float32", "--method", "partial:stages=1", "--cache", "memory"],
-    "images, augmented by workers": [*IMAGES, "--precision", "float32", "--augment", "strong", "--mixup", 0.2, "--workers", 2],
+    "images, augmented by workers": [
+        *IMAGES, "--method", "full", "--precision", "float32", "--augment", "strong", "--mixup", 0.2, "--workers", 2,
+    ],
     "frozen views of images on disk": [
         *IMAGES, "--precision", "bfloat16", "--method", "probe", "--augment", "standard", "--views", 2, "--cache", "disk",
         "--workers", 0,
@@ -41,6 +43,7 @@ SCENARIOS = {
         "--task", "question-answering", *TEXTS, "--precision", "float32", "--max-length", 20, "--overlap", 3,
     ],
     "masked LM": ["--task", "masked-lm", *TEXTS, "--precision", "bfloat16", "--masking", "coin"],
+    "packed instructions": ["--task", "instruction-tuning", "--precision", "float32", "--packing", "--accumulate", 2],
     "regression, tokens hidden from frozen stages": [
         "--task", "text-regression", *TEXTS, "--precision", "float32", "--method", "probe", "--augment", "cutoff:rate=0.2",
     ],
@@ -78,6 +81,7 @@ def data(place):
         "token-classification": ["--train", sentences, *texts[2:]],
         "question-answering": ["--train", questions_file(place / "questions.jsonl"), *texts[2:]],
         "text-regression": ["--train", numbers, *texts[2:]],
+        "instruction-tuning": ["--train", instructions_file(place / "rows.jsonl"), "--model", over_bytes(place / "decoder")],
     }
 
 
@@ -142,7 +146,9 @@ def survive(nursery: Nursery, out: Path, flags: list, kills: int, seed: int) -> 
     print(f"{hits} kills in {number} runs")
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize(
+    "scenario", [pytest.param(name, marks=[pytest.mark.slow] * (name == "packed instructions")) for name in SCENARIOS]
+)
 def test_killed_at_random(nursery, data, out, scenario):
     survive(nursery, out, [*flags_of(scenario, data), "--save-minutes", 0, "--keep", 1], 1, 0)
 

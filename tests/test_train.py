@@ -99,7 +99,7 @@ def test_what_a_run_leaves(tmp_path, base, capsys):
 def test_the_printed_settings_can_be_typed(tmp_path, base, capsys):
     """A path with a blank among them."""
     rows = rows_file(tmp_path / "my rows.csv")
-    train.main(["--train", str(rows), "--model", str(base), "--epochs", "1", "--out", str(tmp_path / "a b")])
+    train.main(["--train", str(rows), "--model", str(base), "--epochs", "1", "--verbose", "--out", str(tmp_path / "a b")])
     settings = capsys.readouterr().out.split("\n\n")[2]
     typed = [word for line in settings.splitlines() for word in shlex.split(line[line.index("--") :])]
     assert {"--train", "--no-plan", "--lr", "--precision"} <= {*typed} and str(rows) in typed

@@ -40,12 +40,13 @@ from minift.formats.bases import (
     task_name,
     write_beside,
 )
-from minift.formats.heads import HEADS, OUTPUTS, folded, named_there
-from minift.formats.huggingface import write_bin
+from minift.formats.heads import CLASSES, HEADS, OUTPUTS, class_of, folded, has_head, named_there
+from minift.formats.huggingface import FAMILIES, write_bin
 from minift.methods import houlsby, pfeiffer
 from minift.methods.surgery import delta
 from minift.models import MODELS
 from minift.models.bert import BertConfig
+from minift.models.gpt2 import Gpt2Config
 from minift.pretrained import Checkpoint, check_shapes, whole, write_json
 from minift.specs import options_of
 
@@ -58,13 +59,17 @@ HEAD_FILES = ("model_head.safetensors", "pytorch_model_head.bin")
 class Kind(NamedTuple):
     """What a method is in the library."""
 
-    names: dict[str, str]  # module here -> module there
+    names: dict[str, dict[str, str]]  # architecture -> module here -> module there
     fields: dict[str, object]  # field of the configuration -> the one value under which the library computes what the method does
 
 
 KINDS = {
-    "houlsby": Kind(houlsby.ADAPTERS, {"mh_adapter": True, "original_ln_before": False}),
-    "pfeiffer": Kind(pfeiffer.ADAPTERS, {"mh_adapter": False, "original_ln_before": True}),
+    "houlsby": Kind(
+        {"bert": houlsby.ADAPTERS, "gpt2": houlsby.ADAPTERS_OF_GPT2}, {"mh_adapter": True, "original_ln_before": False}
+    ),
+    "pfeiffer": Kind(
+        {"bert": pfeiffer.ADAPTERS, "gpt2": pfeiffer.ADAPTERS_OF_GPT2}, {"mh_adapter": False, "original_ln_before": True}
+    ),
 }
 
 # Field -> what the library takes where it is absent, and the one value that is read where KINDS has no other
@@ -105,7 +110,12 @@ FLEXIBLE = {
     "token-classification": {"head_type": "tagging", "layers": 1, "bias": True},
     "question-answering": {"head_type": "question_answering", "layers": 1, "bias": True},
 }
-STATIC = {f"BertFor{HEADS[task].kind}": task for task in ("text-classification", "token-classification", "question-answering")}
+STATIC = {  # (architecture, class of transformers) -> the usual task of its head
+    (architecture, class_of(FAMILIES[architecture].name, HEADS[task])): task
+    for architecture in ("bert", "gpt2")
+    for task in ("text-classification", "token-classification", "question-answering", "causal-lm")
+    if has_head(architecture, task)
+}
 
 
 # ---- writing ----
@@ -114,7 +124,7 @@ STATIC = {f"BertFor{HEADS[task].kind}": task for task in ("text-classification",
 def write(
     directory: Path,
     method: str,
-    config: BertConfig,
+    config: BertConfig | Gpt2Config,
     grafts: dict[str, Tensor],
     head: dict[str, Tensor],
     labels: list[str],
@@ -128,26 +138,29 @@ def write(
     run: whose minift.json is to lie beside. task: whose head it is.
     """
     kind, size, activation = bottlenecks(method, config)
-    if head and pool not in (None, "cls"):
-        raise UserError(f"--pool {pool}: a head of the adapters library reads BERT's own pooler; train with --pool cls")
-    table = names(kind, config.num_hidden_layers, NAME)
+    architecture, layers = ("gpt2", config.n_layer) if isinstance(config, Gpt2Config) else ("bert", config.num_hidden_layers)
+    family = FAMILIES[architecture]
+    if head and pool not in (None, family.pool):
+        what = "BERT's own pooler" if architecture == "bert" else "the last token"
+        raise UserError(f"--pool {pool}: a head of the adapters library reads {what}; train with --pool {family.pool}")
+    table = names(kind, layers, NAME, architecture)
     check_shapes(directory, grafts, shapes(table, config.width, size), f"--method {method}")
-    model_class = f"BertFor{HEADS[task].kind}"
-    if model_class not in STATIC:
+    model_class = class_of(family.name, HEADS[task])
+    if (architecture, model_class) not in STATIC:
         raise UserError(
             f"a run of {task}: its head is not written for the adapters library, heads are of {', '.join(FLEXIBLE)}; the run "
             "can be used by minift alone"
         )
-    base = {"model_type": "bert", "hidden_size": config.width, "model_name": base_name, "model_class": model_class}
+    base = {"model_type": architecture, "hidden_size": config.width, "model_name": base_name, "model_class": model_class}
     base["version"] = LAYOUT
     fields = {field: value for field, value in (COMMON | kind.fields).items() if value is not None}
     fields |= {"non_linearity": activation, "reduction_factor": reduction_to(config.width, size)}
 
     with whole(directory) as fresh:
-        write_bin(fresh / "pytorch_adapter.bin", {f"bert.{table[ours]}": tensor for ours, tensor in grafts.items()})
+        write_bin(fresh / "pytorch_adapter.bin", {f"{family.prefix}{table[ours]}": tensor for ours, tensor in grafts.items()})
         write_json(fresh / "adapter_config.json", base | {"name": NAME, "config": fields})
         if head:
-            write_bin(fresh / "pytorch_model_head.bin", named_there(head, "bert", task))
+            write_bin(fresh / "pytorch_model_head.bin", named_there(head, architecture, task))
             numbered = {label: i for i, label in enumerate(labels)}
             said = {"name": None, "config": None, "num_labels": len(labels), "label2id": numbered}
             write_json(fresh / "head_config.json", base | said)
@@ -165,7 +178,7 @@ def write_run(directory: Path, run: Checkpoint) -> None:
     write(directory, run.method, config, run.grafts, run.head, labels, pool, source_of_base(run) or "", run, task)
 
 
-def bottlenecks(method: str, config: BertConfig) -> tuple[Kind, int, str]:
+def bottlenecks(method: str, config: BertConfig | Gpt2Config) -> tuple[Kind, int, str]:
     """(kind, channels, activation) of a --method that the library's layout can hold."""
     methods, known = parse_methods(method), " or ".join(KINDS)
     name = method.partition(":")[0]
@@ -173,7 +186,7 @@ def bottlenecks(method: str, config: BertConfig) -> tuple[Kind, int, str]:
         raise UserError(f"--method {method}: a directory of the adapters library holds one method, {known}; train with one alone")
     if name not in KINDS:
         raise UserError(f"--method {method}: directories of the adapters library are written for {known}; train with one of them")
-    if not isinstance(config, BertConfig):
+    if not isinstance(config, BertConfig | Gpt2Config):
         raise UserError(f"--method {method}: the adapters library has no ResNets; the run can be used by minift alone")
     options = options_of(methods[0])
     if options.get("norms"):
@@ -192,12 +205,12 @@ def reduction_to(width: int, size: int) -> float:
 # ---- names and shapes ----
 
 
-def names(kind: Kind, layers: int, name: str) -> dict[str, str]:
-    """Every tensor of the bottlenecks in so many layers -> its name in the library's BertModel."""
+def names(kind: Kind, layers: int, name: str, architecture: str = "bert") -> dict[str, str]:
+    """Every tensor of the bottlenecks in so many layers -> its name in the library's BertModel or GPT2Model."""
     return {
         f"{ours.format(i)}.{leaf}": f"{theirs.format(i=i, name=name)}.{leaf}"
         for i in range(layers)
-        for ours, theirs in kind.names.items()
+        for ours, theirs in kind.names[architecture].items()
         for leaf in ("weight", "bias")
     }
 
@@ -221,8 +234,9 @@ def read(directory: Path) -> tuple[str, dict[str, Tensor], dict[str, Tensor], li
         raise UserError(f"{directory}: there are several adapters inside ({', '.join(inside)}), give the directory of one")
     said = read_config(file)
     fields, name = said.get("config"), said.get("name")
-    if said.get("model_type") != "bert":
-        raise UserError(f"{file}: model_type is {said.get('model_type')!r}; minift reads adapters of bert")
+    architecture = said.get("model_type")
+    if architecture not in ("bert", "gpt2"):
+        raise UserError(f"{file}: model_type is {architecture!r}; minift reads adapters of bert and gpt2")
     if not isinstance(fields, dict) or not isinstance(name, str):
         raise UserError(
             f"{file}: config {fields!r} and name {name!r} are not what the library writes; save the adapter with it again"
@@ -235,9 +249,10 @@ def read(directory: Path) -> tuple[str, dict[str, Tensor], dict[str, Tensor], li
         raise UserError(f"{file}: non_linearity is {activation}; minift has {', '.join(ACTIVATIONS)}")
 
     path, tensors = read_either(directory, ADAPTER_FILES)
-    tensors = {theirs.removeprefix("bert."): tensor for theirs, tensor in tensors.items()}
-    layers = 1 + max((int(number) for theirs in tensors for number in re.findall(r"^encoder\.layer\.(\d+)\.", theirs)), default=0)
-    table = names(KINDS[method], layers, name)
+    tensors = {theirs.removeprefix(FAMILIES[architecture].prefix): tensor for theirs, tensor in tensors.items()}
+    numbers = (re.findall(r"^(?:encoder\.layer|h)\.(\d+)\.", theirs) for theirs in tensors)
+    layers = 1 + max((int(number) for found in numbers for number in found), default=0)
+    table = names(KINDS[method], layers, name, architecture)
     first = tensors.get(theirs := next(iter(table.values())))
     if first is None or first.dim() != 2:
         raise UserError(f"{path}: {theirs} is {'missing' if first is None else f'{tuple(first.shape)}, no matrix'}")
@@ -263,13 +278,13 @@ def read_run(directory: Path, base_name: str | None, label_names: list[str] | No
     label_names: where the user has said them.
     """
     method, grafts, head, labels, recorded = read(directory)
-    if not head:
+    if not head and read_config(directory / "adapter_config.json").get("model_class") != CLASSES["GPT2ForCausalLM"]:
         raise UserError(f"{directory}: there is no head in it, so nothing could be predicted; save it with its head")
-    usual = head_of(directory / "head_config.json")[0]
-    pooled = usual not in ("token-classification", "question-answering")
+    usual = head_of(directory / "head_config.json")[0] if head else "causal-lm"
+    pooled = usual not in ("token-classification", "question-answering", "causal-lm")
     base, name = find_base(directory, base_name, recorded, pooled)
     task = task_name(directory, base, usual)
-    body = base.empty_body("cls" if pooled else None)
+    body = base.empty_body(FAMILIES[base.architecture].pool if pooled else None)
     adapt(body, method)
     check_shapes(directory, grafts, delta(body), f"the base {name}")
     return over(base, name, method, grafts, head, directory, task, label_names, labels)
@@ -304,14 +319,16 @@ def head_of(file: Path) -> tuple[str, str, dict]:
     """(the usual task of the head, what stands before the names of its tensors, its fields) by head_config.json."""
     said = read_config(file)
     if not isinstance(said.get("config"), dict):
-        known = said.get("model_class")
-        if not isinstance(known, str) or known not in STATIC:
+        known = said.get("model_type"), said.get("model_class")
+        if not all(isinstance(one, str) for one in known) or known not in STATIC:
             raise UserError(
-                f"{file}: model_class {known!r:.60} is not supported, only {', '.join(STATIC)}; save the adapter with "
-                "with_head=False"
+                f"{file}: model_class {known[1]!r:.60} is not supported, only {', '.join(name for _, name in STATIC)}; save the "
+                "adapter with with_head=False"
             )
-        return STATIC[known], f"{HEADS[STATIC[known]].names['bert']['']}.", said
+        return STATIC[known], f"{HEADS[STATIC[known]].names[known[0]]['']}.", said
     fields = {"bias": True} | said["config"]
+    if said.get("model_type") != "bert":
+        raise UserError(f"{file}: a head of AutoAdapterModel on a GPT-2 is not read; save the adapter with with_head=False")
     types = {wanted["head_type"]: task for task, wanted in FLEXIBLE.items()}
     if not isinstance(fields.get("head_type"), str) or fields["head_type"] not in types:
         raise UserError(
@@ -343,7 +360,9 @@ def read_head(directory: Path, width: int) -> tuple[dict[str, Tensor], list[str]
         shape = "missing" if weight is None else tuple(weight.shape)
         raise UserError(f"{path}: {prefix}weight is {shape}; a matrix with a row for each output is expected")
     count = len(weight)
-    like = {f"{prefix}weight": torch.empty(count, width, device="meta"), f"{prefix}bias": torch.empty(count, device="meta")}
+    like = {f"{prefix}weight": torch.empty(count, width, device="meta")}
+    if prefix != "score.":  # of a GPT-2, which has no bias
+        like[f"{prefix}bias"] = torch.empty(count, device="meta")
     check_shapes(path, tensors, like, f"{count} outputs")
     if task in OUTPUTS:
         return {theirs.removeprefix(prefix): tensor for theirs, tensor in tensors.items()}, None

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from tiny import CONFIG, converted_directory, tiny_body
+from tiny import CONFIG, converted_directory, tiny_body, tiny_gpt2
 from torch import Tensor, nn
-from twins import bert, close, texts
+from twins import bert, close, gpt2, texts
 
 import minift
 from minift import pretrained
 from minift.adapting import adapt
 from minift.errors import UserError
 from minift.formats.adapters import KINDS, names, read, read_run, reduction_to, shapes, write
-from minift.formats.heads import HEADS
+from minift.formats.heads import HEADS, class_of
 from minift.formats.huggingface import to_huggingface
 from minift.methods.houlsby import size_of
 from minift.methods.surgery import delta, load_delta
@@ -507,3 +507,53 @@ def test_masked_lm_is_refused(tmp_path):
     directory, _ = saved(tmp_path / "theirs", build=flexible)
     edit(directory / "head_config.json", config={"head_type": "masked_lm", "layers": 2})
     refused(directory, "head_type 'masked_lm'", "with_head=False")
+
+
+# ---- GPT-2 ----
+
+GPT2_TASKS = ["text-classification", "text-regression", "multi-label-classification", "token-classification"]
+
+
+@pytest.mark.parametrize("spec", ["pfeiffer:size=4", "houlsby:size=3,activation=swish,norms=False"])
+@pytest.mark.parametrize("task", [*GPT2_TASKS, "causal-lm"])
+def test_a_gpt2_goes_out_and_in_again(tmp_path, task, spec):
+    def body_of() -> nn.Module:
+        return gpt2() if "token" not in task and task != "causal-lm" else tiny_gpt2(pool=None).double()
+
+    rows = ROWS.get(task, 3)
+    plain = body_of()
+    config = transformers.GPT2Config(**vars(plain.config), num_labels=rows)
+    weights = {name: tensor.detach().clone() for name, tensor in plain.state_dict().items()}
+    model = getattr(transformers, class_of("GPT2", HEADS[task]))(config).double()
+    assert not model.load_state_dict(to_huggingface(weights, plain, "transformer."), strict=False).unexpected_keys
+    adapters.init(model)
+
+    body = body_of()
+    adapt(body, spec)
+    generator = torch.Generator().manual_seed(2)
+    grafts = {name: torch.randn(t.shape, generator=generator, dtype=torch.float64) * 0.3 for name, t in delta(body).items()}
+    load_delta(body, grafts)
+    body.eval()
+    head = {"weight": torch.randn(rows, 16, generator=generator, dtype=torch.float64)}
+    head |= {"bias": torch.randn(rows, generator=generator, dtype=torch.float64)} if task == "token-classification" else {}
+    head = {} if task == "causal-lm" else head
+    write(
+        tmp_path / "out", spec, body.config, grafts, head, [str(i) for i in range(rows)], plain.pooler and "last", "tiny", task=task
+    )
+    info = {}
+    model.load_adapter(str(tmp_path / "out"), set_active=True, loading_info=info)
+    assert not info.get("missing_keys") and not info.get("unexpected_keys")
+
+    tokens, mask, _ = texts()
+    tokens = tokens.masked_fill(~mask, body.config.pad_token_id)
+    made = model.eval()(input_ids=tokens, attention_mask=mask.long()).logits
+    state = body(tokens, mask)
+    if task == "causal-lm":
+        close((state.hidden @ body.embeddings.word.weight.T)[mask], made[mask], "logits")
+    else:
+        read_from = state.hidden if state.pooled is None else state.pooled
+        assert_outputs(nn.functional.linear(read_from, head["weight"], head.get("bias")), made)
+    method, grafts_again, head_again, _, _ = read(tmp_path / "out")
+    assert method.partition(":")[0] == spec.partition(":")[0] and head_again.keys() == head.keys()
+    for before, again in ((grafts, grafts_again), (head, head_again)):
+        assert before.keys() == again.keys() and all(torch.equal(tensor, again[name]) for name, tensor in before.items())
