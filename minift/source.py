@@ -60,15 +60,19 @@ class Source:
 
     def on(self, body: nn.Module) -> Model:
         """The head on another body, which shares its modules; where the head reads what another pooler makes, with the source's."""
-        if self.body.pooler is not None and type(plain(body.pooler)) is not type(self.body.pooler):
+        if self.pools_otherwise(body):
             body = copy.copy(body)
-            body._modules = body._modules | {"pooler": self.body.pooler}
+            body._modules = dict(body._modules)
+            body.pooler = self.body.pooler
         return Model(body, self.head)
+
+    def pools_otherwise(self, body: nn.Module) -> bool:
+        """Whether `body` does not pool as the head needs it."""
+        return self.body.pooler is not None and type(plain(body.pooler)) is not type(self.body.pooler)
 
     def read(self, state: tuple, body: nn.Module) -> tuple:
         """The state that `body` has left, as the head reads it."""
-        other = self.body.pooler is not None and type(plain(body.pooler)) is not type(self.body.pooler)
-        return self.body.pooler(state) if other else state
+        return self.body.pooler(state) if self.pools_otherwise(body) else state
 
     def features(self, state: tuple) -> Tensor:
         """(B, D) what the head reads of a unit; of a head that reads every token the mean over them."""

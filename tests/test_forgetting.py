@@ -1,16 +1,23 @@
 """What is forgotten of a source, measured, and what keeps it: whole runs of a tiny model that has learned one task before."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from contract.tasks import sentences_file
 from safetensors.torch import load_file
-from tiny import WORDS, converted_directory, rows_file, tiny_body
+from tiny import WORDS, converted_directory, converted_resnet, photographs, rows_file, tiny_body
 
 import minift
 import train
 from minift import source
 from minift.errors import UserError
+
+ROOT = Path(__file__).parents[1]
 
 
 def topics_file(path, rows: int = 48):
@@ -106,6 +113,28 @@ def test_a_body_that_pools_otherwise_is_measured_through_the_pool_of_the_source(
     more = ["--model", tmp_path / "words", "--train", place / "topics.csv", "--source-data", place / "texts.txt"]
     found = go(tmp_path, "next", *more, "--lr", "1e-2")["source"]
     assert {"loss", "perplexity", "accuracy"} == {*found["before"]} and found["before"]["loss"] != found["after"]["loss"]
+
+
+def test_a_task_that_pools_nothing_is_measured_through_the_pool_of_the_source(place, tmp_path):
+    sentences_file(tmp_path / "rows.conll")
+    flags = ["--task", "token-classification", "--model", place / "source", "--train", tmp_path / "rows.conll", "--lr", "1e-9"]
+    keeps = ["--source-data", place / "rows.csv", "--penalty", "ewc:rows=4+distill:of=logits", "--rehearse", place / "rows.csv"]
+    found = go(tmp_path, "run", *flags, *keeps, epochs=1)["source"]
+    assert found["after"] == pytest.approx(found["before"], abs=1e-4)
+
+
+def test_images(tmp_path):
+    """A ResNet: convolutions mixed, the Fisher information with the statistics of the BatchNorms as they are, a map by channel."""
+    for name, classes, seed in (("first", ("ants", "bees"), 0), ("next", ("cats", "dogs"), 1)):
+        photographs(tmp_path / name, each=5, seed=seed, classes=classes)
+    converted_resnet(tmp_path / "base")
+    task = ["--task", "image-classification", "--workers", "0", "--augment", "none", "--valid", "none"]
+    go(tmp_path, "source", *task, "--model", tmp_path / "base", "--train", tmp_path / "first", epochs=1)
+    keeps = ["--source-data", tmp_path / "first", "--penalty", "ewc:rows=4+mixout:p=0.5+distill", "--rehearse", tmp_path / "first"]
+    more = ["--model", tmp_path / "source", "--train", tmp_path / "next", "--average", "last:epochs=1"]
+    found = go(tmp_path, "run", *task, *more, *keeps, epochs=1)["source"]
+    assert next(iter(found["stages"])) == "stem" and all(0 < f["cka"] < 1 and f["weights"] > 0 for f in found["stages"].values())
+    assert found["before"]["accuracy"] is not None
 
 
 def test_measuring_changes_no_bit(place, tmp_path):
@@ -239,3 +268,26 @@ def test_precisions_and_methods(place, tmp_path, name, monkeypatch):
     monkeypatch.chdir(place)
     found = after(place, tmp_path / "run", *KEEPERS[name], "--precision", "bfloat16", "--method", "partial:stages=1", epochs=1)
     assert found["valid"]["loss"] < 10 and found["source"]["after"]["loss"] < 10
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="torch.distributed with gloo")
+def test_several_processes_are_one(place, tmp_path):
+    """Each penalty once, no dropout: the weights, the Fisher information and what was forgotten."""
+    penalty = "ewc:strength=100,rows=8+distill+l2sp:alpha=0.1,beta=0"
+    flags = ["--model", place / "source", "--train", place / "topics.csv", "--source-data", place / "rows.csv", "--pool", "mean"]
+    flags += ["--penalty", penalty, "--rehearse", place / "rows.csv", "--average", "ema:decay=0.5", "--target-data"]
+    flags += [place / "topics.csv", "--dropout", 0, "--attention-dropout", 0, "--lr", "1e-3", "--optimizer", "sgd"]
+    fixed = ["--precision", "float32", "--batch-size", 8, "--epochs", 2, "--quiet"]
+    go(tmp_path, "one", *flags)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", ROOT / "train.py"]
+    command = [str(part) for part in (*start, *flags, *fixed, "--out", tmp_path / "two")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for file in ("model/model.safetensors", "fisher.safetensors"):
+        one, two = (load_file(tmp_path / run / file) for run in ("one", "two"))
+        for name, tensor in one.items():
+            torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-5)
+    one, two = (json.loads((tmp_path / run / "result.json").read_text())["source"] for run in ("one", "two"))
+    assert two["after"] == pytest.approx(one["after"], abs=1e-5)
