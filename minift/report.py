@@ -51,12 +51,9 @@ def print_data(parts: dict, data: dict, task, notes: list[str]) -> None:
 def print_model(training, start, options) -> None:
     """What will train: stage by stage the parameters, the learning rate, the weight decay and the mode."""
     model = training.model
-    parts = {stage: [model.body.get_submodule(name) for name in names] for stage, names in model.body.stages.items()} | {
-        "head": [model.head]
-    }
     model.train()
     rows = []
-    for stage, modules in parts.items():
+    for stage, modules in model.parts.items():
         parameters = [p for module in modules for p in module.parameters()]
         mine = [group for group in training.optimizer.groups if group.stage == stage]
         decays = " / ".join(f"{d:g}" for d in sorted({g.weight_decay for g in mine}, reverse=True))
