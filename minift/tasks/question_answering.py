@@ -206,8 +206,8 @@ class QuestionAnswering(Task):
         return f"{right}, predicted {found} {prediction['score']:.3f}"
 
     def marked(self, examples: Questions, row: int, prediction: dict) -> tuple[str, list[Mark], list[Mark]]:
-        right = [Mark(a.start, a.start + len(a.text), "right") for a in examples.answers[row][:1] if a.start is not None]
-        found = [Mark(prediction["start"], prediction["end"], "predicted")] if prediction["answer"] else []
+        right = [Mark(a.start, a.start + len(a.text), "answer") for a in examples.answers[row][:1] if a.start is not None]
+        found = [Mark(prediction["start"], prediction["end"], "answer")] if prediction["answer"] else []
         return examples.contexts[row], right, found
 
 
