@@ -205,13 +205,14 @@ def walked(body: nn.Module, batch) -> Iterator[tuple[str, Tensor]]:
 
 
 def mean_over_places(state: tuple) -> Tensor:
-    """(B, S, D), with the state's mask, or (B, D, H, W) -> (B, D)"""
+    """hidden (B, S, D), the mean over the tokens that the mask has, or (B, D, Y, X) -> (B, D)"""
     h = state.hidden.to(torch.promote_types(state.hidden.dtype, torch.float32))
     if h.ndim == 4:
         return h.mean((2, 3))
     if state.mask is None:
         return h.mean(1)
-    real = state.mask.unsqueeze(-1).to(h)
+    mask = state.mask if state.mask.ndim == 2 else state.mask.any(2).squeeze(1)  # (B, 1, S, S) -> (B, S): what some row sees
+    real = mask.unsqueeze(-1).to(h)
     return (h * real).sum(1) / real.sum(1).clamp(min=1)
 
 

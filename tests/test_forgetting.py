@@ -16,6 +16,7 @@ import minift
 import train
 from minift import source
 from minift.errors import UserError
+from minift.models.bert import State
 
 ROOT = Path(__file__).parents[1]
 
@@ -102,6 +103,17 @@ def test_cka_by_hand_and_what_it_does_not_see():
     rotation = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64))[0]
     assert source.cka(X, 3 * X @ rotation + 1) == pytest.approx(1.0, abs=1e-12)
     assert source.cka(X, torch.ones(20, 3, dtype=torch.float64)) is None
+
+
+def test_the_mean_over_places_leaves_padding_out():
+    """Of a mask by token, by row and column as packed texts have it, and of a map."""
+    torch.manual_seed(0)
+    h, mask = torch.randn(2, 3, 4), torch.tensor([[True, True, True], [True, True, False]])
+    expected = torch.stack([h[0].mean(0), h[1, :2].mean(0)])
+    for one in (mask, (mask[:, None, :, None] & mask[:, None, None, :])):
+        torch.testing.assert_close(source.mean_over_places(State(None, None, one, hidden=h)), expected)
+    whole = source.mean_over_places(State(None, None, None, hidden=h.transpose(1, 2)[..., None]))
+    torch.testing.assert_close(whole, h.mean(1))
 
 
 def test_a_body_that_pools_otherwise_is_measured_through_the_pool_of_the_source(place, tmp_path):
