@@ -111,6 +111,12 @@ class Classification(Pooled):
         weights = None if batch.weights is None else batch.weights.to(torch.promote_types(logits.dtype, torch.float32))
         return F.cross_entropy(logits, labels, weights, reduction="none", label_smoothing=batch.smoothing)  # (B, C), (B) -> (B)
 
+    def expected(self, batch: Batch, unit: int, tokenizer) -> dict[None, str]:
+        right = batch.targets[0][unit].tolist()
+        if isinstance(right, int):
+            return {None: self.labels[right]}
+        return {None: ", ".join(f"{label} {share:.3f}" for label, share in zip(self.labels, right, strict=True) if share)}
+
     def meter(self, data: Data) -> "Confusion":
         return Confusion(self.labels)
 

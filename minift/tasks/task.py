@@ -128,6 +128,10 @@ class Task:
     def loss(self, outputs, batch: Batch) -> Tensor:
         raise NotImplementedError
 
+    def expected(self, batch: Batch, unit: int, tokenizer) -> dict[int | None, str]:
+        """What the loss expects of a unit of the batch, in words: position of a token -> what is right there; None: of all."""
+        return {None: ", ".join(str(x[unit].tolist()) for x in batch.targets)}
+
     def meter(self, data: Data) -> Meter:
         raise NotImplementedError
 
