@@ -120,6 +120,12 @@ class Classification(Pooled):
         p = logits[0].double().softmax(-1).tolist()
         return [(share, replace(batch, targets=(torch.tensor([c], device=logits.device),))) for c, share in enumerate(p)]
 
+    def expected(self, batch: Batch, unit: int, tokenizer) -> dict[None, str]:
+        right = batch.targets[0][unit].tolist()
+        if isinstance(right, int):
+            return {None: self.labels[right]}
+        return {None: ", ".join(f"{label} {share:.3f}" for label, share in zip(self.labels, right, strict=True) if share)}
+
     def meter(self, data: Data) -> "Confusion":
         return Confusion(self.labels)
 

@@ -129,6 +129,10 @@ class MultiLabel(Pooled):
         losses = F.binary_cross_entropy_with_logits(logits.to(dtype), sets.to(dtype), reduction="none", pos_weight=weights)
         return losses.sum(-1)  # (B, L) -> (B)
 
+    def expected(self, batch: Batch, unit: int, tokenizer) -> dict[None, str]:
+        has = batch.targets[0][unit].tolist()
+        return {None: ", ".join(label for label, there in zip(self.labels, has, strict=True) if there) or "no label"}
+
     def meter(self, data: Data) -> "Sets":
         return Sets(self)
 

@@ -147,6 +147,10 @@ class QuestionAnswering(Task):
         """logits: (B, S, 2). batch.targets: places (B, 2) of the first and the last token of the answer; units (B)."""
         return F.cross_entropy(logits, batch.targets[0], reduction="none").mean(1)  # (B, S, 2), (B, 2) -> (B)
 
+    def expected(self, batch: Batch, unit: int, tokenizer) -> dict[int, str]:
+        first, last = batch.targets[0][unit].tolist()
+        return {first: "start and end"} if first == last else {first: "start", last: "end"}
+
     def meter(self, data: "Passages") -> "Answers":
         return Answers(self, data)
 

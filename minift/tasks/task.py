@@ -138,6 +138,10 @@ class Task:
         """(probability, batch with these labels) for all labels of a batch of one unit. Of a task with "all" in FISHER."""
         raise NotImplementedError
 
+    def expected(self, batch: Batch, unit: int, tokenizer) -> dict[int | None, str]:
+        """What the loss expects of a unit of the batch, in words: position of a token -> what is right there; None: of all."""
+        return {None: ", ".join(str(x[unit].tolist()) for x in batch.targets)}
+
     def meter(self, data: Data) -> Meter:
         raise NotImplementedError
 

@@ -165,6 +165,9 @@ class TokenClassification(Task):
         losses = F.cross_entropy(logits.transpose(1, 2), batch.targets[0], ignore_index=IGNORED, reduction="none")
         return losses.sum(1)  # (B, S) -> (B)
 
+    def expected(self, batch: Batch, unit: int, tokenizer) -> dict[int, str]:
+        return {at: self.labels[label] for at, label in enumerate(batch.targets[0][unit].tolist()) if label != IGNORED}
+
     def meter(self, data: "Words") -> "Entities":
         return Entities(self.labels, data)
 
