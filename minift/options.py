@@ -19,7 +19,11 @@ class Options:
     test_rows: int | None = flag(None, "the same of --test", least=2)
     split_seed: int = flag(0, "of the split where --valid is unset, and of drawn rows; --seed has no part in it", least=0)
     task: str = flag("text-classification", f"what is learned: {', '.join(FLAGS)}; --task NAME --help shows its own flags")
-    model: str | None = flag(None, "converted directory, its name under weights/, or a finished run; unset: the task's own")
+    model: str | None = flag(
+        None,
+        "converted directory, its name under weights/, or a finished run; unset: the task's own; with --init random also "
+        "resnet50, gpt2, or a size of one's own, as gpt2:n_layer=4,n_embd=128,n_head=4,n_positions=256, over bytes",
+    )
     init: str = flag("pretrained", "pretrained, or random: the same architecture from scratch", choices=("pretrained", "random"))
     reinit: int = flag(
         0, "stages from the top, and the pooler, that start from new weights all the same, as the highest are too special", least=0

@@ -1,5 +1,6 @@
 """What the commands print."""
 
+import importlib.util
 import shlex
 import shutil
 import textwrap
@@ -13,13 +14,15 @@ from torch.nn import BatchNorm2d
 
 from minift.cli import spelled as command_of
 from minift.distributed import count
-from minift.errors import Diverged, look_up
+from minift.errors import Diverged, UserError, command, look_up
 from minift.finetuned import predictions
-from minift.flags import spelled
+from minift.flags import Parser, spelled
 from minift.formats.huggingface import why_no_export
 from minift.methods import METHODS
 from minift.methods.surgery import lengthened, mergeable
 from minift.models import MODELS
+from minift.outputs import check_out
+from minift.pretrained import whole_file
 from minift.runs import describe_device
 from minift.slices import table_by
 from minift.source import table_of as source_table
@@ -55,12 +58,9 @@ def print_data(parts: dict, data: dict, task, notes: list[str]) -> None:
 def print_model(training, start, options) -> None:
     """What will train: stage by stage the parameters, the learning rate, the weight decay and the mode."""
     model = training.model
-    parts = {stage: [model.body.get_submodule(name) for name in names] for stage, names in model.body.stages.items()} | {
-        "head": [model.head]
-    }
     model.train()
     rows = []
-    for stage, modules in parts.items():
+    for stage, modules in model.parts.items():
         parameters = [p for module in modules for p in module.parameters()]
         mine = [group for group in training.optimizer.groups if group.stage == stage]
         decays = " / ".join(f"{d:g}" for d in sorted({g.weight_decay for g in mine}, reverse=True))
@@ -205,3 +205,37 @@ def shown(path: Path) -> str:
     """A path as short as it can be said from here."""
     path = Path(path).absolute()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def main(argv: list[str]) -> None:
+    """python -m minift.report: what runs have recorded, as a page."""
+    parser = Parser("python -m minift.report", "Write what finished runs have recorded into one page, report.html.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="directory of a run, or of the runs of --seeds")
+    parser.add_argument("--out", metavar="FILE", help="unset: report.html, in the run, or beside several")
+    parser.add_argument("--worst", type=int, default=10, metavar="N", help="rows of the largest loss, scored again; 0: none (10)")
+    parser.add_argument("--device", help="on which they are scored: cpu, cuda, ... (default: cuda where there is one)")
+    arguments = parser.parse(argv)
+    check_out(arguments.out)
+    if arguments.worst < 0:
+        raise UserError(f"--worst {arguments.worst}: expected 0 or more")
+
+    from minift import page
+
+    runs = page.find_runs(arguments.runs)
+    found = page.sections(runs, arguments.worst, arguments.device)
+    first = Path(arguments.runs[0])
+    if importlib.util.find_spec("matplotlib") is None:
+        if arguments.out:
+            raise UserError(f"--out {arguments.out}: a page needs matplotlib, for its charts: pip install 'minift[plot]'")
+        print(page.as_text(found))
+        print("\nnote: matplotlib, of the extra `plot`, is not installed; with it this is a page: pip install 'minift[plot]'")
+        return
+    out = Path(arguments.out or (first if len(arguments.runs) == 1 else first.resolve().parent) / "report.html")
+    title = first.resolve().name if len(arguments.runs) == 1 else counted(len(runs), "run")
+    with whole_file(out) as fresh:
+        fresh.write_text(page.as_html(f"minift: {title}", found), encoding="utf-8", errors="backslashreplace")
+    print(out)
+
+
+if __name__ == "__main__":
+    command(main, "report")

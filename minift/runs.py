@@ -247,6 +247,7 @@ class Run:
             "best_epoch": progress.best_epoch,
             "best_step": progress.best_step,
             "precision": str(training.precision.dtype).removeprefix("torch."),
+            "stages": by_stage(training),
         }
         if details := {split: d for split, s in scores.items() if (d := s.meter.details())}:
             result["details"] = details
@@ -272,6 +273,19 @@ class Reading(Run):
     def rewind(self, size: int) -> None: ...
 
     def save(self, model: nn.Module, task) -> None: ...
+
+
+def by_stage(training) -> dict[str, dict]:
+    """Each stage, and the head -> how many parameters it has, how many of them the method trains, and their learning rates."""
+    found = {}
+    for stage, modules in training.model.parts.items():
+        groups = [group for group in training.optimizer.groups if group.stage == stage]
+        found[stage] = {
+            "parameters": sum(p.numel() for module in modules for p in module.parameters()),
+            "trainable": sum(p.numel() for group in groups for p in group.parameters),
+            "lr": sorted({group.lr for group in groups}),
+        }
+    return found
 
 
 def check_recorded(metrics: dict, monitor: str, progress: Progress, device: torch.device) -> None:

@@ -78,5 +78,6 @@ def as_text(cell: str | int | float | None) -> str:
 def bars(values: list[float], width: int = 60) -> str:
     """A curve in one line of text; values: 0 or more."""
     blocks = " ▁▂▃▄▅▆▇█"
-    picked = [values[round(i * (len(values) - 1) / max(1, width - 1))] for i in range(min(width, len(values)))]
+    width = min(width, len(values))
+    picked = [values[round(i * (len(values) - 1) / max(1, width - 1))] for i in range(width)]
     return "".join(blocks[round(value / (max(values) or 1) * 8)] for value in picked)

@@ -68,8 +68,12 @@ def size_in(path: Path, names: Names, tensors: dict[str, Tensor]) -> str:
     for name in SIZES:
         c = EfficientNetConfig(**fields_of(name))
         ends = [tensors.get(table[end]) for end in ("stem.conv", "top.conv")]
-        channels = [end is not None and end.shape[0] for end in ends]
-        if channels == [c.channels[0], c.channels[-1]] and blocks == sum(c.depths) and squeezed == bool(c.squeeze_expansion_ratio):
+        channels = [None if end is None else [*end.shape[:1]] for end in ends]
+        if (
+            channels == [[c.channels[0]], [c.channels[-1]]]
+            and blocks == sum(c.depths)
+            and squeezed == bool(c.squeeze_expansion_ratio)
+        ):
             return name
     raise UserError(f"{path}: {blocks} blocks in {names.library}'s names, and no EfficientNet B0 to B7 or Lite0 to Lite4 has these")
 
@@ -133,7 +137,7 @@ def prepared(directory: Path, cfg: dict) -> Preprocessing:
         crop, share = cfg["input_size"][1], cfg["crop_pct"]
         fields = {"crop": crop, "resize": int(crop / share), **{name: cfg[name] for name in ("mean", "std", "interpolation")}}
         return Preprocessing.of(fields)
-    except (KeyError, TypeError, IndexError, ArithmeticError, UserError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, UserError) as error:
         raise UserError(f"{directory / 'config.json'}: pretrained_cfg does not say how pictures are prepared ({error})") from None
 
 

@@ -86,15 +86,24 @@ class BertConfig:
         ranges |= dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), ((int, float), 0, 1))
         ranges |= {} if self.classifier_dropout is None else {"classifier_dropout": ((int, float), 0, 1)}
         ranges |= dict.fromkeys(("layer_norm_eps", "initializer_range"), ((int, float), 0, 100))
-        for name, (types, least, limit) in ranges.items():
-            value = getattr(self, name)
-            if type(value) not in types or not least <= value < limit:
-                kind = "a number" if float in types else "a whole number"
-                raise ValueError(f"{name} is {value!r:.40}; {kind} from {least} to below {limit} is expected")
-        if not isinstance(self.hidden_act, str) or self.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"hidden_act is {self.hidden_act!r:.40}; known are {', '.join(ACTIVATIONS)}")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}")
+        check_fields(self, ranges, "hidden_act", "hidden_size", "num_attention_heads")
+
+
+def check_fields(config, ranges: dict[str, tuple], activation: str, width: str, heads: str) -> None:
+    """Raises ValueError for a field out of its range. ranges: field -> types, smallest value, first that is too large.
+
+    activation, width, heads: the fields that are these.
+    """
+    for name, (types, least, limit) in ranges.items():
+        value = getattr(config, name)
+        if type(value) not in types or not least <= value < limit:
+            kind = "a number" if float in types else "a whole number"
+            raise ValueError(f"{name} is {value!r:.40}; {kind} from {least} to below {limit} is expected")
+    named, D, H = (getattr(config, name) for name in (activation, width, heads))
+    if not isinstance(named, str) or named not in ACTIVATIONS:
+        raise ValueError(f"{activation} is {named!r:.40}; known are {', '.join(ACTIVATIONS)}")
+    if D % H:
+        raise ValueError(f"{width} {D} is no multiple of {heads} {H}")
 
 
 class State(NamedTuple):
@@ -173,12 +182,13 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    def __init__(self, c: BertConfig):
+    def __init__(self, width: int, inner: int, activation: str, dropout: float):
+        """width: D. inner: F. activation: one of ACTIVATIONS."""
         super().__init__()
-        self.hidden = nn.Linear(c.hidden_size, c.intermediate_size)
-        self.activation = ACTIVATIONS[c.hidden_act]
-        self.output = nn.Linear(c.intermediate_size, c.hidden_size)
-        self.dropout = nn.Dropout(c.hidden_dropout_prob)
+        self.hidden = nn.Linear(width, inner)
+        self.activation = ACTIVATIONS[activation]
+        self.output = nn.Linear(inner, width)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.output(self.activation(self.hidden(x))))  # (B, S, D) -> (B, S, F) -> (B, S, D)
@@ -189,7 +199,7 @@ class Layer(nn.Module):
         super().__init__()
         self.attention = Attention(c)
         self.attention_norm = nn.LayerNorm(c.hidden_size, c.layer_norm_eps)
-        self.feed_forward = FeedForward(c)
+        self.feed_forward = FeedForward(c.hidden_size, c.intermediate_size, c.hidden_act, c.hidden_dropout_prob)
         self.feed_forward_norm = nn.LayerNorm(c.hidden_size, c.layer_norm_eps)
 
     def forward(self, state: State) -> State:

@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minift.models.bert import ACTIVATIONS, Attend, MeanPooler, State
+from minift.models.bert import Attend, FeedForward, MeanPooler, State, check_fields
 from minift.models.body import Body
 
 # The published ones: what their config.json has otherwise than the defaults below
@@ -106,15 +106,7 @@ class Gpt2Config:
         ranges |= dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), ((int, float), 0, 1))
         ranges |= {} if self.classifier_dropout is None else {"classifier_dropout": ((int, float), 0, 1)}
         ranges |= dict.fromkeys(("layer_norm_epsilon", "initializer_range"), ((int, float), 0, 100))
-        for name, (types, least, limit) in ranges.items():
-            value = getattr(self, name)
-            if type(value) not in types or not least <= value < limit:
-                kind = "a number" if float in types else "a whole number"
-                raise ValueError(f"{name} is {value!r:.40}; {kind} from {least} to below {limit} is expected")
-        if not isinstance(self.activation_function, str) or self.activation_function not in ACTIVATIONS:
-            raise ValueError(f"activation_function is {self.activation_function!r:.40}; known are {', '.join(ACTIVATIONS)}")
-        if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd {self.n_embd} is no multiple of n_head {self.n_head}")
+        check_fields(self, ranges, "activation_function", "n_embd", "n_head")
 
 
 class Positions(nn.Module):
@@ -178,25 +170,13 @@ class Attention(nn.Module):
         return self.dropout(self.output(a.transpose(1, 2).flatten(2)))  # (B, H, S, d) -> (B, S, D)
 
 
-class FeedForward(nn.Module):
-    def __init__(self, c: Gpt2Config):
-        super().__init__()
-        self.hidden = nn.Linear(c.n_embd, c.inner)
-        self.activation = ACTIVATIONS[c.activation_function]
-        self.output = nn.Linear(c.inner, c.n_embd)
-        self.dropout = nn.Dropout(c.resid_pdrop)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.output(self.activation(self.hidden(x))))  # (B, S, D) -> (B, S, F) -> (B, S, D)
-
-
 class Layer(nn.Module):
     def __init__(self, c: Gpt2Config):
         super().__init__()
         self.attention_norm = nn.LayerNorm(c.n_embd, c.layer_norm_epsilon)
         self.attention = Attention(c)
         self.feed_forward_norm = nn.LayerNorm(c.n_embd, c.layer_norm_epsilon)
-        self.feed_forward = FeedForward(c)
+        self.feed_forward = FeedForward(c.n_embd, c.inner, c.activation_function, c.resid_pdrop)
 
     def forward(self, state: State) -> State:
         x = state.hidden

@@ -169,6 +169,7 @@ class ResNet(Body):
 
     def __init__(self, config: ResNetConfig, pool: str | None = "mean"):
         super().__init__()
+        self.check_pool(pool)
         self.config = config
         self.stem = Stem(config)
         self.blocks = nn.ModuleList()

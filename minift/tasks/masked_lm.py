@@ -126,6 +126,10 @@ class MaskedLM(Task):
         words = p.multinomial(1, generator=generator).view(labels.shape).to(labels.device)
         return replace(batch, targets=(positions, words.masked_fill(labels == NO_LABEL, NO_LABEL)))
 
+    def expected(self, batch: Batch, unit: int, tokenizer) -> dict[int, str]:
+        positions, labels = (x[unit].tolist() for x in batch.targets)
+        return {at: tokenizer.id_to_token(label) for at, label in zip(positions, labels, strict=True) if label != NO_LABEL}
+
     def meter(self, data: Data) -> "Perplexity":
         blocks = f"blocks of at most {self.max_length} tokens {self.blocks} documents"
         return Perplexity(f"{blocks}, {self.mask_share:.0%} masked ({self.masking})")

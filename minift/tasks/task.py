@@ -17,7 +17,7 @@ Axes: B units of a batch.
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,14 @@ from minift.data.layout import Layout
 from minift.errors import UserError, look_up
 from minift.fields import read_fields, shown
 from minift.tasks import TASKS
+
+
+class Mark(NamedTuple):
+    """A span of a text, and what it is called."""
+
+    start: int  # its first character
+    end: int  # the character after its last
+    name: str
 
 
 class Meter:
@@ -130,6 +138,10 @@ class Task:
         """(probability, batch with these labels) for all labels of a batch of one unit. Of a task with "all" in FISHER."""
         raise NotImplementedError
 
+    def expected(self, batch: Batch, unit: int, tokenizer) -> dict[int | None, str]:
+        """What the loss expects of a unit of the batch, in words: position of a token -> what is right there; None: of all."""
+        return {None: ", ".join(str(x[unit].tolist()) for x in batch.targets)}
+
     def meter(self, data: Data) -> Meter:
         raise NotImplementedError
 
@@ -157,6 +169,10 @@ class Task:
         """The prediction of a row beside what is right."""
         return self.show(prediction)
 
+    def marked(self, examples: Examples, row: int, prediction: dict) -> tuple[str, list[Mark], list[Mark]] | None:
+        """(a text, its right spans, the predicted ones), for a task that predicts spans; None: it does not."""
+        return None
+
 
 class Model(nn.Module):
     """A body and a head: the model of every task."""
@@ -165,6 +181,12 @@ class Model(nn.Module):
         super().__init__()
         self.body = body
         self.head = head
+
+    @property
+    def parts(self) -> dict[str, list[nn.Module]]:
+        """Each stage of the body, and the head -> its modules, from input to output."""
+        stages = {stage: [self.body.get_submodule(name) for name in names] for stage, names in self.body.stages.items()}
+        return stages | {"head": [self.head]}
 
     def forward(self, batch: Batch) -> tuple:
         """(the body's State, the outputs of the head)"""

@@ -27,8 +27,8 @@ METHODS = {  # row of the table -> flags
     "probe, lbfgs": ["--method", "probe", "--solver", "lbfgs", "--l2", "1e-2"],
     "probe": ["--method", "probe"],
     "full": ["--method", "full"],
-    "partial, 5 of 18 stages": ["--method", "partial:stages=5"],
     "lora": ["--method", "lora"],
+    "partial, 5 of 18 stages": ["--method", "partial:stages=5"],
     "gradual unfreezing, discriminative rates": [
         *("--method", "full", "--unfreeze", "gradual:every=2", "--layer-decay", "0.9"),
     ],
@@ -125,7 +125,7 @@ def shown(values: list[float]) -> str:
 
 def methods(data: Path, seeds: int) -> None:
     rows = [*METHODS]
-    rows.insert(6, PEER)  # the choices of BatchNorm last
+    rows.insert(3, PEER)
     once = ("probe, lbfgs",)  # the solution is the same for every seed
     wanted = [{"table": "methods", "method": m, "seed": s} for s in range(seeds) for m in rows if not s or m not in once]
     done = collect("table_images.jsonl", wanted, lambda run: (run_plain if run["method"] == PEER else run_minift)(run, data))

@@ -18,7 +18,7 @@ import train
 from minift.data.loading import IMAGENET_V1
 from minift.errors import UserError
 from minift.formats.efficientnet import LIBRARIES, SHARES
-from minift.formats.huggingface import translate
+from minift.formats.huggingface import efficientnet_in, translate
 from minift.formats.torchvision import WEIGHTS, library, preprocessing_of, published
 from minift.models.efficientnet import SIZES, EfficientNet, EfficientNetConfig, fields_of
 from minift.pretrained import find, read
@@ -126,6 +126,19 @@ def test_a_b0_is_no_lite0(tmp_path):
     refused([path, "--out", tmp_path / "out", "--preprocessing", "v2"], "it is of ResNets")
 
 
+def test_momentum_of_keras_is_the_share_of_the_old_statistics():
+    said = []
+    assert efficientnet_in({"batch_norm_momentum": 0.99}, said)["batch_norm_momentum"] == 0.01
+    assert said == ["batch_norm_momentum 0.99 is Keras's, the share of the old statistics: in torch 0.01"]
+    assert efficientnet_in({"batch_norm_momentum": 0.1}, said)["batch_norm_momentum"] == 0.1 and len(said) == 1
+    for fields, why in (
+        ({"in_channels": [32], "out_channels": [16, 24]}, "in_channels is"),
+        ({"hidden_act": "relu"}, "hidden_act is"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            efficientnet_in(fields, said)
+
+
 def test_tensors_that_are_no_size(tmp_path):
     path = file_of(tmp_path / "file.safetensors", "efficientnet-b0", "torchvision")
     tensors = load_file(path)
@@ -134,6 +147,8 @@ def test_tensors_that_are_no_size(tmp_path):
     refused([path, "--out", tmp_path / "out"], "15 blocks in torchvision's names, and no EfficientNet B0 to B7 or Lite0 to Lite4")
     save_file({name: tensor for name, tensor in tensors.items() if name != "features.3.0.block.2.fc1.bias"}, path)
     refused([path, "--out", tmp_path / "out"], "1 missing (first features.3.0.block.2.fc1.bias)")
+    save_file(tensors | {"features.0.0.weight": torch.tensor(1.0)}, path)
+    refused([path, "--out", tmp_path / "out"], "no EfficientNet B0 to B7")
 
 
 def test_what_other_libraries_cannot_have(tmp_path):

@@ -93,6 +93,9 @@ def outputs(directory: Path, dtype=torch.float64):
     head.load_state_dict({name: tensor.to(dtype) for name, tensor in checkpoint.head.items()})
 
     def call(*inputs):
+        if hasattr(head, "logits"):  # of every token; as it stands it gives the losses
+            with torch.inference_mode():
+                return head.logits(body(*inputs).hidden)
         everywhere = () if inputs[0].ndim == 4 else (torch.arange(inputs[0].shape[1]).expand_as(inputs[0]), inputs[0])
         with torch.inference_mode():
             return head(body(*inputs), Batch(inputs, everywhere, np.arange(len(inputs[0])), None))
@@ -107,7 +110,7 @@ def inputs_of(kind: str, vocabulary: int, dtype=torch.float64):
     mask = torch.arange(12) < torch.tensor([12, 7, 3, 1])[:, None]
     pad = 1 if "roberta" in kind else 0
     tokens = torch.randint(5, vocabulary, (4, 12), generator=generator).masked_fill(~mask, pad)
-    if kind in ("gpt2", "bytes"):
+    if kind not in ("bert", "roberta", "xlm-roberta"):
         return tokens, mask
     types = (torch.arange(12) >= 5).long().expand(4, 12) if kind == "bert" else torch.zeros_like(tokens)
     return tokens, mask, types
@@ -278,8 +281,9 @@ def test_a_run_of_every_task_goes_out_and_in_again(tmp_path, name, method):
     task = first.checkpoint.task | ({"scaled": False} if name == "text-regression" else {})
     assert again.checkpoint.task == task | ({"written": None} if "written" in task else {})
     rows = first.task.read(str(data), first.layout)
+    hundreds = name in ("text-regression", "causal-lm", "instruction-tuning")  # what is predicted: targets, perplexities
     for one, other in zip(first.predict_rows(rows), again.predict_rows(rows), strict=True):
-        assert_alike(one, other, 2e-3 if name == "text-regression" else 2e-5)
+        assert_alike(one, other, 2e-3 if hundreds else 2e-5)
 
 
 def assert_alike(one, other, tolerance: float) -> None:
@@ -292,7 +296,7 @@ def assert_alike(one, other, tolerance: float) -> None:
         for a, b in zip(one, other, strict=True):
             assert_alike(a, b, tolerance)
     elif isinstance(one, float):
-        assert one == pytest.approx(other, abs=tolerance)
+        assert one == pytest.approx(other, rel=1e-6, abs=tolerance)
     else:
         assert one == other
 

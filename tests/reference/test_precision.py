@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from reference.test_bert import twin
-from tiny import CONFIG, tiny_body
+from tiny import CONFIG, tiny_body, tiny_gpt2
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,6 +22,7 @@ from twins import inputs
 
 from minift.formats.huggingface import names
 from minift.models.bert import Bert
+from minift.models.gpt2 import Gpt2, Gpt2Config
 from minift.optim.adamw import AdamW
 from minift.optim.groups import Group
 from minift.optim.precision import POLICIES, TABLE, Float32, LossScaler, LowPrecision, autocast, without_tf32
@@ -304,7 +305,12 @@ def resnet():
     return ResNet(Bottleneck, [1, 1, 1, 1], num_classes=5), (torch.randn(4, 3, 32, 32),), lambda logits: logits
 
 
-MODELS = {"bert": bert, "resnet": resnet}
+def gpt2():
+    tokens, mask, _ = inputs(CONFIG.vocab_size, padded=True, pairs=False)
+    return tiny_gpt2(), (tokens, mask), lambda state: state.pooled
+
+
+MODELS = {"bert": bert, "gpt2": gpt2, "resnet": resnet}
 
 
 def listen(model) -> dict[str, torch.dtype]:
@@ -369,14 +375,17 @@ def test_types_of_whole_models_on_cuda_by_fake_tensors(name):
     for policy in (LowPrecision(torch.float16), autocast_without_a_device(torch.float16)):
         with FakeTensorMode():
             with torch.device("cuda"):
-                model = Bert(CONFIG) if name == "bert" else ResNet(Bottleneck, [1, 1, 1, 1])
-                arguments = (torch.ones(4, 12, dtype=torch.int64),) if name == "bert" else (torch.ones(4, 3, 64, 64),)
+                if name == "resnet":
+                    model, arguments = ResNet(Bottleneck, [1, 1, 1, 1]), (torch.ones(4, 3, 64, 64),)
+                else:
+                    model = Bert(CONFIG) if name == "bert" else Gpt2(Gpt2Config(n_embd=16, n_layer=3, n_head=4))
+                    arguments = (torch.ones(4, 12, dtype=torch.int64),)
             found.append(listen(model))
             with policy:
                 model(*arguments)
     assert found[0] == found[1]
     assert len(found[0]) > 30 and torch.float16 in found[0].values()
-    assert (torch.float32 in found[0].values()) == (name == "bert")  # LayerNorm
+    assert (torch.float32 in found[0].values()) == (name != "resnet")  # LayerNorm
 
 
 class Casts(TorchDispatchMode):
