@@ -57,21 +57,8 @@ def test_images(tmp_path):
     photographs(tmp_path / "other", each=4, seed=1, classes=("cats", "dogs"))
     converted_resnet(tmp_path / "resnet")
     data = ["--train", tmp_path / "photos", "--target-data", tmp_path / "other", "--model", tmp_path / "resnet", "--valid", "none"]
-    more = [
-        "--method",
-        "full",
-        "--epochs",
-        "1",
-        "--batch-size",
-        "6",
-        "--workers",
-        "0",
-        "--precision",
-        "float32",
-        "--quiet",
-        "--out",
-        tmp_path / "run",
-    ]
+    more = ["--method", "full", "--epochs", "1", "--batch-size", "6", "--workers", "0", "--precision", "float32", "--quiet"]
+    more += ["--out", tmp_path / "run"]
     train.main(["--task", "image-classification", *(str(flag) for flag in (*data, *more))])
     assert "domain_accuracy" in (tmp_path / "run" / "metrics.jsonl").read_text()
 

@@ -140,7 +140,7 @@ def test_images(tmp_path):
     for name, classes, seed in (("first", ("ants", "bees"), 0), ("next", ("cats", "dogs"), 1)):
         photographs(tmp_path / name, each=5, seed=seed, classes=classes)
     converted_resnet(tmp_path / "base")
-    task = ["--task", "image-classification", "--workers", "0", "--augment", "none", "--valid", "none"]
+    task = ["--task", "image-classification", "--workers", "0", "--augment", "none", "--valid", "none", "--method", "full"]
     go(tmp_path, "source", *task, "--model", tmp_path / "base", "--train", tmp_path / "first", epochs=1)
     keeps = ["--source-data", tmp_path / "first", "--penalty", "ewc:rows=4+mixout:p=0.5+distill", "--rehearse", tmp_path / "first"]
     more = ["--model", tmp_path / "source", "--train", tmp_path / "next", "--average", "last:epochs=1"]

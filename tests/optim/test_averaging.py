@@ -114,6 +114,7 @@ def test_statistics_of_batch_norms_are_averaged_too(tmp_path):
     photographs(tmp_path / "photos", each=6)
     converted_resnet(tmp_path / "resnet")
     fixed = ["--task", "image-classification", "--train", tmp_path / "photos", "--model", tmp_path / "resnet", "--valid", "none"]
+    fixed += ["--method", "full"]
     found = {}
     for name, flags in {"plain": [], "mean": ["--average", "ema:decay=0.5"]}.items():
         more = ["--epochs", "2", "--batch-size", "6", "--augment", "none", "--workers", "0", "--precision", "float32", "--quiet"]

@@ -393,7 +393,7 @@ REFUSED = {
     "mixing frozen weights": (["--penalty", "mixout", "--method", "lora"], "so there is nothing to mix"),
     "mixing where biases train": (["--penalty", "mixout", "--method", "bitfit"], "so there is nothing to mix"),
     "mixing all": (["--penalty", "mixout:p=1"], "p=1.0: a share from 0 to below 1 is expected"),
-    "dropout beside the authors' mixout": (["--penalty", "mixout:authors=true", "--dropout", "0.1"], "in the place of dropout"),
+    "dropout beside the authors' mixout": (["--penalty", "mixout:authors=true", "--dropout", "0.1"], "stands in their place"),
     "negative": (["--penalty", "l2sp:alpha=-1"], "alpha=-1.0: a number of 0 or above is expected"),
     "an exact solver": (["--penalty", "l2sp", "--method", "probe", "--solver", "lbfgs"], "it takes no gradient steps"),
 }
