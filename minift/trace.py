@@ -217,17 +217,15 @@ def inputs(traced: Traced) -> str:
 
 
 def tokens(traced: Traced) -> str:
-    """Each token of the first unit: its id, whether it is seen, what the loss expects there."""
+    """Each token of the first unit, its id and what the loss expects there."""
     batch, expected = traced.batch, traced.training.task.expected(traced.batch, 0, traced.tokenizer)
     lines = [f"expected: {expected[None]}"] if None in expected else []
     if traced.tokenizer is not None:
-        ids, real = batch.inputs[0][0].tolist(), real_tokens(batch).tolist()
-        shown = [
-            [at, traced.tokenizer.id_to_token(number) or "", number, "yes" if real[at] else "padding", expected.get(at, "")]
-            for at, number in enumerate(ids)
-        ]
-        lines.append(table(["at", "token", "id", "attended", "expected"], shown[:TOKENS]))
+        ids, real = batch.inputs[0][0].tolist(), real_tokens(batch).nonzero().flatten().tolist()
+        shown = [[at, traced.tokenizer.id_to_token(ids[at]) or "", str(ids[at]), expected.get(at, "")] for at in real]
+        lines.append(table(["at", "token", "id", "expected"], shown[:TOKENS]))
         lines += [f"... {len(shown) - TOKENS} more"] if len(shown) > TOKENS else []
+        lines += [f"{len(ids) - len(real)} of padding, which no token sees"] if len(real) < len(ids) else []
     return "\n".join(lines)
 
 
