@@ -2,12 +2,14 @@
 
     python convert.py SOURCE [--out DIR] [--dtype float16] [--check]     SOURCE: hub id; directory of a transformers checkpoint;
                                                                          resnet50, -101 or -152 of torchvision, with -v1 its older
-                                                                         weights; FILE.pth or .safetensors in torchvision's names.
+                                                                         weights, efficientnet-b0 to -b7; FILE.pth or .safetensors
+                                                                         in torchvision's or timm's names.
                                                                          What transformers has fine-tuned for a task comes in as a
                                                                          run, its head and labels with it; --as body: without them
     python convert.py RUN-OR-DIR --to hf --out DIR [--check]             what AutoModel... and AutoTokenizer or AutoImageProcessor
                                                                          of transformers load
-    python convert.py RUN-OR-DIR --to torchvision --out FILE [--check]   what load_state_dict of torchvision's ResNets takes
+    python convert.py RUN-OR-DIR --to torchvision --out FILE [--check]   what load_state_dict of torchvision's networks takes
+    python convert.py RUN-OR-DIR --to timm --out FILE [--check]          what load_state_dict of timm's networks takes
     python convert.py RUN --to minift --out DIR                          the run as a plain model, what it has added merged;
                                                                          --interpolate 0.5: half of the way back to the
                                                                          pretrained weights (WiSE-FT)
@@ -39,8 +41,8 @@ def main(argv: list[str]) -> int | None:
     parser.add_argument(
         "source",
         help="hub id; directory of a transformers checkpoint, of peft or of the adapters library; resnet50, resnet101 or resnet152 "
-        "(torchvision's V2 weights; V1: resnet50-v1, ...); .pth or .safetensors file in torchvision's names; with --to a run or a "
-        "converted directory",
+        "(torchvision's V2 weights; V1: resnet50-v1, ...), efficientnet-b0 to -b7 (torchvision's); .pth or .safetensors file in "
+        "torchvision's or timm's names; with --to a run or a converted directory",
     )
     parser.add_argument(
         "--to", choices=[*EXPORTS, *ADDED], help="write another layout: hf = transformers; minift = the run as a plain model"
@@ -48,7 +50,7 @@ def main(argv: list[str]) -> int | None:
     parser.add_argument(
         "--out",
         help="directory to write (default: NAME below $MINIFT_WEIGHTS, weights/ of the checkout or ~/.cache/minift, the first that "
-        "applies); with --to torchvision a file",
+        "applies); with --to torchvision or timm a file",
     )
     parser.add_argument("--base", help="of a directory of peft or adapters: the converted model below (default: the recorded one)")
     parser.add_argument(
@@ -70,7 +72,7 @@ def main(argv: list[str]) -> int | None:
     parser.add_argument(
         "--preprocessing",
         choices=["v1", "v2"],
-        help="of a file in torchvision's names: shorter side to 256 (v1) or 232 (v2), then the middle 224 x 224 "
+        help="of a file of a ResNet in torchvision's names: shorter side to 256 (v1) or 232 (v2), then the middle 224 x 224 "
         "(default: what the file's hash or the .json beside it tells, else v1)",
     )
     parser.add_argument(
@@ -185,8 +187,10 @@ def source_of(arguments: argparse.Namespace) -> tuple[str, Callable]:
 
 
 def read_directory(place: Path, source: str, revision: str | None = None, *, wanted: str | None, pairs: bool):
-    from minift.formats import huggingface
+    from minift.formats import efficientnet, huggingface, torchvision
 
+    if efficientnet.timm_config(place) is not None:
+        return place, *torchvision.read(place / "model.safetensors", source, revision)
     return place, *huggingface.read_with_head(place, source, revision, wanted, pairs)
 
 
@@ -226,7 +230,7 @@ def export(arguments: argparse.Namespace) -> int | None:
     from minift.pretrained import find, read
 
     if arguments.out is None:
-        raise UserError(f"--to {arguments.to}: say where with --out {'FILE.pth' if arguments.to == 'torchvision' else 'DIR'}")
+        raise UserError(f"--to {arguments.to}: say where with --out {'FILE.pth' if arguments.to in FILES else 'DIR'}")
     outward = ("revision", "preprocessing", "base", "label_names", "wanted", "pairs")
     refuse_flags(arguments, outward, "belongs to what is brought in; with --to there is nothing")
     place = find(arguments.source)
@@ -241,7 +245,7 @@ def export(arguments: argparse.Namespace) -> int | None:
         refuse_flags(arguments, ("dtype", "check"), f"--to {arguments.to} writes what the run has added as it is")
         return ADDED[arguments.to](checkpoint, out)
     if arguments.check and arguments.to == "hf":
-        need_transformers()  # before anything is written
+        need("transformers")  # before anything is written
     if arguments.to == "minift":
         refuse_flags(arguments, ("check",), "--to minift has no other library to compare with; --to hf has")
     checkpoint = made_plain(checkpoint, f", before --dtype {arguments.dtype}" if arguments.dtype else "")
@@ -283,7 +287,7 @@ def export_to_hf(checkpoint, out: Path, source: str) -> None:
     from minift.formats import huggingface
     from minift.formats.heads import OURS
 
-    if checkpoint.task and (reason := huggingface.why_no_export(checkpoint.architecture, checkpoint.task)):
+    if checkpoint.task and (reason := huggingface.why_no_export(checkpoint)):
         raise UserError(f"{source}: {reason}")
     huggingface.write(out, checkpoint)
     inputs = "AutoTokenizer" if checkpoint.tokenizer else "AutoImageProcessor"
@@ -292,17 +296,19 @@ def export_to_hf(checkpoint, out: Path, source: str) -> None:
         print(f"note     the thresholds of the labels stand in config.json ({OURS}); transformers does not read them")
 
 
-def export_to_torchvision(checkpoint, out: Path, source: str) -> None:
+def export_to_file(checkpoint, out: Path, source: str, library: str) -> None:
+    """For torchvision or timm."""
     from minift.formats import torchvision
 
     if out.suffix not in torchvision.SUFFIXES:
-        raise UserError(f"{out}: --to torchvision writes one file, so --out ends in {', '.join(torchvision.SUFFIXES)}")
+        raise UserError(f"{out}: --to {library} writes one file, so --out ends in {', '.join(torchvision.SUFFIXES)}")
     beside = new_place(out.with_suffix(".json"))
-    call = torchvision.write(out, checkpoint)
+    call = torchvision.write(out, checkpoint, library)
     loaded = "safetensors.torch.load_file" if out.suffix == ".safetensors" else "torch.load"
     print(f"written  {out}; load it with model = {call}; model.load_state_dict({loaded}({str(out)!r}))")
-    if not checkpoint.head:
-        print("note     there is no head in it: before load_state_dict, model.fc = torch.nn.Identity()")
+    if not checkpoint.head and not call.startswith("timm"):
+        part = "fc" if checkpoint.architecture == "resnet" else "classifier"
+        print(f"note     there is no head in it: before load_state_dict, model.{part} = torch.nn.Identity()")
     print(f"written  {beside}: labels and preprocessing, which the file cannot hold")
 
 
@@ -353,7 +359,8 @@ def cast(checkpoint, dtype: str | None) -> None:
         return
     for tensors in (checkpoint.tensors, checkpoint.head, *checkpoint.heads.values()):
         for name, tensor in tensors.items():
-            if tensor.is_floating_point():
+            statistic = name.endswith((".running_mean", ".running_var"))  # a variance may be tiny or huge, so it is not rounded
+            if tensor.is_floating_point() and not statistic:
                 tensors[name] = tensor.to(getattr(torch, dtype))
                 if tensor.isfinite().all() and not tensors[name].isfinite().all():
                     raise UserError(f"--dtype {dtype}: {name} holds {tensor.abs().max().item():.3g}, which is beyond its range; "
@@ -369,6 +376,13 @@ COMPARED = {
     ("gpt2", "transformers"): {"embeddings": "drop", "layers.{}": "h.{i}", "final": "ln_f", "pooler": "pooler"},
     ("resnet", "transformers"): {"stem": "embedder", "blocks.{}": "encoder.stages.{g}.layers.{b}", "pooler": "pooler"},
     ("resnet", "torchvision"): {"stem": "maxpool", "blocks.{}": "layer{G}.{b}", "pooler": "avgpool"},
+    ("efficientnet", "transformers"): {
+        **{"stem": "embeddings", "blocks.{}": "encoder.blocks.{i}", "top": "encoder.top_activation", "pooler": "pooler"},
+    },
+    ("efficientnet", "torchvision"): {
+        **{"stem": "features.0", "blocks.{}": "features.{G}.{b}", "top": "features.8", "pooler": "avgpool"},
+    },
+    ("efficientnet", "timm"): {"stem": "bn1", "blocks.{}": "blocks.{g}.{b}", "top": "bn2", "pooler": "global_pool"},
 }
 
 
@@ -388,9 +402,11 @@ def check(checkpoint, theirs: Path, dtype: str | None) -> int:
     task = task_from(checkpoint.task) if checkpoint.task else None
     pool = task.pool if task else "mean" if of_images else checkpoint.own_pool
     body = checkpoint.body(pool, dtype=torch.float64).eval()
-    library, version, whole, base = reference(checkpoint, theirs, body.config)
-    whole.to(getattr(torch, dtype or "float32")).double().eval()
-    described, inputs, ours, kept = (random_images if of_images else random_texts)(body.config)
+    library, version, whole, base = reference(checkpoint, theirs, body)
+    for parameter in whole.parameters():
+        parameter.data = parameter.data.to(getattr(torch, dtype or "float32"))
+    whole.double().eval()
+    described, inputs, ours, kept = random_images(body) if of_images else random_texts(body.config)
 
     names = [name for names in body.stages.values() for name in names]
     table = COMPARED[checkpoint.architecture, library]
@@ -431,16 +447,22 @@ def check(checkpoint, theirs: Path, dtype: str | None) -> int:
     return int(not all(value <= TOLERANCE for value in worst.values()))
 
 
-def reference(checkpoint, theirs: Path, config) -> tuple:
+def reference(checkpoint, theirs: Path, body) -> tuple:
     """(library, its version, its model with the head if there is one to compare, its body)."""
     if theirs.is_file():
         import torchvision
 
-        from minift.formats.torchvision import load
+        from minift.formats.efficientnet import names_in
+        from minift.formats.huggingface import Report
+        from minift.formats.torchvision import load, state_dict
 
-        network = load(theirs, config)
+        tensors = state_dict(theirs, Report(theirs.name, []))
+        names = names_in(tensors)
+        if names is not None and names.library != "torchvision":
+            return in_timm(checkpoint, body, tensors if names.library == "timm" else None)
+        network = load(theirs, body.config)
         return "torchvision", torchvision.__version__, network, network
-    need_transformers()
+    need("transformers")
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -448,11 +470,31 @@ def reference(checkpoint, theirs: Path, config) -> tuple:
     return "transformers", transformers.__version__, whole, whole.base_model
 
 
-def need_transformers() -> None:
+def in_timm(checkpoint, body, tensors: dict | None) -> tuple:
+    """The same of an EfficientNet in timm. tensors: in its names; None: those of the checkpoint, whose file has others."""
+    need("timm")
+    import timm
+
+    from minift.formats.efficientnet import size_of
+    from minift.formats.huggingface import translate
+
+    if tensors is None:
+        table = translate(body, body.TIMM)
+        tensors = {table[name]: tensor for name, tensor in checkpoint.tensors.items()}
+    head, c = tensors.get("classifier.weight"), body.config
+    kind = "tf_" if c.padding == "same" else ""
+    network = timm.create_model(
+        kind + size_of(c).replace("-", "_"), num_classes=0 if head is None else len(head), bn_eps=c.batch_norm_eps
+    )
+    network.load_state_dict(tensors)
+    return "timm", timm.__version__, network, network
+
+
+def need(library: str) -> None:
     """Raises UserError where --check has nothing to compare with."""
-    if importlib.util.find_spec("transformers") is None:
-        install = 'pip install -e ".[test]"' if is_checkout() else "pip install transformers"
-        raise UserError(f"--check compares with transformers, which is not installed: {install}")
+    if importlib.util.find_spec(library) is None:
+        install = 'pip install -e ".[test]"' if is_checkout() else f"pip install {library}"
+        raise UserError(f"--check compares with {library}, which is not installed: {install}")
 
 
 def every_token(state):
@@ -493,16 +535,22 @@ def random_texts(config) -> tuple:
     return f"4 rows of up to {length} tokens", inputs, (tokens, mask, types), mask
 
 
-def random_images(config) -> tuple:
-    """The same of images; not square, so that height and width cannot change places unseen."""
+def random_images(body) -> tuple:
+    """The same of images; not square, so that height and width cannot change places unseen.
+
+    Of an EfficientNet as high as its pictures, as transformers fixes the padding by that, and 32 less wide, which changes none.
+    """
     import torch
 
-    images = torch.randn(2, config.num_channels, 96, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return "2 images of 96 x 64", (images,), (images,), ...
+    size = getattr(body.config, "image_size", 96)
+    shape = (2, body.stem.conv.in_channels, size, max(size % 32 or 32, size - 32))
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return f"2 images of {shape[2]} x {shape[3]}", (images,), (images,), ...
 
 
+FILES = ("torchvision", "timm")  # of which one file is written
 ADDED = {"peft": export_to_peft, "adapters": export_to_adapters}
-EXPORTS = {"hf": export_to_hf, "torchvision": export_to_torchvision, "minift": export_to_minift}
+EXPORTS = {"hf": export_to_hf, **{name: partial(export_to_file, library=name) for name in FILES}, "minift": export_to_minift}
 
 if __name__ == "__main__":
     command(main, "convert")

@@ -17,12 +17,24 @@ from minift.flags import Parser, add_flags
 from minift.options import GRID, Options, check, flags_of_other_tasks, layout_of, options_of
 from minift.tasks import TASKS
 
+PROCESSES = int(os.environ.get("WORLD_SIZE", 1))  # that torchrun has started
+
 
 def main(argv: list[str]) -> None:
     first = Parser("train.py", add_help=False)
-    for name in ("--task", "--resume", "--config"):
+    for name in ("--task", "--resume", "--config", "--device"):
         first.add_argument(name)
     named = first.parse_known_args(argv)[0]
+    if PROCESSES == 1:
+        return begin(argv, named)
+    from minift.distributed import together
+
+    with together(named.device):
+        return begin(argv, named)
+
+
+def begin(argv: list[str], named) -> None:
+    """named: the flags that are read before the others, as these depend on them."""
     record, directory = read_earlier(named.resume, named.config)
     task = named.task or (record["given"]["task"] if record else Options.task)
     options = options_of(task)
@@ -45,9 +57,14 @@ def main(argv: list[str]) -> None:
         list_methods()
         return
     check(given)
-    if any(isinstance(getattr(given, name), tuple) for name in GRID):
+    grid, seeds = any(isinstance(getattr(given, name), tuple) for name in GRID), given.seeds > 1 and not given.plan
+    lbfgs = getattr(given, "solver", "gradient") == "lbfgs"
+    if PROCESSES > 1 and (grid or seeds or lbfgs):
+        what = "--solver lbfgs" if lbfgs else "--seeds" if seeds else "several values of a flag"
+        raise UserError(f"{what} in several processes is not possible; start it without torchrun")
+    if grid:
         run_grid(given, directory)
-    elif given.seeds > 1 and not given.plan:
+    elif seeds:
         run_seeds(given, directory)
     elif directory:
         with stopped_in(directory):  # while it loads
@@ -81,20 +98,26 @@ def run_once(given, record: dict | None = None) -> dict | None:
     started = time.perf_counter()
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large tensors in huge pages: 4 % of a step on a CPU
 
+    import torch
+
     from minift import cache, report, setup
     from minift.checkpoints import Checkpoints, Signals
     from minift.data.splits import read_splits
+    from minift.distributed import rank
     from minift.optim.precision import without_tf32
     from minift.plan import print_plan
     from minift.runs import Run, finished, forget_peak_memory, stopped_in
     from minift.slices import rows_by
     from minift.solve import solve
+    from minift.source import read_source
     from minift.training import Progress, fit
 
     directory = Path(given.out) if record else None
     if record and (result := finished(directory, record, given)):
         return result
 
+    if given.threads is not None:
+        torch.set_num_threads(given.threads)
     forget_peak_memory()
 
     # Options
@@ -109,9 +132,10 @@ def run_once(given, record: dict | None = None) -> dict | None:
     if options.by:
         rows_by(list(parts.values())[-1], options.by)  # a column that is not there is told before training
     options, why, steps_per_epoch = setup.choose_epochs(options, data["train"])
+    source, target = read_source(options, start), setup.read_target(options, task, start.checkpoint)
 
     # Model and optimizer
-    training = setup.build(options, given, start, task, data["train"], steps_per_epoch)
+    training = setup.build(options, given, start, task, data["train"], steps_per_epoch, source, target)
     options, measured = setup.with_precision(options, training)
     if not options.quiet:
         report.print_model(training, start, options)
@@ -130,6 +154,8 @@ def run_once(given, record: dict | None = None) -> dict | None:
         report.print_work(training, start.device, options)
         setup_seconds = time.perf_counter() - started
         body, kept = training.model.body, run.record.get("kept")
+        for penalty in training.penalties:
+            penalty.begin(run.directory)
         seen, seconds = cache.keep(data, body, training.precision, start.device, options, run.directory, kept)
         if training.frozen:
             run.remember(kept={split: isinstance(rows, cache.CachedFeatures) for split, rows in seen.items()})
@@ -143,8 +169,11 @@ def run_once(given, record: dict | None = None) -> dict | None:
         # Results of what was saved
         task, scores = run.score(training, seen, options, progress)
         by = run.score_by(training, task, parts, options) if options.by and scores else {}
-        result = run.finish(training, seen, scores, by, progress, setup_seconds, start.device)
-    report.print_results(run, parts, task, training, scores, by, progress, options)
+        forgotten = source.measure(training.model.body, training.precision, options.batch_size) if options.source_data else None
+        if rank():  # the first process alone has the figures of all rows
+            return None
+        result = run.finish(training, seen, scores, by, progress, setup_seconds, start.device, forgotten)
+    report.print_results(run, parts, task, training, scores, by, progress, options, forgotten)
     return result
 
 

@@ -29,9 +29,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from tqdm import tqdm
 
+from minift.bar import bar
 from minift.data.batching import Batch, Data, by_length
+from minift.distributed import count, rank
 from minift.errors import UserError, say
 from minift.methods.surgery import trains
 
@@ -144,20 +145,21 @@ class CachedFeatures(OnTheFly):
             beside = file and file.with_name(f"{file.stem}-{name}{file.suffix}")
             self.stored[name] = new_tensor(shape, getattr(first, name).dtype, beside)
         order = by_length(data.lengths, batch_size)
-        bar = tqdm(total=N * V, desc="frozen stages", unit="row", leave=False, disable=None)
-        for variant in range(V):
-            for units, batch in zip(order, super().batches(order, device, variant), strict=True):
-                numbers = variant * N + units
-                for name, kind in self.kept().items():
-                    output = getattr(batch.state, name).cpu()
-                    if kind == "ragged":
-                        self.stored[name][self.positions(numbers)] = output[
-                            torch.from_numpy(self.real(units))
-                        ]  # (B, S, ...) -> (T, ...)
-                    else:
-                        self.stored[name][torch.from_numpy(numbers)] = output
-                bar.update(len(units))
-        bar.close()
+        with bar("frozen stages", N * V) as shown:
+            for variant in range(V):
+                for units, batch in zip(order, super().batches(order, device, variant), strict=True):
+                    self.store(variant * N + units, batch)
+                    shown.update(len(units))
+
+    def store(self, numbers: np.ndarray, batch: Batch) -> None:
+        """What the frozen stages have left of these variants of units."""
+        for name, kind in self.kept().items():
+            output = getattr(batch.state, name).cpu()
+            if kind == "ragged":
+                real = torch.from_numpy(self.real(numbers % len(self)))
+                self.stored[name][self.positions(numbers)] = output[real]  # (B, S, ...) -> (T, ...)
+            else:
+                self.stored[name][torch.from_numpy(numbers)] = output
 
     def kept(self) -> dict[str, str]:
         """Of what the body says that it carries: all that must be stored."""
@@ -244,7 +246,8 @@ def keep(
     if not done:
         return data, 0.0
     frozen, seen = FrozenStages(body, done, precision), {}
-    memory, disk = memory_of_machine() // 4, shutil.disk_usage(directory).free // 2
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if count() > 1 else 1  # processes of this machine, each of which keeps all
+    memory, disk = memory_of_machine() // 4 // here, shutil.disk_usage(directory).free // 2 // here
     for split, rows in data.items():
         if rows.variants is None or kind == "off" or split == "test":
             seen[split] = OnTheFly(rows, frozen)
@@ -269,7 +272,7 @@ def keep(
             print(f"frozen  {split}: {size / 2**30:,.1f} GB are {why}, so computed for every batch")
             continue
         start = time.perf_counter()
-        file = directory / f"frozen-{split}.bin" if place == "disk" else None
+        file = directory / f"frozen-{split}-{rank()}.bin" if place == "disk" else None
         seen[split] = CachedFeatures(rows, frozen, options.batch_size, device, file)
         memory, disk = (memory - size, disk) if place == "memory" else (memory, disk - size)
         seconds = time.perf_counter() - start

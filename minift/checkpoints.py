@@ -1,7 +1,8 @@
 """What a run that was stopped continues from: its checkpoints, the signals that stop it, the lock on its directory.
 
 checkpoints/epoch-E-step-S/     E epochs are over, S steps were taken
-    state.safetensors           model/NAME, optimizer/NAME/PART, scaler/NAME: what trains, and how far its optimizer is
+    state.safetensors           model/NAME, optimizer/NAME/PART, scaler/NAME, average/NAME, penalties/I/NAME: what trains, how far
+                                its optimizer is
     progress.json               training.Progress, and the size of metrics.jsonl at that time
     model/                      the best epoch so far, as hard links to the run's model/, which take no space of their own
     manifest.json               size and sha256 of all of these
@@ -27,7 +28,8 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from minift.errors import Diverged, Terminated, UserError, brief, say
+from minift.distributed import count, largest, rank
+from minift.errors import Diverged, Lost, Terminated, UserError, brief, say
 from minift.optim.precision import LossScaler
 from minift.pretrained import recover, sha256, whole, write_json, write_tensors
 from minift.training import Log, Progress, Saving, Training, out_of_patience
@@ -53,6 +55,7 @@ class Checkpoints(Saving):
         self.begun = self.saved = time.monotonic()
 
     def after_step(self, log: Log) -> None:
+        self.signals.agree()
         if self.signals.came is None and time.monotonic() - self.saved < 60 * self.options.save_minutes:
             return
         if log.pending:
@@ -65,11 +68,12 @@ class Checkpoints(Saving):
         try:
             with self.signals.at_once():
                 yield
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Lost):
             self.save()
             raise
 
     def after_epoch(self) -> None:
+        self.signals.agree()
         cheap = self.cost < SHARE * (time.monotonic() - self.begun)
         due = time.monotonic() - self.saved >= 60 * self.options.save_minutes
         last = self.progress.epoch == self.options.epochs or out_of_patience(self.options, self.progress)
@@ -80,7 +84,9 @@ class Checkpoints(Saving):
     # ---- writing ----
 
     def save(self) -> None:
-        """Write where the run stands; what cannot be written is said, and the run goes on."""
+        """Write where the run stands; what cannot be written is said, and the run goes on. The first process does."""
+        if rank():
+            return None
         name = f"epoch-{self.progress.epoch}-step-{self.progress.step}"
         if name == self.last:
             return self.prune()  # what a kill between writing and pruning has left
@@ -128,6 +134,8 @@ class Checkpoints(Saving):
             "model": self.run.trained(self.training.model),
             "optimizer": self.training.optimizer.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else {},
+            "average": self.training.average.state_dict() if self.training.average else {},
+            "penalties": {f"{i}/{n}": t for i, one in enumerate(self.training.penalties) for n, t in one.state_dict().items()},
         }
         return {f"{part}/{name}": t.detach().cpu() for part, tensors in parts.items() for name, t in tensors.items()}
 
@@ -151,7 +159,7 @@ class Checkpoints(Saving):
             for name, value in stored["progress"].items():
                 setattr(self.progress, name, tuple(value) if isinstance(value, list) else value)
             self.progress.seconds_training += seconds
-            parts = {"model": {}, "optimizer": {}, "scaler": {}}
+            parts = {"model": {}, "optimizer": {}, "scaler": {}, "average": {}, "penalties": {}}
             for name, tensor in tensors.items():
                 part, _, name = name.partition("/")
                 parts[part][name] = tensor
@@ -163,10 +171,17 @@ class Checkpoints(Saving):
             self.training.optimizer.load_state_dict(parts["optimizer"])
             if self.scaler:
                 self.scaler.load_state_dict(parts["scaler"])
+            if self.training.average:
+                self.training.average.load_state_dict(parts["average"])
+            for i, one in enumerate(self.training.penalties):
+                own = {name.partition("/")[2]: t for name, t in parts["penalties"].items() if name.startswith(f"{i}/")}
+                one.load_state_dict(own)
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise UserError(f"{path}: this is not a checkpoint of this run ({brief(error)})") from None
         self.run.rewind(stored["metrics"])
-        if (path / "model").is_dir():  # what the run's own holds may be of a later epoch, scored after this checkpoint
+        if (
+            rank() == 0 and (path / "model").is_dir()
+        ):  # what the run's own holds may be of a later epoch, scored after this checkpoint
             with whole(self.run.directory / "model") as fresh:
                 link_files(path / "model", fresh)
         where = (
@@ -261,7 +276,8 @@ class Signals:
 
     Within `patiently` the first one is noted in `came`, and `check` raises it where the run can be interrupted; a second one, and
     everywhere else the first, is raised at once: as KeyboardInterrupt or Terminated. A signal that the process was started to
-    ignore, as a shell does for jobs in the background, is left ignored.
+    ignore, as a shell does for jobs in the background, is left ignored. Of several processes each gets one or two of a Ctrl-C, from
+    the terminal and from torchrun, so a second one is not heard, and all stop after the same step.
     """
 
     def __init__(self):
@@ -282,10 +298,17 @@ class Signals:
 
     def handle(self, number: int, frame) -> None:
         first, self.came = self.came is None, number
-        if not (self.patient and first):
+        if not self.patient or not (first or count() > 1):
             raise exception_of(number)
+        if rank():
+            return
         with suppress(OSError):
-            os.write(2, b"\nstopping after this step; again: at once\n")  # print is not to be called from a handler
+            again = b"" if count() > 1 else b"; again: at once"
+            os.write(2, b"\nstopping after this step" + again + b"\n")  # print is not to be called from a handler
+
+    def agree(self) -> None:
+        """What one process has been told, all have."""
+        self.came = largest(self.came or 0) or None
 
     def check(self) -> None:
         if self.came is not None:

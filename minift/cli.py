@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from minift.errors import command
 
@@ -23,12 +24,17 @@ def spelled(script: str) -> str:
     return f"python {script}.py" if is_checkout() else f"minift-{script}"
 
 
-def run(name: str) -> None:
-    """The main of a module of this package, or of a script at the top of the checkout."""
-    inside = importlib.util.find_spec(f"minift.{name}") is not None
-    if not inside:
+def script(name: str) -> ModuleType:
+    """A module of this package, or a script at the top of the checkout."""
+    if importlib.util.find_spec(f"minift.{name}") is not None:
+        return importlib.import_module(f"minift.{name}")
+    if str(CHECKOUT) not in sys.path:
         sys.path.insert(0, str(CHECKOUT))
-    command(importlib.import_module(f"minift.{name}" if inside else name).main, name)
+    return importlib.import_module(name)
+
+
+def run(name: str) -> None:
+    command(script(name).main, name)
 
 
 def train() -> None:

@@ -31,6 +31,10 @@ class Diverged(UserError):
         self.rows = rows
 
 
+class Lost(UserError):
+    """Another process of the same run has ended."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which the system sends where it ends a process in good order."""
 

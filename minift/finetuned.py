@@ -1,24 +1,29 @@
 """A trained model in use: load it from a run, label texts or images with it, score it."""
 
+import difflib
 import math
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from minift.adapting import names_of
+from minift.bar import each
 from minift.cache import FrozenStages, OnTheFly
+from minift.cli import script
 from minift.cli import spelled as command_of
 from minift.data.batching import Data
 from minift.data.examples import Examples
 from minift.data.layout import Layout
 from minift.errors import UserError
+from minift.fields import read_fields
 from minift.methods.surgery import wrappers
 from minift.optim.precision import autocast
+from minift.options import Options, check, options_of
 from minift.pretrained import Checkpoint, read, read_config, read_description, recover
 from minift.tasks.task import Model, task_from
 from minift.training import Scores, evaluate, outputs_by_row
@@ -130,7 +135,8 @@ class FineTuned:
             inputs = list(zip(inputs, pairs, strict=True))
         if not inputs:
             return []
-        return list(self.predict_rows(self.task.read(inputs, self.layout, labelled=False)))
+        rows = self.task.read(inputs, self.layout, labelled=False)
+        return list(each(self.predict_rows(rows), "predict", len(rows)))
 
     def predict_rows(self, examples: Examples, workers: int = 0, batch_size: int | None = None) -> Iterator[dict]:
         """The predictions in the order of the rows, as they come."""
@@ -146,6 +152,30 @@ def predictions(model: nn.Module, task, data: Data, batch_size: int, precision: 
 def load(directory: str | Path, device: str | None = None) -> FineTuned:
     """A finished run, ready to predict. device: as torch names it; None: CUDA where there is one, else the CPU."""
     return assemble(read(place_of(directory)), device)
+
+
+def finetune(**flags) -> FineTuned:
+    """Train as train.py does; the trained model, as `load` reads it from the directory of the run. Prints what train.py prints.
+
+    flags: those of train.py, with their values: finetune(train="reviews.csv", method="lora:rank=4", lr=1e-3, quiet=True).
+    Raises UserError for a mistake in them; `seeds`, `plan` and several values of a flag belong to the command line.
+    Proved by tests/test_finetuned.py: the weights are those of train.py.
+    """
+    from minift.runs import directory_of
+
+    options = options_of(flags.get("task", Options.task))
+    known = [f.name for f in fields(options)]
+    if strange := [name for name in flags if name not in known]:
+        near = " or ".join(difflib.get_close_matches(strange[0], known, 3))
+        raise UserError(f"finetune: {strange[0]}: no such flag of train.py" + (f"; did you mean {near}?" if near else ""))
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in flags.items()}
+    given = read_fields(options, given, "finetune")
+    if given.plan or given.seeds > 1 or given.method == "help":
+        raise UserError("finetune: it trains one model; --plan, --seeds and --method help are for the command line")
+    check(given)
+    given = replace(given, out=str(directory_of(given)))
+    script("train").run_once(given)
+    return load(given.out, given.device)
 
 
 def place_of(directory: str | Path) -> Path:

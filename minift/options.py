@@ -58,7 +58,16 @@ class Options:
     schedule: str = flag("linear", "constant, linear, cosine, polynomial:power=2,end=0, inverse-sqrt, slanted-triangular")
     warmup: float = flag(0.1, "steps in which the learning rate rises from 0: below 1 a share of all, else a number", least=0)
     penalty: str | None = flag(
-        None, "against forgetting, in the place of weight decay: l2sp:alpha=0.1,beta=0.01 stays near the pretrained weights"
+        None,
+        "against forgetting, joined by +: l2sp:alpha=0.1, mixout:p=0.7, distill:strength=1, ewc:strength=1000 (with --source-data)",
+    )
+    source_data: str | None = flag(
+        None, "file or directory of the task that --model, a run, was trained on: how much of it is forgotten is measured"
+    )
+    rehearse: str | None = flag(None, "file of that task, whose rows train along, through the head that --model has")
+    rehearse_share: float = flag(0.1, "of the rows of a step: those of --rehearse", above=0, below=1)
+    target_data: str | None = flag(
+        None, "rows of another domain, whose labels are not read: training makes its features alike for both (DANN)"
     )
     clip: float = flag(1.0, "largest norm of all gradients together", above=0)
     cache: str = flag(
@@ -67,6 +76,9 @@ class Options:
         choices=("auto", "memory", "disk", "off"),
     )
     unfreeze: str | None = flag(None, "stages that train: gradual (one more each epoch), chain, all-at:n=1; gradual:every=9: steps")
+    average: str | None = flag(
+        None, "weights that are scored and saved: ema:decay=0.99, a moving average; last:epochs=3, the mean over the last epochs"
+    )
     monitor: str | None = flag(None, "metric that chooses the epoch to keep; unset: the task's first")
     patience: int | None = flag(None, "epochs without a better one after which training stops; unset: never", least=1)
     checkpoint_activations: bool = flag(False, "compute activations again in the backward pass: less memory, more time")
@@ -85,7 +97,9 @@ class Options:
     plan: bool = flag(False, "show stages, learning rates, steps, estimates of time and memory; then stop")
     by: str | None = flag(None, "column for whose values the figures of the last split are given too; the embedded sample: kind")
     quiet: bool = flag(False, "print no tables of the model, the settings and the labels, and no worst rows")
+    verbose: bool = flag(False, "print all settings, also those that are at their defaults")
     device: str | None = flag(None, "cpu, cuda, ...; unset: cuda where there is one")
+    threads: int | None = flag(None, "of a CPU; unset: as OMP_NUM_THREADS says, else one for each core", least=1, below=1025)
     out: str | None = flag(None, "directory of the run; unset: runs/DATA-MODEL-METHOD")
     save_minutes: float = flag(
         10.0, "from one checkpoint to the next, 0: after every step; --resume RUN continues from them", least=0
@@ -100,7 +114,8 @@ class Options:
 # Flags of gradient steps, with which an exact solver has nothing to do
 GRADIENT = (
     *("epochs", "accumulate", "optimizer", "lr", "head_lr", "layer_decay", "weight_decay", "decay_rule", "schedule", "warmup"),
-    *("penalty", "clip", "label_smoothing", "mixup", "cutmix", "patience", "class_weights", "sampler"),
+    *("penalty", "rehearse", "target_data", "average", "clip", "label_smoothing", "mixup", "cutmix", "patience"),
+    *("class_weights", "sampler"),
 )
 READING = {f.name for kind in LAYOUTS for f in fields(kind)}
 GRID = [f.name for f in fields(Options) if f.metadata["several"]]
@@ -145,6 +160,8 @@ def check(options) -> None:
         raise UserError(f"{spelled(several[0])} with several values: give one with {'--seeds' if options.seeds > 1 else '--plan'}")
     if several and options.valid == "none":
         raise UserError(f"{spelled(several[0])} with several values and --valid none: nothing to choose the best by")
+    if options.verbose and options.quiet:
+        raise UserError("--verbose with --quiet: one prints all settings, the other none; give one of them")
     if options.reinit and options.init == "random":
         raise UserError(f"--reinit {options.reinit} with --init random: all weights are new already")
     if options.seeds > 1 and options.train is not None and options.valid == "none" and options.test is None:
@@ -159,6 +176,10 @@ def check(options) -> None:
         raise UserError(f"--by {options.by} with --valid none and without --test: no split is scored")
     if options.patience is not None and options.valid == "none":
         raise UserError("--patience with --valid none: without validation rows no epoch is better than another")
+    if options.rehearse is None and is_set(options, "rehearse_share"):
+        raise UserError(f"--rehearse-share {options.rehearse_share:g} without --rehearse: there is nothing to rehearse")
+    if options.patience is not None and (options.average or "").startswith("last"):
+        raise UserError(f"--average {options.average} with --patience: which epochs are the last is not known beforehand")
     described = sorted(name for name in {*READING, "valid", "test", "split_seed"} if is_set(options, name))
     if options.train is None and described:
         raise UserError(f"{', '.join(map(spelled, described))} without --train: the embedded sample has its own layout and "

@@ -22,6 +22,8 @@ def print_plan(training, data: dict[str, Data], options) -> None:
     model, train = training.model, data["train"]
     device = next(model.parameters()).device
     frozen = cache.FrozenStages(model.body, training.frozen, training.precision) if training.frozen else None
+    for penalty in training.penalties:
+        penalty.begin(None)
     order = train.order(options.batch_size, options.seed, 0)
     loading, stepping = [], []
     model.train()

@@ -40,8 +40,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--batch-size {arguments.batch_size}: expected a whole number at least 1")
     check_out(arguments.out)
 
-    from tqdm import tqdm
-
+    from minift.bar import each
     from minift.data.batching import whole_windows
     from minift.data.decoding import processes
     from minift.data.splits import check_directory
@@ -72,14 +71,14 @@ def main(argv: list[str]) -> None:
         for text, prediction in zip(arguments.input, first[1], strict=True):
             print(f"{tuned.task.show(prediction)}  {text}")
         return
-    bar = tqdm(chain.from_iterable(starmap(by_row, chain([first], made))), total=count, unit="row", leave=False, disable=None)
+    predicted = each(chain.from_iterable(starmap(by_row, chain([first], made))), "predict", count)
     if not arguments.out:
-        sys.stdout.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in bar)
+        sys.stdout.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in predicted)
         return
     if tuned.task.OFFICIAL and Path(arguments.out).suffix.lower() == ".json":
-        written = write_official(arguments.out, bar, *tuned.task.OFFICIAL)
+        written = write_official(arguments.out, predicted, *tuned.task.OFFICIAL)
     else:
-        written = write_rows(arguments.out, bar)
+        written = write_rows(arguments.out, predicted)
     print(f"{written:,} predictions in {arguments.out}", file=sys.stderr)
 
 

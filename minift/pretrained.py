@@ -36,6 +36,7 @@ from minift.fields import fits, ranged, read_fields, shown
 from minift.flags import check_ranges
 from minift.methods.surgery import delta, load_delta, plain_name
 from minift.models import MODELS
+from minift.models.efficientnet import SIZES as EFFICIENTNETS
 from minift.models.gpt2 import SIZES, Gpt2Config, sized
 from minift.models.resnet import DEPTHS
 from minift.specs import bind
@@ -158,8 +159,8 @@ def outline() -> Iterator[None]:
 
 
 def untrained(name: str) -> Checkpoint | None:
-    """The architecture of a ResNet or a GPT-2 by name, without weights; None for another name, and where a converted one is to be
-    found. A GPT-2 may have a size of its own, as gpt2:n_layer=4,n_embd=128,n_head=4; its vocabulary is that of the bytes.
+    """The architecture of a model of images or a GPT-2 by name, without weights; None for another name, and where a converted one
+    is found. A GPT-2 may have a size of its own, as gpt2:n_layer=4,n_embd=128,n_head=4; its vocabulary is that of the bytes.
     """
     family, _, size = name.partition(":")
     if any((place / "config.json").is_file() for place in places(name)):
@@ -175,12 +176,15 @@ def untrained(name: str) -> Checkpoint | None:
             return Checkpoint("gpt2", asdict(Gpt2Config(**config)), {}, tokenizer, f"{name} without weights, over bytes")
         except ValueError as error:
             raise UserError(f"--model {name}: {error}") from None
-    if name not in DEPTHS:
+    if name not in (*DEPTHS, *EFFICIENTNETS):
         return None
     from minift.data.loading import IMAGENET_V2
+    from minift.formats.efficientnet import untrained as efficientnet
 
-    preprocessing = asdict(IMAGENET_V2)
-    return Checkpoint("resnet", {"depths": DEPTHS[name]}, {}, None, f"{name} without weights", preprocessing=preprocessing)
+    kind, (config, inputs) = "resnet", ({"depths": DEPTHS.get(name)}, IMAGENET_V2)
+    if name in EFFICIENTNETS:
+        kind, (config, inputs) = "efficientnet", efficientnet(name)
+    return Checkpoint(kind, config, {}, None, f"{name} without weights", preprocessing=asdict(inputs))
 
 
 def short_name(name: str) -> str:

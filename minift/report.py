@@ -1,5 +1,6 @@
 """What the commands print."""
 
+import importlib.util
 import shlex
 import shutil
 import textwrap
@@ -12,24 +13,29 @@ import numpy as np
 from torch.nn import BatchNorm2d
 
 from minift.cli import spelled as command_of
-from minift.errors import Diverged, look_up
+from minift.distributed import count
+from minift.errors import Diverged, UserError, command, look_up
 from minift.finetuned import predictions
-from minift.flags import spelled
+from minift.flags import Parser, spelled
 from minift.formats.huggingface import why_no_export
 from minift.methods import METHODS
 from minift.methods.surgery import lengthened, mergeable
 from minift.models import MODELS
+from minift.outputs import check_out
+from minift.pretrained import whole_file
 from minift.runs import describe_device
 from minift.slices import table_by
+from minift.source import table_of as source_table
 from minift.specs import as_option, options_of
-from minift.tables import counted, table
+from minift.tables import counted, cut, table, width_of
 
 
-def short(text: str, spare: int = 0) -> str:
-    """A text in one line of the terminal, less `spare` columns."""
-    width = max(40, min(shutil.get_terminal_size((120, 24)).columns, 160) - spare)
-    text = " ".join(text.split())
-    return text if len(text) <= width else text[: width - 1] + "…"
+def beside(head: str, text: str) -> str:
+    """A text behind `head`, cut where the line of the terminal ends; in a line of its own where `head` leaves it too little."""
+    columns, text = min(shutil.get_terminal_size((120, 24)).columns, 160), " ".join(text.split())
+    if columns - width_of(head) < 40:
+        return f"{head.rstrip()}\n    {cut(text, max(20, columns - 4))}"
+    return head + cut(text, columns - width_of(head))
 
 
 def print_data(parts: dict, data: dict, task, notes: list[str]) -> None:
@@ -52,12 +58,9 @@ def print_data(parts: dict, data: dict, task, notes: list[str]) -> None:
 def print_model(training, start, options) -> None:
     """What will train: stage by stage the parameters, the learning rate, the weight decay and the mode."""
     model = training.model
-    parts = {stage: [model.body.get_submodule(name) for name in names] for stage, names in model.body.stages.items()} | {
-        "head": [model.head]
-    }
     model.train()
     rows = []
-    for stage, modules in parts.items():
+    for stage, modules in model.parts.items():
         parameters = [p for module in modules for p in module.parameters()]
         mine = [group for group in training.optimizer.groups if group.stage == stage]
         decays = " / ".join(f"{d:g}" for d in sorted({g.weight_decay for g in mine}, reverse=True))
@@ -73,18 +76,23 @@ def print_model(training, start, options) -> None:
     print(table(["stage", "parameters", "trainable", "lr", "weight decay", "mode"], rows))
     if taken := lengthened(model.body):
         print(f"note: the method takes {taken} positions before every text")
-    if options.accumulate > 1 and any(isinstance(m, BatchNorm2d) and m.training for m in model.modules()):
-        print(f"note: --accumulate {options.accumulate}: BatchNorm takes its statistics from each batch, not from all of a step")
+    if any(isinstance(m, BatchNorm2d) and m.training for m in model.modules()):
+        if options.accumulate > 1:
+            print(
+                f"note: --accumulate {options.accumulate}: BatchNorm takes its statistics from each batch, not from all of a step"
+            )
+        if count() > 1:
+            print(f"note: BatchNorm takes its statistics from the rows of each process: {options.batch_size // count()} of a batch")
     print()
 
 
 def print_settings(given, options, origins: dict[str, str]) -> None:
-    """Every flag with its value, beside where the value comes from."""
+    """The flags with their values, beside where these come from; with --verbose also those that are at their defaults."""
     by_origin: dict[str, list[str]] = {}
     for f in fields(options):
         value = getattr(options, f.name)
         origin = origins.get(f.name) or ("default" if getattr(given, f.name) == f.default else "given")
-        if value is not None:
+        if value is not None and (origin != "default" or options.verbose):
             by_origin.setdefault(origin, []).append(as_flag(f.name, value))
     width = max(map(len, by_origin))
     columns = min(shutil.get_terminal_size((120, 24)).columns, 120)
@@ -99,6 +107,8 @@ def print_settings(given, options, origins: dict[str, str]) -> None:
                 subsequent_indent=" " * (width + 2),
             ).replace("\0", " ")
         )
+    if not options.verbose:
+        print("all others at their defaults, which --verbose shows")
     print()
 
 
@@ -130,7 +140,9 @@ def rows_named(examples, checkpoints) -> Iterator[None]:
         raise Diverged(f"{error}{named}{checkpoints.before()}") from None
 
 
-def print_results(run, parts: dict, task, training, scores: dict, by: dict, progress, options) -> None:
+def print_results(
+    run, parts: dict, task, training, scores: dict, by: dict, progress, options, forgotten: dict | None = None
+) -> None:
     print()
     if scores:
         header = next(iter(scores.values())).metrics
@@ -141,9 +153,11 @@ def print_results(run, parts: dict, task, training, scores: dict, by: dict, prog
                 print(f"note: {split}: {remark}")
         last = list(scores)[-1]
         if not options.quiet and (shown_table := scores[last].meter.table()):
-            print(f"\n{shown_table}  ({last})\n")
+            print(f"\n{last}, in detail\n{shown_table}\n")
     if by:
-        print(f"{table_by(options.by, by)}  ({last})\n")
+        print(f"{last}, by {options.by}\n{table_by(options.by, by)}\n")
+    if forgotten:
+        print(f"\n{options.source_data}, through the head of {options.model}\n{source_table(forgotten)}\n")
     if "valid" in scores and task.by_row and not options.quiet:
         print_worst(run, parts["valid"], task, training, scores["valid"].losses, options)
     quoted, scored = shlex.quote(str(run.directory)), options.test or options.valid
@@ -151,24 +165,26 @@ def print_results(run, parts: dict, task, training, scores: dict, by: dict, prog
     if task.WRITES:
         print(f'generate  python -m minift.generate {quoted} "text"')
     print(f"evaluate  python -m minift.evaluate {quoted} --data {'DATA' if scored in (None, 'none') else shlex.quote(scored)}")
-    reason = why_no_export(run.template.architecture, run.template.task)
-    if not reason and not mergeable(training.model.body):
-        reason = f"{options.method} cannot be merged into plain layers"
-    command = f"{command_of('convert')} {quoted} --to hf --out {shlex.quote(f'{run.directory}-hf')}"
-    print(f"export    {f'not as a plain model of transformers: {reason}' if reason else command}")
+    reason = why_no_export(run.template)
+    timm = reason and run.template.architecture == "efficientnet"
+    if not mergeable(training.model.body):
+        timm, reason = False, f"{options.method} cannot be merged into plain layers"
+    to, out = ("timm", f"{run.directory}.safetensors") if timm else ("hf", f"{run.directory}-hf")
+    command = f"{command_of('convert')} {quoted} --to {to} --out {shlex.quote(out)}"
+    print(f"export    {f'not as a plain model of transformers: {reason}' if reason and not timm else command}")
 
 
 def print_worst(run, examples, task, training, losses: np.ndarray, options) -> None:
-    """The rows of the largest loss, with what the model makes of them."""
+    """The rows of the largest loss, with what the model makes of them beside what is right."""
     worst = np.argsort(-losses, kind="stable")[:5]
     rows = examples.take(worst)
     data = task.prepare(rows, run.template)
     print("worst of the validation rows")
     made = predictions(training.model, task, data, options.batch_size, training.precision)
-    for i, (prediction, content) in enumerate(zip(made, rows.inputs(), strict=True)):
-        head = f"  {rows.place(i)}{task.compare(rows, i, prediction)}  "
+    for i, (loss, prediction, content) in enumerate(zip(losses[worst], made, rows.inputs(), strict=True)):
+        head = f"  {rows.place(i)}loss {loss:.2f}, {task.compare(rows, i, prediction)}  "
         shown = (" ".join(value) if isinstance(value, list) else str(value) for value in content.values())
-        print(head + short(" | ".join(shown), len(head)))
+        print(beside(head, " | ".join(shown)))
     print()
 
 
@@ -191,3 +207,37 @@ def shown(path: Path) -> str:
     """A path as short as it can be said from here."""
     path = Path(path).absolute()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def main(argv: list[str]) -> None:
+    """python -m minift.report: what runs have recorded, as a page."""
+    parser = Parser("python -m minift.report", "Write what finished runs have recorded into one page, report.html.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="directory of a run, or of the runs of --seeds")
+    parser.add_argument("--out", metavar="FILE", help="unset: report.html, in the run, or beside several")
+    parser.add_argument("--worst", type=int, default=10, metavar="N", help="rows of the largest loss, scored again; 0: none (10)")
+    parser.add_argument("--device", help="on which they are scored: cpu, cuda, ... (default: cuda where there is one)")
+    arguments = parser.parse(argv)
+    check_out(arguments.out)
+    if arguments.worst < 0:
+        raise UserError(f"--worst {arguments.worst}: expected 0 or more")
+
+    from minift import page
+
+    runs = page.find_runs(arguments.runs)
+    found = page.sections(runs, arguments.worst, arguments.device)
+    first = Path(arguments.runs[0])
+    if importlib.util.find_spec("matplotlib") is None:
+        if arguments.out:
+            raise UserError(f"--out {arguments.out}: a page needs matplotlib, for its charts: pip install 'minift[plot]'")
+        print(page.as_text(found))
+        print("\nnote: matplotlib, of the extra `plot`, is not installed; with it this is a page: pip install 'minift[plot]'")
+        return
+    out = Path(arguments.out or (first if len(arguments.runs) == 1 else first.resolve().parent) / "report.html")
+    title = first.resolve().name if len(arguments.runs) == 1 else counted(len(runs), "run")
+    with whole_file(out) as fresh:
+        fresh.write_text(page.as_html(f"minift: {title}", found), encoding="utf-8", errors="backslashreplace")
+    print(out)
+
+
+if __name__ == "__main__":
+    command(main, "report")

@@ -30,7 +30,8 @@ from minift.checkpoints import Lock, free_space, megabytes, tidy
 from minift.cli import spelled as script
 from minift.data.batching import Data
 from minift.data.examples import Examples
-from minift.errors import UserError, look_up, say
+from minift.distributed import count, from_first, rank, say_processes, wait
+from minift.errors import Lost, UserError, look_up, say
 from minift.fields import fits, shown
 from minift.flags import spelled
 from minift.methods.surgery import plain_name
@@ -61,12 +62,15 @@ class Run:
     def create(cls, options, given, start, training, parts: dict[str, Examples]) -> "Run":
         """The directory of a run that begins. given: the flags as they were typed. start, training: from minift/setup.py."""
         check_space(Path(options.out), training)
-        options = claim(options, given, "config.json")
+        options = replace(options, out=from_first(lambda: claim(options, given, "config.json").out))
         identity = base_of(start)
+        if rank():
+            return Reading(Path(options.out), template_of(options, start, training, identity), training.saved)
         run = cls(Path(options.out), template_of(options, start, training, identity), training.saved)
         run.lock = Lock(run.directory)
         known = {"data": fingerprints(options, parts), "base": identity}
-        machine = {"versions": versions(), "threads": torch.get_num_threads(), "seconds_of_products": training.seconds}
+        machine = {"versions": versions(), "threads": torch.get_num_threads(), "processes": count()}
+        machine |= {"seconds_of_products": training.seconds}
         run.remember(given=portable(given), flags=asdict(options), **known, **machine)
         return run
 
@@ -80,13 +84,18 @@ class Run:
         for split, sha in fingerprints(options, parts).items():
             if sha != record["data"].get(split):
                 raise UserError(
-                    f"--{split} {getattr(options, split)}: its content has changed since the run began (sha256 {str(sha)[:12]}..., "
-                    f"then {str(record['data'].get(split))[:12]}...); put the old file back, or name it with --{split}"
+                    f"{spelled(split)} {getattr(options, split)}: its content has changed since the run began (sha256 "
+                    f"{str(sha)[:12]}..., then {str(record['data'].get(split))[:12]}...); put the old file back, or name it with "
+                    f"{spelled(split)}"
                 )
         for name, value in record["flags"].items():
             if name not in (*FREE, "model") and (now := getattr(options, name, None)) != value:
                 raise UserError(f"{directory}: {spelled(name)} was {value} at the start of the run and would be {now} now, with "
                                 "this version or on this machine")  # fmt: skip
+        if rank():
+            run = Reading(directory, template_of(options, start, training, identity), training.saved)
+            run.record = record
+            return run
         run = cls(directory, template_of(options, start, training, identity), training.saved)
         run.lock, run.record = Lock(directory), record
         tidy(directory)
@@ -94,6 +103,9 @@ class Run:
         if record["threads"] != torch.get_num_threads():
             print(f"note: {torch.get_num_threads()} threads, and the run began with {record['threads']}: sums differ in the last "
                   "bits", file=sys.stderr)  # fmt: skip
+        if count() != (then := record.get("processes", 1)):
+            print(f"note: {counted(count(), 'process')}, and the run began with {then}: the last bits and the dropout differ",
+                  file=sys.stderr)  # fmt: skip
         for name, version in versions().items():
             if version != (then := record["versions"].get(name)):
                 print(f"note: {name} {version}, and the run began with {then}: the last bits may differ", file=sys.stderr)
@@ -184,12 +196,13 @@ class Run:
             progress.seconds_evaluating += scores.seconds
             return scores
 
+        wait()  # until the first process has written
         self.restore(training.model)
         task, scores = training.task, {}
         if "valid" in data:
             scores["valid"] = scored("valid")
             check_recorded(scores["valid"].metrics, options.monitor, progress, next(training.model.parameters()).device)
-            tuned = task.tune(scores["valid"].meter)
+            tuned = from_first(lambda: task.tune(scores["valid"].meter))
             if tuned != task:
                 task = tuned
                 scores["valid"] = scored("valid")
@@ -216,8 +229,12 @@ class Run:
         progress: Progress,
         setup: float,
         device: torch.device,
+        forgotten: dict | None = None,
     ) -> dict:
-        """Write result.json, and delete the checkpoints. by: from `score_by`. setup: seconds before training."""
+        """Write result.json, and delete the checkpoints.
+
+        by: from `score_by`. setup: seconds before training. forgotten: from minift/source.py.
+        """
         result = {split: s.metrics for split, s in scores.items()} | {
             "data": {split: {"rows": len({*rows.rows.tolist()}), **rows.describe()} for split, rows in data.items()},
             "seconds": {"setup": setup, "train": progress.seconds_training, "evaluate": progress.seconds_evaluating},
@@ -230,17 +247,45 @@ class Run:
             "best_epoch": progress.best_epoch,
             "best_step": progress.best_step,
             "precision": str(training.precision.dtype).removeprefix("torch."),
+            "stages": by_stage(training),
         }
         if details := {split: d for split, s in scores.items() if (d := s.meter.details())}:
             result["details"] = details
         if by:
             result["by"] = by
+        if forgotten:
+            result["source"] = forgotten
         if progress.nonfinite:
             result["nonfinite"] = progress.nonfinite
         self.write_json("result.json", result)
         if self.template.recipe["keep"] is None:
             shutil.rmtree(self.directory / "checkpoints", ignore_errors=True)
         return result
+
+
+class Reading(Run):
+    """Of a process other than the first: it reads the directory and writes nothing."""
+
+    def write_json(self, name: str, content: dict) -> None: ...
+
+    def log(self, events: list[dict]) -> None: ...
+
+    def rewind(self, size: int) -> None: ...
+
+    def save(self, model: nn.Module, task) -> None: ...
+
+
+def by_stage(training) -> dict[str, dict]:
+    """Each stage, and the head -> how many parameters it has, how many of them the method trains, and their learning rates."""
+    found = {}
+    for stage, modules in training.model.parts.items():
+        groups = [group for group in training.optimizer.groups if group.stage == stage]
+        found[stage] = {
+            "parameters": sum(p.numel() for module in modules for p in module.parameters()),
+            "trainable": sum(p.numel() for group in groups for p in group.parameters),
+            "lr": sorted({group.lr for group in groups}),
+        }
+    return found
 
 
 def check_recorded(metrics: dict, monitor: str, progress: Progress, device: torch.device) -> None:
@@ -291,6 +336,8 @@ def stopped_in(directory: Path) -> Iterator[None]:
     """A signal within says what is left of the run, and how to continue it."""
     try:
         yield
+    except Lost as error:
+        raise UserError(f"{error}; to continue: {resume_command(directory)}") from None
     except KeyboardInterrupt as stop:
         if stop.args:  # it is said already
             raise
@@ -304,8 +351,9 @@ def resume_command(directory: Path) -> str:
 
 # ---- what a run stands on ----
 
-FREE = ("epochs", "device", "workers", "train", "valid", "test", "out", "quiet")  # flags that may differ where a run goes on
-SPLITS = ("train", "valid", "test")
+DATA = ("train", "valid", "test", "source_data", "rehearse", "target_data")  # flags of files and directories
+# Flags that may differ where a run goes on
+FREE = ("epochs", "device", "threads", "workers", *DATA, "out", "quiet", "verbose")
 
 
 def base_of(start) -> dict[str, str | None] | None:
@@ -319,7 +367,7 @@ def base_of(start) -> dict[str, str | None] | None:
 def fingerprints(options, parts: dict[str, Examples]) -> dict[str, str | None]:
     """Flag of a file or directory -> digest of its content, and of the files that a table lists; None: standard input."""
     found = {}
-    for name in (*SPLITS, "paraphrases"):
+    for name in (*DATA, "paraphrases"):
         path = getattr(options, name, None)
         if path not in (None, "none"):
             found[name] = fingerprint(Path(path), getattr(parts.get(name), "files", ()))
@@ -356,7 +404,7 @@ ENDS = 32 << 10
 def portable(given) -> dict:
     """The flags as they were typed, with the paths as seen from anywhere."""
     flags = asdict(given)
-    for name in (*SPLITS, "model"):
+    for name in (*DATA, "model"):
         if flags[name] is not None and Path(flags[name]).exists():
             flags[name] = str(Path(flags[name]).absolute())
     return flags
@@ -569,9 +617,8 @@ def versions() -> dict[str, str]:
 
 
 def describe_device(device: torch.device) -> str:
-    return (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device}, {counted(torch.get_num_threads(), 'thread')}"
-    )
+    one = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device}, {counted(torch.get_num_threads(), 'thread')}"
+    return one + say_processes()
 
 
 def peak_memory_mb(device: torch.device) -> int | None:

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,18 +18,24 @@ from minift.checkpointing import checkpoint_activations
 from minift.cli import spelled as command_of
 from minift.data.batching import Data
 from minift.data.examples import Examples
+from minift.distributed import from_first
 from minift.errors import UserError, look_up
 from minift.finetuned import choose_device
 from minift.methods.surgery import delta, lengthened, plain_name, terms
 from minift.models import MODELS
 from minift.optim import OPTIMIZERS
+from minift.optim.averaging import AVERAGING, Average
 from minift.optim.groups import Group, make_groups
 from minift.optim.measure import choose
 from minift.optim.precision import autocast
+from minift.optim.rows import by_rows
 from minift.optim.schedules import SCHEDULES, check_factors, warmup_steps
 from minift.optim.unfreezing import UNFREEZING
+from minift.options import layout_of
 from minift.penalties import PENALTIES
+from minift.penalties.dann import DANN
 from minift.penalties.penalty import Anchored, Penalty
+from minift.penalties.rehearsal import Rehearsal
 from minift.pretrained import Checkpoint, check_path, check_shapes, find, read, untrained
 from minift.runs import choose_directory
 from minift.specs import parse
@@ -67,7 +73,7 @@ class Setup(Training):
 class Terms(Penalty):
     """What the wrappers of a method add to the loss."""
 
-    def term(self, model: nn.Module) -> Tensor:
+    def term(self, model: nn.Module, progress=None) -> Tensor:
         return terms(model.body)
 
 
@@ -92,12 +98,23 @@ def start(options) -> Start:
         raise UserError(f"--{error}; {name} is one") from None
     if getattr(options, "solver", None) == "lbfgs" and not model.Config.head_bias:
         raise UserError(f"--solver lbfgs: it finds a weight and a bias, and the head on {name} has no bias")
+    if (size := getattr(options, "image_size", None)) is not None and checkpoint.preprocessing is not None:
+        checkpoint = at_size(checkpoint, size)
     if checkpoint.grafts:
         raise UserError(
             f"{name}: a run of {checkpoint.method}, whose layers are no longer plain; merge them first, where that is possible: "
             f"{command_of('convert')} {name} --to minift --out DIR"
         )
     return Start(task, checkpoint, place, device, options.init == "random")
+
+
+def at_size(checkpoint: Checkpoint, size: int) -> Checkpoint:
+    """For images of another size."""
+    from minift.data.loading import Preprocessing
+
+    inputs = Preprocessing.of(checkpoint.preprocessing).sized(size)
+    config = {"image_size": size} if "image_size" in checkpoint.config else {}
+    return replace(checkpoint, preprocessing=asdict(inputs), config=checkpoint.config | config)
 
 
 def resolve(given, start: Start, directory: Path | None = None) -> tuple[object, dict[str, str]]:
@@ -115,6 +132,9 @@ def resolve(given, start: Start, directory: Path | None = None) -> tuple[object,
                 raise UserError(f"--weight-decay {given.weight_decay:g} with --penalty {given.penalty}: it pulls to 0 what the "
                                 "penalty keeps near the pretrained weights; leave it out")  # fmt: skip
             decay = (0.0, "the penalty's place")
+        if one.keywords.get("authors") and any(getattr(given, name, None) for name in ("dropout", "attention_dropout")):
+            raise UserError(f"--dropout or --attention-dropout with --penalty {given.penalty}: it stands in their place")
+    out = directory or from_first(lambda: choose_directory(given.out, Path(given.train or "reviews"), model, given.method))
     lr = default_lr(given.method, optimizer.partition(":")[0], start.checkpoint.width)
     defaults = task.defaults(method, start.checkpoint) | {
         "model": (model, f"{given.task}'s own"),
@@ -123,7 +143,7 @@ def resolve(given, start: Start, directory: Path | None = None) -> tuple[object,
         "weight_decay": decay,
         "monitor": (next(iter(task.METRICS)), f"first of {given.task}"),
         "device": (str(start.device), "found"),
-        "out": (str(directory or choose_directory(given.out, Path(given.train or "reviews"), model, given.method)), "free"),
+        "out": (str(out), "free"),
     }
     if given.train is None:
         defaults["by"] = ("kind", "the embedded sample's")
@@ -165,10 +185,11 @@ def choose_epochs(options, train: Data) -> tuple[object, dict[str, str], int]:
     return replace(options, epochs=epochs), {"epochs": why}, steps
 
 
-def build(options, given, start: Start, task, train: Data, steps_per_epoch: int) -> Setup:
+def build(options, given, start: Start, task, train: Data, steps_per_epoch: int, source=None, target=None) -> Setup:
     """Freeze everything, let the method thaw or wrap; then the head, the groups, the optimizer and the schedule.
 
-    train: a unit of it is what a precision of auto is measured with.
+    train: a unit of it is what a precision of auto is measured with. source: from minift/source.py, for penalties. target: the
+    rows of --target-data.
     """
     torch.manual_seed(options.seed)
     checkpoint = start.checkpoint
@@ -177,6 +198,7 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int)
     adapt(body, options.method)
     trained = delta(body)
     check_positions(options, body)
+    set_momentum(options, body, steps_per_epoch)
     new_pooler = task.pool == "cls" and checkpoint.own_pool is None
     if new_pooler and not {name for name in pretrained if name.startswith("pooler.")} <= trained.keys():
         raise UserError(f"{options.model} has no pooler, and {options.method} would not train a new one; add --pool mean")
@@ -197,7 +219,9 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int)
         lr_factors=lr_factors(options.method),
         plain_name=plain_name,
     )
+    by_rows(model)
     stages = list(dict.fromkeys(group.stage for group in groups))
+    adversary = None if target is None else make_adversary(options, target, model, groups, options.epochs * steps_per_epoch)
     if stages == ["head"]:
         check_head_alone(options, given)
     try:
@@ -206,7 +230,8 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int)
         raise UserError(f"--optimizer {options.optimizer}: {error}") from None
     steps = options.epochs * steps_per_epoch
     try:
-        choice = choose(options.precision, start.device, body, inputs_like(train, options.batch_size, start.device))
+        inputs = inputs_like(train, options.batch_size, start.device)
+        choice = from_first(lambda: choose(options.precision, start.device, body, inputs))
     except ValueError as error:
         raise UserError(f"--precision {options.precision}: {error}") from None
     precision = autocast(choice.dtype, model)
@@ -221,6 +246,7 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int)
     has_base, whole = options.init == "pretrained", pretrained <= trained.keys()
     new = ("everything",) if not has_base else (*["head"] * (known is None), *["pooler"] * new_pooler, *again)
     fresh = {name for part in new for name in body.stages.get(part, (part,))}
+    anchored = Anchored([], [], model=model, source=source)
     return Setup(
         model,
         task,
@@ -228,7 +254,12 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int)
         make_schedule(options, steps),
         precision,
         make_unfreezing(options, stages, steps, steps_per_epoch),
-        (*make_penalties(options, groups, pretrained, fresh), *([Terms()] if terms(body) is not None else [])),
+        (
+            *make_penalties(options, anchored, groups, pretrained, fresh),
+            *([adversary] if adversary else []),
+            *([Terms()] if terms(body) is not None else []),
+        ),
+        make_average(options, model),
         steps=steps,
         seconds=choice.seconds,
         new=new,
@@ -250,21 +281,62 @@ def reinitialise(options, body: nn.Module, trained: dict[str, Tensor]) -> list[s
     return stages
 
 
-def make_penalties(options, groups: list[Group], plain: Set[str], new: Set[str]) -> list[Penalty]:
-    """plain: names of the parameters of the body before the method has added its own. new: modules that are newly initialised."""
+def make_penalties(options, anchored: Anchored, groups: list[Group], plain: Set[str], new: Set[str]) -> list[Penalty]:
+    """anchored: without parameters yet. plain: names of the parameters of the body before the method has added its own. new:
+    modules that are newly initialised."""
+    rehearsal = []
+    if options.rehearse:
+        rows, data = options.batch_size * options.accumulate, anchored.source.rows(options.rehearse)
+        try:
+            rehearsal = [Rehearsal(anchored.model, anchored.source, data, options.rehearse_share, rows, options.seed)]
+        except ValueError as error:
+            raise UserError(f"--rehearse {options.rehearse} with --method {options.method}: {error}") from None
     if options.penalty is None:
-        return []
-    anchored = Anchored([], [])
+        return rehearsal
     for group in groups:
         for name, theta in zip(group.names, group.parameters, strict=True):
             if any(name.startswith(f"{module}.") for module in new):
                 anchored.new.append(theta)
             elif "everything" not in new and (name in plain or name.startswith("head.")):
                 anchored.pretrained.append((theta, theta.detach().clone()))
+                anchored.names.append(name)
     try:
-        return [penalty(anchored) for penalty in penalties_of(options)]
+        return [*(penalty(anchored) for penalty in penalties_of(options)), *rehearsal]
     except ValueError as error:
         raise UserError(f"--penalty {options.penalty}: {error}") from None
+
+
+def read_target(options, task, checkpoint: Checkpoint) -> Data | None:
+    """The rows of --target-data, without labels."""
+    if options.target_data is None:
+        return None
+    if task.pool is None:
+        raise UserError(f"--target-data {options.target_data}: the head of {options.task} reads no pooled features to make alike")
+    rows = task.read(options.target_data, layout_of(options, task.LAYOUT), labelled=False)
+    return task.prepare(rows, checkpoint, workers=getattr(options, "workers", None) or 0)
+
+
+def make_adversary(options, target: Data, model: nn.Module, groups: list[Group], steps: int) -> DANN:
+    """Its head is in groups of its own, which are added to `groups`: it trains with the head's learning rate."""
+    if not any(p.requires_grad for p in model.body.parameters()):
+        raise UserError(f"--target-data {options.target_data} with --method {options.method}: nothing of the body trains, so its "
+                        "features cannot be made alike")  # fmt: skip
+    adversary = DANN(target, model.body.config.width, options.batch_size * options.accumulate, steps, options.seed)
+    adversary.head.to(next(model.parameters()).device)
+    for name, parameter in adversary.head.named_parameters():
+        decay = options.weight_decay if parameter.ndim > 1 else 0.0
+        groups.append(Group("head", groups[-1].lr, decay, [f"domain.{name}"], [parameter]))
+    return adversary
+
+
+def make_average(options, model: nn.Module) -> Average | None:
+    if options.average is None:
+        return None
+    tensors = delta(model.body) | {f"head.{name}": tensor for name, tensor in model.head.state_dict().items()}
+    try:
+        return parse(options.average, AVERAGING, "--average")(tensors)
+    except ValueError as error:
+        raise UserError(f"--average {options.average}: {error}") from None
 
 
 def with_precision(options, training: Setup) -> tuple[object, dict[str, str]]:
@@ -299,6 +371,27 @@ def check_lone(options, body: nn.Module, train: Data, device: torch.device) -> N
         one = f"--batch-size {options.batch_size}" if options.batch_size == 1 else "one training row"
         raise UserError(f"{one}: BatchNorm takes its statistics from a batch, and the smallest maps of these images are 1 x 1, "
                         "so a batch must have two rows or more")  # fmt: skip
+
+
+def set_momentum(options, body: nn.Module, steps_per_epoch: int) -> None:
+    """Of the BatchNorms that train. kornblith: of the old statistics max(1 - 10 / steps, 0.9) stay (Kornblith et al. 2019,
+    arXiv:1805.08974, appendix A).
+    """
+    given = getattr(options, "bn_momentum", None)
+    if given is None:
+        return
+    try:
+        momentum = min(0.1, 10 / steps_per_epoch) if given == "kornblith" else float(given)
+    except ValueError:
+        momentum = math.nan
+    if not 0 <= momentum <= 1:
+        raise UserError(f"--bn-momentum {given}: expected a number from 0 to 1, or kornblith")
+    norms = [m for m in body.modules() if isinstance(m, _BatchNorm) and m.affine and m.weight.requires_grad]
+    moving = norms if body.statistics_move else []
+    if not moving:
+        raise UserError(f"--bn-momentum {given} with --method {options.method}: no statistics of a BatchNorm move")
+    for module in moving:
+        module.momentum = momentum
 
 
 def check_positions(options, body: nn.Module) -> None:

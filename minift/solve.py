@@ -9,8 +9,8 @@ import time
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from minift.bar import bar
 from minift.cache import OnTheFly
 from minift.data.batching import Batch, Data, in_order
 from minift.optim.logistic import fit_logistic, kornblith_grid, sweep_l2
@@ -28,8 +28,8 @@ def solve(training, train: OnTheFly, valid: OnTheFly | None, run, options, progr
     classes, l2 = len(task.labels), options.l2
     if l2 is None:
         valid_features, valid_labels = all_features(valid, options.batch_size)
-        with tqdm(total=len(kornblith_grid(len(labels))), desc="penalties", leave=False, disable=None) as bar:
-            fits = sweep_l2(features, labels, valid_features, valid_labels, classes, lambda fit: bar.update())
+        with bar("penalties", len(kornblith_grid(len(labels))), "fit") as shown:
+            fits = sweep_l2(features, labels, valid_features, valid_labels, classes, lambda fit: shown.update())
         scores = [{"loss": fit.loss} | metrics_of(task, valid, fit, valid_features, valid_labels) for fit in fits]
         run.log([{"split": "valid", "l2": fit.l2, **metrics} for fit, metrics in zip(fits, scores, strict=True)])
         best = max(range(len(fits)), key=lambda i: rank_of(scores[i], options.monitor, task))

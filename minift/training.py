@@ -1,8 +1,9 @@
 """The training loop that every task shares: step, fit, evaluate.
 
-The gradient of a step is that of sum(losses) / sum(counts) over its `accumulate` batches taken as one. What is random in the data
-is a function of (seed, epoch, unit), what is random in the model (dropout) of (seed, step, batch of the step): the state of a run
-holds no random state, so that a run which is resumed in the middle of an epoch takes the same steps to the last bit. Proved by
+The gradient of a step is that of sum(losses) / sum(counts) over its `accumulate` batches taken as one, in however many processes
+(minift/distributed.py). What is random in the data is a function of (seed, epoch, unit), what is random in the model (dropout) of
+(seed, step, batch of the step, process): the state of a run holds no random state, so that a run which is resumed in the middle of
+an epoch takes the same steps to the last bit. Proved by
 tests/reference/test_trajectory.py, tests/test_accumulate.py, tests/contract/test_tasks.py and tests/test_resume.py.
 """
 
@@ -19,8 +20,23 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
+from minift.bar import bar
 from minift.data.batching import Batch, Data, by_length, in_windows
+from minift.distributed import (
+    buffers_of_first,
+    check_same,
+    count,
+    from_first,
+    merge,
+    my_units,
+    rank,
+    share,
+    sum_gradients,
+    summed,
+    summed_arrays,
+)
 from minift.errors import Diverged, UserError
+from minift.optim.averaging import Average
 from minift.optim.groups import clip_gradients, switch
 from minift.optim.optimizer import Optimizer
 from minift.optim.precision import LossScaler
@@ -61,6 +77,7 @@ class Training:
     precision: AbstractContextManager  # entered around every forward
     unfreezing: Callable[[list[str], int, int], list[str]] | None = None  # (stages, step, epoch) -> those that train; None: all
     penalties: tuple[Penalty, ...] = ()
+    average: Average | None = None  # what is scored and saved in the place of the weights
 
 
 class Saving:
@@ -133,26 +150,27 @@ class Log:
 def step(training: Training, batches: list[Batch], factor: float, options, scaler: LossScaler | None, progress: Progress) -> Step:
     """One update from the gradient of sum(losses) / sum(counts) over all the batches, plus that of the penalties.
 
-    factor: the schedule's. options: seed, clip. Nothing is updated where nothing counts, and where gradients in float16 are not
-    finite.
+    batches: those of the step, or what of them is this process's; may be none. factor: the schedule's. options: seed, clip.
+    Nothing is updated where nothing counts, and where gradients in float16 are not finite.
     """
     optimizer = training.optimizer
     parameters = [p for group in optimizer.groups for p in group.parameters]
-    count, units = sum(batch.counts.sum().item() for batch in batches), sum(len(batch.rows) for batch in batches)
+    total, units = summed(sum(batch.counts.sum().item() for batch in batches), sum(len(batch.rows) for batch in batches))
     loss = torch.zeros((), device=parameters[0].device)
-    if not count:
-        return Step(loss, loss, count, updated=False)
+    if not total:
+        return Step(loss, loss, total, updated=False)
     for number, batch in enumerate(batches):
-        seed_dropout(loss.device, options.seed, progress.step, number)
+        seed_dropout(loss.device, options.seed, progress.step, number, rank())
         with training.precision:
             state, outputs = training.model(batch)
-            part = training.task.loss(outputs, batch).sum() / count
+            part = training.task.loss(outputs, batch).sum() / total
             for penalty in training.penalties:
                 by_unit = penalty.units(state, outputs, batch, progress)
                 part = part if by_unit is None else part + by_unit.sum() / units
-                part = part + penalty.term(training.model) if number == 0 else part
+                part = part + penalty.term(training.model, progress) if number == 0 and rank() == 0 else part
         (part if scaler is None else scaler.scale(part)).backward()
         loss = loss + part.detach()
+    loss = sum_gradients(parameters, loss)
     updated = scaler is None or scaler.unscale(parameters)
     norm = clip_gradients(parameters, options.clip)
     finite = norm.isfinite()
@@ -170,7 +188,7 @@ def step(training: Training, batches: list[Batch], factor: float, options, scale
     if scaler is not None:
         scaler.update(updated)
     optimizer.zero_grad()
-    return Step(loss, norm, count, updated)
+    return Step(loss, norm, total, updated)
 
 
 def digest(parameters: list[Tensor]) -> list[int]:
@@ -197,32 +215,42 @@ def fit(
     patience, on_nonfinite. progress: where to go on. saving: what the run can be resumed from; None: nothing.
     A tie in the monitored metric goes to the lower loss, then to the earlier epoch.
     """
-    model, task, saving = training.model, training.task, saving or Saving()
+    model, task, saving, averaged = training.model, training.task, saving or Saving(), nullcontext
     scaler = LossScaler() if training.precision.dtype == torch.float16 else None
     saving.begin(training, scaler, progress)
     if options.epochs == 0:
-        run.save(model, task)
+        from_first(lambda: run.save(model, task))
     for epoch in range(progress.epoch, options.epochs):
         if out_of_patience(options, progress):
             print(f"stopped: no better {options.monitor} for {counted(options.patience, 'epoch')}")
             break
         line = train_epoch(training, train, run, options, progress, scaler, saving)
-        better, rank = valid is None, None
+        if count() > 1:
+            check_same(digest([p for group in training.optimizer.groups for p in group.parameters]))
+            buffers_of_first(model)
+        figures = {name: value for penalty in training.penalties for name, value in penalty.figures().items()}
+        if figures:
+            run.log([{"step": progress.step, "epoch": epoch + 1, "split": "train", **figures}])
+            line += "  " + "  ".join(f"{name} {figure(value)}" for name, value in figures.items())
+        if training.average:
+            training.average.after_epoch(epoch + 1, options.epochs)
+            averaged = training.average.in_place
+        better, ranked = valid is None, None
         if valid is not None:
-            with saving.scoring():
+            with saving.scoring(), averaged():
                 scores = evaluate(model, task, valid, options.batch_size, training.precision)
             progress.seconds_evaluating += scores.seconds
             run.log([{"step": progress.step, "epoch": epoch + 1, "split": "valid", **scores.metrics}])
             line += "  valid " + "  ".join(f"{name} {figure(value)}" for name, value in scores.metrics.items())
-            rank = rank_of(scores.metrics, options.monitor, task)
-            better = progress.best is None or rank > progress.best
+            ranked = rank_of(scores.metrics, options.monitor, task)
+            better = progress.best is None or ranked > progress.best
         if better:
-            try:
-                run.save(model, task)
-            except UserError as error:  # a full disk costs this epoch, not the run
-                line += f"  not kept: {error}"
+            with averaged():
+                why_not = from_first(lambda: saved(run, model, task))
+            if why_not:
+                line += f"  not kept: {why_not}"
             else:
-                progress.best, progress.best_epoch, progress.best_step = rank, epoch + 1, progress.step
+                progress.best, progress.best_epoch, progress.best_step = ranked, epoch + 1, progress.step
                 line += "  kept"
         with suppress(OSError):  # a log on a full disk, or a closed pipe, costs the line and not the run
             print(line, flush=True)
@@ -231,6 +259,15 @@ def fit(
         saving.after_epoch()
     if options.epochs and progress.skipped + progress.nonfinite == progress.step:
         raise UserError(f"no step has updated a parameter{': try --precision bfloat16' if scaler else ''}")
+
+
+def saved(run, model: nn.Module, task) -> str:
+    """Save the epoch; why that cannot be done, if it cannot. A full disk costs this epoch, not the run."""
+    try:
+        run.save(model, task)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def out_of_patience(options, progress: Progress) -> bool:
@@ -243,31 +280,34 @@ def train_epoch(
     """The steps of an epoch from `progress.batches` on. Returns the line that tells of them."""
     model, groups, start, before = training.model, training.optimizer.groups, time.perf_counter(), progress.seconds_training
     stages, epoch = list(dict.fromkeys(group.stage for group in groups)), progress.epoch
-    device = next(model.parameters()).device
+    device, row_of = next(model.parameters()).device, train.rows
     model.train()
     log, order = Log(run, progress, options.on_nonfinite == "skip"), train.order(options.batch_size, options.seed, epoch)
     done, order = sum(map(len, order[: progress.batches])), order[progress.batches :]
-    units, steps, heading = sum(map(len, order)), math.ceil(len(order) / options.accumulate), f"epoch {epoch + 1}/{options.epochs}"
-    bar = tqdm(total=done + units, initial=done, desc=heading, unit="row", leave=False, disable=None)
+    of_steps = [order[start : start + options.accumulate] for start in range(0, len(order), options.accumulate)]
+    units, steps, heading = sum(map(len, order)), len(of_steps), f"epoch {epoch + 1}/{options.epochs}"
+    mine = [units for units in share(order) if len(units)]
     # closed here, where Ctrl-C is heard: left to the garbage collector, an end of worker processes would swallow it
-    with bar, closing(train.batches(order, device, epoch)) as stream:
-        for number in range(1, steps + 1):
+    with bar(heading, done + units, done=done) as shown, closing(train.batches(mine, device, epoch)) as stream:
+        for number, of_step in enumerate(of_steps, 1):
             if training.unfreezing and switch(model, groups, training.unfreezing(stages, progress.step, epoch)):
                 on = dict.fromkeys(group.stage for group in groups if group.parameters[0].requires_grad)
                 tqdm.write(f"step {progress.step + 1}: {', '.join(on)} train{'s' * (len(on) == 1)}")
-            batches = list(islice(stream, options.accumulate))
+            batches = list(islice(stream, sum(len(units) > 0 for units in share(of_step))))
             factor = training.schedule(progress.step - progress.skipped)
             taken = step(training, batches, factor, options, scaler, progress)
+            if training.average and taken.updated:
+                training.average.after_step()
             progress.step += 1
-            progress.batches += len(batches)
+            progress.batches += len(of_step)
             progress.skipped += not taken.updated
             progress.left_out += not taken.updated
-            rows = np.concatenate([batch.rows for batch in batches])
+            rows = row_of[np.concatenate(of_step)]
             log.add(taken, factor * groups[-1].lr, rows)
-            bar.update(len(rows))
+            shown.update(len(rows))
             if number % LOOK == 0 or number == steps:
                 last = log.look()
-                bar.set_postfix(loss=f"{last['loss']:.3f}", lr=f"{last['lr']:.1e}")
+                shown.set_postfix(loss=f"{last['loss']:.3f}", lr=f"{last['lr']:.1e}")
             progress.seconds_training = before + time.perf_counter() - start
             saving.after_step(log)
     mean = progress.total / progress.count if progress.count else math.nan
@@ -321,18 +361,26 @@ def outputs_of(model: nn.Module, data: Data, order: list[np.ndarray], precision:
 
 
 def evaluate(model: nn.Module, task, data: Data, batch_size: int, precision: AbstractContextManager) -> Scores:
-    """sum(losses) / sum(counts) and the task's metrics over all rows, never averaged over batches. data has targets."""
+    """sum(losses) / sum(counts) and the task's metrics over all rows, never averaged over batches. data has targets.
+
+    Of several processes each goes through a share of the rows; the meter of all rows is the first one's.
+    """
     start, meter, rows = time.perf_counter(), task.meter(data), data.rows
-    losses, counts = np.zeros(rows[-1] + 1), np.zeros(rows[-1] + 1)
-    for _, outputs, batch in outputs_of(model, data, by_length(data.lengths, batch_size), precision):
-        with torch.inference_mode(), precision:
-            loss = task.loss(outputs, batch)
-        np.add.at(losses, batch.rows, loss.double().cpu().numpy())
-        np.add.at(counts, batch.rows, batch.counts.numpy())
-        meter.add(tree_map(on_cpu, outputs), replace(batch, inputs=(), state=None, targets=tree_map(on_cpu, batch.targets)))
+    losses, counts, mine = np.zeros(rows[-1] + 1), np.zeros(rows[-1] + 1), my_units(rows)
+    order = [mine[places] for places in by_length(data.lengths[mine], batch_size)]
+    with bar("scoring", len(mine)) as shown:
+        for units, outputs, batch in outputs_of(model, data, order, precision):
+            with torch.inference_mode(), precision:
+                loss = task.loss(outputs, batch)
+            np.add.at(losses, batch.rows, loss.double().cpu().numpy())
+            np.add.at(counts, batch.rows, batch.counts.numpy())
+            meter.add(tree_map(on_cpu, outputs), replace(batch, inputs=(), state=None, targets=tree_map(on_cpu, batch.targets)))
+            shown.update(len(units))
+    losses, counts = summed_arrays(losses, counts)
+    merge(meter, data)
     mean = losses.sum() / counts.sum() if counts.any() else math.nan
-    seconds = time.perf_counter() - start
-    return Scores({"loss": float(mean)} | meter.metrics(), losses / np.maximum(counts, 1e-12), meter, seconds)
+    metrics = from_first(lambda: {"loss": float(mean)} | meter.metrics())
+    return Scores(metrics, losses / np.maximum(counts, 1e-12), meter, time.perf_counter() - start)
 
 
 def outputs_by_row(model: nn.Module, data: Data, batch_size: int, precision: AbstractContextManager) -> Iterator[tuple[int, list]]:

@@ -2,13 +2,14 @@
 
 import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from loop import batch_of, classifier, encoded, logits
-from tiny import tiny_body, tiny_resnet
+from tiny import tiny_body, tiny_efficientnet, tiny_resnet
 from torch import nn
 
 from minift.cache import CachedFeatures, FrozenStages, OnTheFly, bytes_needed, depth, keep
@@ -60,7 +61,7 @@ def texts(rows=23, pairs=False):
 
 
 def frozen_model(kind, stages, dtype=torch.float32):
-    body = tiny_body(pool="mean") if kind == "bert" else tiny_resnet()
+    body = tiny_body(pool="mean") if kind == "bert" else IMAGES[kind]()
     freeze(body)
     if stages:
         thaw_top(body, stages=stages)
@@ -84,10 +85,11 @@ def train(model, data, epochs=3):
     return losses
 
 
-DATA = {"bert": texts, "resnet": squares}
+IMAGES = {"resnet": tiny_resnet, "efficientnet": partial(tiny_efficientnet, drop_connect_rate=0.0)}  # which draws in another order
+DATA = {"bert": texts} | dict.fromkeys(IMAGES, squares)
 
 
-DEPTHS = [("bert", 0, 5), ("bert", 1, 3), ("bert", 4, 0), ("resnet", 0, 5), ("resnet", 2, 2)]
+DEPTHS = [("bert", 0, 5), ("bert", 1, 3), ("bert", 4, 0), ("resnet", 0, 5), ("resnet", 2, 2), ("efficientnet", 2, 3)]
 
 
 @pytest.mark.parametrize(("kind", "stages", "expected"), DEPTHS)
@@ -121,7 +123,7 @@ def test_stored_bits_come_back_whatever_the_order(tmp_path, kind, stages, place,
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
-@pytest.mark.parametrize(("kind", "stages"), [("bert", 0), ("bert", 2), ("resnet", 0), ("resnet", 1)])
+@pytest.mark.parametrize(("kind", "stages"), [("bert", 0), ("bert", 2), ("resnet", 0), ("resnet", 1), ("efficientnet", 2)])
 def test_a_run_on_the_cache_is_the_run_without(kind, stages, dtype, tolerance):
     model = frozen_model(kind, stages, dtype)
     data = texts(pairs=True) if kind == "bert" else squares(dtype)
@@ -159,8 +161,9 @@ def test_variants_are_kept_each_and_come_in_turn():
     torch.testing.assert_close(plain, next(again.batches(order, CPU)).state.pooled, rtol=0, atol=0)
 
 
-def test_folding_leaves_the_body_alone_and_has_no_batch_norm():
-    body = tiny_resnet().double().eval()
+@pytest.mark.parametrize("kind", IMAGES)
+def test_folding_leaves_the_body_alone_and_has_no_batch_norm(kind):
+    body = IMAGES[kind]().double().eval()
     freeze(body)
     before = copy.deepcopy(body.state_dict())
     frozen = FrozenStages(body, depth(body), FULL)

@@ -6,7 +6,7 @@ from functools import partial as partial_function
 import pytest
 import torch
 from loop import batch_of, classifier, logits
-from tiny import tiny_body, tiny_resnet
+from tiny import tiny_body, tiny_efficientnet, tiny_resnet
 
 from minift.checkpointing import checkpoint_activations
 from minift.methods.full import full, partial
@@ -19,9 +19,10 @@ IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("stages", [None, 1, 2])
-@pytest.mark.parametrize("kind", ["bert", "resnet"])
+@pytest.mark.parametrize("kind", ["bert", "resnet", "efficientnet"])
 def test_same_gradients_and_buffers(kind, stages, dtype):
-    body = tiny_body(hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.3) if kind == "bert" else tiny_resnet()
+    images = {"resnet": tiny_resnet, "efficientnet": partial_function(tiny_efficientnet, drop_connect_rate=0.9)}
+    body = tiny_body(hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.3) if kind == "bert" else images[kind]()
     freeze(body)
     full(body) if stages is None else partial(body, stages=stages)
     plain = classifier(body)
@@ -45,7 +46,8 @@ def test_same_gradients_and_buffers(kind, stages, dtype):
         assert p.grad is None or torch.equal(p.grad, theirs[name].grad), name
     for (name, a), b in zip(plain.state_dict().items(), lean.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
-    assert all(m.momentum == 0.1 for m in lean.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    usual = 0.01 if kind == "efficientnet" else 0.1
+    assert all(m.momentum == usual for m in lean.modules() if isinstance(m, torch.nn.BatchNorm2d))
 
 
 def test_fewer_tensors_are_kept_for_the_backward_pass():

@@ -76,19 +76,19 @@ def run(place, out, *flags):
 
 
 def test_a_last_batch_of_one_picture_over_a_map_of_one(small, tmp_path, capsys):
-    run(small, tmp_path / "plan", "--batch-size", "4", "--plan")
-    run(small, tmp_path / "run", "--batch-size", "4")
+    run(small, tmp_path / "plan", "--batch-size", "4", "--method", "full", "--plan")
+    run(small, tmp_path / "run", "--batch-size", "4", "--method", "full")
     assert "4 steps of 4 rows, 2 epochs" in capsys.readouterr().out  # of 4 and of 5
     run(small, tmp_path / "frozen", "--batch-size", "1", "--method", "lora:rank=2")  # no BatchNorm trains
     with pytest.raises(UserError, match=r"--batch-size 1: BatchNorm takes its statistics from a batch.*1 x 1"):
-        run(small, tmp_path / "one", "--batch-size", "1")
+        run(small, tmp_path / "one", "--batch-size", "1", "--method", "full")
     assert not (tmp_path / "one").exists()
 
 
 def test_larger_maps_take_a_batch_of_one(small, tmp_path):
     converted_resnet(tmp_path / "net", tiny_resnet())  # two resolutions: 4 x 4
     (tmp_path / "photos").symlink_to(small / "photos")
-    run(tmp_path, tmp_path / "run", "--batch-size", "1", "--epochs", "1")
+    run(tmp_path, tmp_path / "run", "--batch-size", "1", "--epochs", "1", "--method", "full")
 
 
 # ---- figures of the data ----

@@ -5,6 +5,7 @@ import json
 import math
 import mmap
 import os
+import re
 import shutil
 import sys
 import threading
@@ -13,6 +14,7 @@ import pytest
 import torch
 from tiny import TEXTS, converted_directory, rows_file
 
+import convert
 import minift
 import train
 from minift import evaluate, predict
@@ -96,6 +98,29 @@ def test_the_package_and_a_run_say_what_they_are(directory):
     tuned = minift.load(directory, "cpu")
     assert tuned.labels == ["negative", "positive"]
     assert repr(tuned) == f"<minift run of text-classification: bert, lora, {weights(tuned):,} parameters, 2 labels, cpu>"
+
+
+def test_training_from_python_is_training_from_the_command_line(directory, tmp_path, monkeypatch):
+    """The lines that minift/__init__.py shows."""
+    assert "model = minift.finetune(train=" in minift.__doc__
+    flags = {"train": directory.parent / "rows.csv", "model": directory.parent / "base", "precision": "float32", "epochs": 2}
+    monkeypatch.chdir(tmp_path)
+    made = minift.finetune(**flags, lr=1e-2, method="lora:rank=2", device="cpu", quiet=True)
+    assert made.predict(TEXTS) == minift.load(directory).predict(TEXTS)
+    assert minift.load("runs/rows-base-lora-rank=2").predict(TEXTS) == made.predict(TEXTS)
+    for wrong, said in (
+        ({"metod": "lora"}, "finetune: metod: no such flag of train.py; did you mean method"),
+        ({"epochs": "3"}, "finetune: epochs is '3'"),
+        ({"epochs": -1}, "finetune: epochs is -1; expected"),
+        ({"lr": (1e-2, 1e-3)}, "finetune: lr is"),
+        ({"seeds": 3}, "finetune: it trains one model"),
+        ({"task": "poetry"}, "--task 'poetry' is not known"),
+        ({"by": "source", "valid": "none"}, "no split is scored"),
+        ({"train": "gone.csv"}, "gone.csv: no such file"),
+    ):
+        with pytest.raises(minift.UserError, match=re.escape(said)):
+            minift.finetune(**flags | wrong)
+    assert len([*(tmp_path / "runs").iterdir()]) == 1
 
 
 def weights(tuned) -> int:
@@ -183,7 +208,7 @@ def test_quiet_leaves_out_tables(tmp_path, capsys):
 
 
 def test_version(capsys):
-    for main in (train.main, predict.main, evaluate.main):
+    for main in (train.main, predict.main, evaluate.main, convert.main):
         with pytest.raises(SystemExit) as stop:
             main(["--version"])
         assert stop.value.code == 0 and capsys.readouterr().out == f"minift {minift.__version__}\n"

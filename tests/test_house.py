@@ -34,7 +34,7 @@ ALLOWED = {
         "PIL",
         "numpy",
         "tokenizers",
-        "tqdm",
+        "minift.bar",
         "minift.data",
         "minift.errors",
         "minift.specs",

@@ -26,7 +26,9 @@ SCENARIOS = {
         *TEXTS, "--precision", "float32", "--unfreeze", "gradual:every=5", "--epochs", 9, "--patience", 2, "--lr", 1e-5,
     ],
     "frozen features in memory": [*TEXTS, "--precision", "float32", "--method", "partial:stages=1", "--cache", "memory"],
-    "images, augmented by workers": [*IMAGES, "--precision", "float32", "--augment", "strong", "--mixup", 0.2, "--workers", 2],
+    "images, augmented by workers": [
+        *IMAGES, "--method", "full", "--precision", "float32", "--augment", "strong", "--mixup", 0.2, "--workers", 2,
+    ],
     "frozen views of images on disk": [
         *IMAGES, "--precision", "bfloat16", "--method", "probe", "--augment", "standard", "--views", 2, "--cache", "disk",
         "--workers", 0,

@@ -37,7 +37,14 @@ def test_the_highest_stages_and_the_pooler_start_anew(tmp_path, base, stages):
 def test_of_a_resnet(tmp_path):
     base = converted_resnet(tmp_path / "resnet")
     photographs(tmp_path / "photos", each=4)
-    flags = {"--train": tmp_path / "photos", "--model": base, "--out": tmp_path / "run", "--reinit": 1, "--epochs": 0}
+    flags = {
+        "--train": tmp_path / "photos",
+        "--model": base,
+        "--out": tmp_path / "run",
+        "--reinit": 1,
+        "--epochs": 0,
+        "--method": "full",
+    }
     train.main(["--task", "image-classification", *(str(x) for pair in flags.items() for x in pair), "--workers", "0"])
     before, after = read(base).tensors, read_tensors(tmp_path / "run" / "model" / "model.safetensors")
     changed = {".".join(name.split(".")[:2]) for name, theta in before.items() if not torch.equal(theta, after[name])}

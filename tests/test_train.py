@@ -99,7 +99,7 @@ def test_what_a_run_leaves(tmp_path, base, capsys):
 def test_the_printed_settings_can_be_typed(tmp_path, base, capsys):
     """A path with a blank among them."""
     rows = rows_file(tmp_path / "my rows.csv")
-    train.main(["--train", str(rows), "--model", str(base), "--epochs", "1", "--out", str(tmp_path / "a b")])
+    train.main(["--train", str(rows), "--model", str(base), "--epochs", "1", "--verbose", "--out", str(tmp_path / "a b")])
     settings = capsys.readouterr().out.split("\n\n")[2]
     typed = [word for line in settings.splitlines() for word in shlex.split(line[line.index("--") :])]
     assert {"--train", "--no-plan", "--lr", "--precision"} <= {*typed} and str(rows) in typed
@@ -361,6 +361,16 @@ def test_a_broken_base_is_refused(tmp_path, base):
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(UserError, match="cut short"):
         run(tmp_path, base)
+
+
+def test_threads(tmp_path, base):
+    before = torch.get_num_threads()
+    try:
+        other = 2 if before == 1 else 1
+        directory = run(tmp_path, base, threads=other, epochs=1)
+        assert torch.get_num_threads() == json.loads((directory / "config.json").read_text())["threads"] == other
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_runs_are_numbered(tmp_path, base, monkeypatch):

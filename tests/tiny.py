@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from minift.formats.bytelevel import tokenizer_of_bytes
 from minift.formats.huggingface import read, to_huggingface
 from minift.models.bert import Bert, BertConfig
+from minift.models.efficientnet import EfficientNet, EfficientNetConfig
 from minift.models.gpt2 import Gpt2, Gpt2Config
 from minift.models.resnet import ResNet, ResNetConfig
 from minift.models.roberta import Roberta, RobertaConfig
@@ -92,6 +93,18 @@ def tiny_resnet(seed: int = 0, pool: str | None = "mean", **changes) -> ResNet:
     return body
 
 
+def tiny_efficientnet(seed: int = 0, pool: str | None = "mean", **changes) -> EfficientNet:
+    """Blocks without a first convolution, with another shape, and with a residual; every parameter and statistic random."""
+    groups = {"kernel_sizes": (3, 5), "out_channels": (64, 96), "strides": (1, 2), "num_block_repeats": (1, 2)}
+    torch.manual_seed(seed)
+    body = EfficientNet(EfficientNetConfig(0.25, expand_ratios=(1, 2), **(groups | changes)), pool)
+    for name, tensor in body.state_dict().items():
+        if tensor.ndim == 1:
+            noise = torch.randn(tensor.shape) * 0.2
+            tensor.copy_(1 + noise.abs() if name.endswith("running_var") or tensor.min() == 1 else noise)
+    return body
+
+
 def randomise_norms(network: nn.Module, std: float, batches: int) -> None:
     """Every BatchNorm's weights and statistics random, so that a swapped or forgotten one shows."""
     for module in network.modules():
@@ -143,12 +156,13 @@ def rows_file(path: Path, rows: int = 48) -> Path:
     return path
 
 
-def converted_resnet(directory: Path, body: ResNet | None = None) -> Path:
-    """A tiny ResNet in minift's layout, for images of 32 x 32."""
+def converted_resnet(directory: Path, body: ResNet | EfficientNet | None = None) -> Path:
+    """A tiny ResNet, or another body of images, in minift's layout, for images of 32 x 32."""
     body = body or tiny_resnet()
     preprocessing = {"resize": 36, "crop": 32, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.2]}
     tensors = {name: tensor.detach().clone() for name, tensor in body.state_dict().items()}
-    write(directory, Checkpoint("resnet", asdict(body.config), tensors, None, directory.name, preprocessing=preprocessing))
+    kind = type(body).__name__.lower()
+    write(directory, Checkpoint(kind, asdict(body.config), tensors, None, directory.name, preprocessing=preprocessing))
     return directory
 
 

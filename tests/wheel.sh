@@ -14,7 +14,8 @@ has() { grep -qF -- "$2" <<<"$1" || fail "no '$2' in: $1"; }
 
 pip wheel -q --no-deps -w "$work/dist" .
 listed=$(python -m zipfile -l "$work"/dist/*.whl)
-for file in minift/train.py minift/convert.py minift/weights/README.md minift/weights/minilm-l6/model.safetensors licenses/LICENSE; do
+for file in minift/train.py minift/convert.py minift/weights/README.md minift/weights/minilm-l6/model.safetensors \
+    minift/weights/efficientnet-lite0/model.safetensors licenses/LICENSE; do
     has "$listed" "$file"
 done
 pip install -q "$work"/dist/*.whl

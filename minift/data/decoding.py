@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import PIL
 from PIL import ExifTags, Image, ImageFile
-from tqdm import tqdm
 
+from minift.bar import each
 from minift.data.images import Images
 from minift.errors import UserError, brief, one_line
 
@@ -184,7 +184,7 @@ def check_images(files: list[Path], workers: int, cache: Path | None) -> list[tu
 
     workers: processes that decode; 0: this one. cache: a file in which sound files are noted, a line each, by path, size and time
     of change, so that a second run need not decode them; it may be deleted at any time, and one that cannot be read or written
-    stops no run. Bad files are not noted: they are looked at again. Prints one line; shows a bar on a terminal.
+    stops no run. Bad files are not noted: they are looked at again. Prints one line; shows how far it has come.
     Tests: test_sound_files_are_decoded_once, test_ctrl_c_leaves_no_process.
     """
     files = list(dict.fromkeys(files))
@@ -194,7 +194,7 @@ def check_images(files: list[Path], workers: int, cache: Path | None) -> list[tu
     began, bad, sound_ones = time.perf_counter(), [], []
     unkept = ""
     try:
-        for file, problem in zip(todo, tqdm(verdicts(todo, workers), "images", len(todo), leave=False, disable=None), strict=True):
+        for file, problem in zip(todo, each(verdicts(todo, workers), "images", len(todo), "file"), strict=True):
             bad += [(file, problem)] if problem else []
             sound_ones += [notes[file]] if not problem and notes[file] else []
     finally:  # what an interrupted run has seen is kept too

@@ -51,6 +51,10 @@ class Preprocessing:
         if not self.antialias:
             raise UserError("preprocessing: antialias false: PIL, which resizes, always smooths what it shrinks; set it to true")
 
+    def sized(self, crop: int) -> "Preprocessing":
+        """The same for squares of another side; the share of the picture that is cut off stays."""
+        return replace(self, crop=crop, resize=max(crop, round(self.resize * crop / self.crop)))
+
     @classmethod
     def of(cls, stored: dict) -> "Preprocessing":
         """That which a JSON file describes. Raises UserError for what is none."""
@@ -103,19 +107,30 @@ def standard(p: Preprocessing):
     return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
 
 
+def drawn(p: Preprocessing, policy: str):
+    """`standard`, then torchvision's policy at its own settings: RandAugment, or TrivialAugmentWide (Müller & Hutter 2021)."""
+    v2 = transforms()
+    crop, flip, to_tensor = standard(p).transforms
+    return v2.Compose([crop, flip, getattr(v2, policy)(interpolation=v2.InterpolationMode(p.interpolation)), to_tensor])
+
+
 def strong(p: Preprocessing):
     """`standard`, then RandAugment (Cubuk et al. 2020: 2 operations, magnitude 9) and, every tenth time, RandomErasing.
 
     The rectangle is erased before normalisation, in the rounded mean colour: the zero of torchvision's recipe but for half a level.
     """
     v2 = transforms()
-    crop, flip, to_tensor = standard(p).transforms
-    augment = v2.RandAugment(interpolation=v2.InterpolationMode(p.interpolation))
     erase = v2.RandomErasing(p=0.1, value=[round(255 * share) for share in p.mean])
-    return v2.Compose([crop, flip, augment, to_tensor, erase])
+    return v2.Compose([*drawn(p, "RandAugment").transforms, erase])
 
 
-AUGMENT = {"none": evaluation, "standard": standard, "strong": strong}
+AUGMENT = {
+    "none": evaluation,
+    "standard": standard,
+    "strong": strong,
+    "randaugment": functools.partial(drawn, policy="RandAugment"),
+    "trivialaugment": functools.partial(drawn, policy="TrivialAugmentWide"),
+}
 
 
 @functools.lru_cache(maxsize=4)

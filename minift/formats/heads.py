@@ -39,7 +39,7 @@ class Head(NamedTuple):
 
 TEXT = ("bert", "roberta", "xlm-roberta")
 POOLED = {"bert": {"": "classifier"}, **{name: {"": "classifier.out_proj"} for name in TEXT[1:]}, "gpt2": {"": "score"}}
-OF_IMAGES = {"resnet": {"": "classifier.1"}}
+OF_IMAGES = {"resnet": {"": "classifier.1"}, "efficientnet": {"": "classifier"}}
 BERT_LM = {"dense": "cls.predictions.transform.dense", "norm": "cls.predictions.transform.LayerNorm", "": "cls.predictions"}
 ROBERTA_LM = {"dense": "lm_head.dense", "norm": "lm_head.layer_norm", "": "lm_head"}
 

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from minift.errors import UserError
+from minift.formats.efficientnet import timm_config
 from minift.formats.huggingface import FAMILIES, read_config, shards_of
 from minift.pretrained import hash_file
 
@@ -21,7 +22,8 @@ def fetch(repository: str, revision: str | None = None) -> tuple[Path, str]:
     if config is None:
         raise UserError(f"{repository}: the hub's repository has no config.json, so it is no transformers checkpoint")
     commit = config.parent.name
-    family = FAMILIES[read_config(config.parent)["model_type"]]  # before the weights: another architecture is refused here
+    of_timm = timm_config(config.parent) is not None
+    files = () if of_timm else FAMILIES[read_config(config.parent)["model_type"]].files  # another architecture is refused here
     for name in WEIGHTS:
         weights = download(repository, name, commit)
         if weights is not None:
@@ -32,7 +34,7 @@ def fetch(repository: str, revision: str | None = None) -> tuple[Path, str]:
         for shard in shards_of(weights):
             if download(repository, shard, commit) is None:
                 raise UserError(f"{repository}: {weights.name} names {shard}, which the hub's repository does not have")
-    for name in family.files:
+    for name in files:
         download(repository, name, commit)
     return config.parent, commit
 

@@ -49,6 +49,8 @@ class Family(NamedTuple):
     files: tuple[str, ...]  # what `read_inputs` reads, where it is there
     read_inputs: Callable[[Path, object, list[str]], dict]  # (directory, config, what to say) -> fields of Checkpoint
     write_inputs: Callable[[Path, Checkpoint, object], None]  # (directory, checkpoint, config)
+    config_in: Callable[[dict, list[str]], dict] | None = None  # (config.json, what to say) -> as the model's Config has it
+    config_out: Callable[[object], dict] | None = None  # the inverse, of a Config; None: its fields stand there as they are
 
 
 @dataclass
@@ -72,14 +74,16 @@ def read(directory: Path, source: str, revision: str | None) -> tuple[Checkpoint
         if raw.get(name, value) not in (value, None):
             raise UserError(f"{directory / 'config.json'}: {name} {raw[name]!r} is not supported, only {value!r}")
     model = look_up(MODELS, architecture, "architecture")
+    said = []
     try:
+        raw = family.config_in(raw, said) if family.config_in else raw
         config = model.Config(**{f.name: raw[f.name] for f in fields(model.Config) if raw.get(f.name) is not None})
         with outline():
             body = model(config)
     except (ValueError, TypeError) as error:
         raise UserError(f"{directory / 'config.json'}: {error}") from None
     file, theirs = read_weights(directory)
-    report = Report(file, [])
+    report = Report(file, [], said)
     tensors = to_minift(directory / file, theirs, body, family, report)
     inputs = family.read_inputs(directory, config, report.said)
     return Checkpoint(architecture, asdict(config), tensors, source=source, revision=revision, **inputs), report
@@ -105,11 +109,17 @@ def read_config(directory: Path) -> dict:
     return raw
 
 
-def why_no_export(architecture: str, task: dict) -> str | None:
-    """Why transformers lacks the head of this task, as config.json stores it, on this architecture; None where it has it."""
-    family, pool = FAMILIES[architecture], task["pool"]
-    if not heads.has_head(architecture, task["name"]):
+def why_no_export(run: Checkpoint) -> str | None:
+    """Why transformers lacks this network with the head of its task; None where it has it."""
+    task, family = run.task, FAMILIES[run.architecture]
+    pool = task["pool"]
+    if not heads.has_head(run.architecture, task["name"]):
         return f"transformers has no {family.name} for {task['name']}"
+    if family.config_out is not None:
+        try:
+            family.config_out(look_up(MODELS, run.architecture, "architecture").Config(**run.config))
+        except UserError as error:
+            return str(error)
     if pool not in (None, family.pool):
         return f"the head reads pool={pool}, which transformers' classifier cannot; train with --pool {family.pool}"
     return None
@@ -125,8 +135,8 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
     if checkpoint.task and family.pooler:
         own = f"{family.prefix}pooler.dense."
         tensors = {name.replace(own, family.pooler) if name.startswith(own) else name: t for name, t in tensors.items()}
-    config = {"architectures": [f"{family.name}Model"], "model_type": checkpoint.architecture, **checkpoint.config}
-    config |= family.computed
+    own = family.config_out(body.config) if family.config_out else checkpoint.config
+    config = {"architectures": [f"{family.name}Model"], "model_type": checkpoint.architecture, **own} | family.computed
     if checkpoint.causal:
         config["bos_token_id"] = config["eos_token_id"]  # the end of a text is all that a GPT-2 begins with
     if task:
@@ -384,6 +394,8 @@ def from_processor(raw: dict, said: list[str]) -> Preprocessing | None:
     kind = str(raw.get("image_processor_type") or raw.get("feature_extractor_type") or "the image processor")
     size, scale, ratio = one_side(raw.get("size")), raw.get("rescale_factor") or 1 / 255, raw.get("crop_pct") or 224 / 256
     mean, std = raw.get("image_mean"), raw.get("image_std")
+    if kind.startswith("EfficientNet") and raw.get("include_top", True) and is_triple(std):
+        std = [deviation**2 for deviation in std]  # it divides twice
     steps = not any(raw.get(step) is False for step in ("do_resize", "do_rescale", "do_normalize"))
     usual = steps and is_number(scale) and abs(scale * 255 - 1) < 1e-6 and is_number(ratio) and 0 < ratio <= 1
     if not (usual and size and raw.get("resample") in range(len(RESAMPLE)) and is_triple(mean) and is_triple(std) and min(std) > 0):
@@ -437,6 +449,49 @@ def write_preprocessing(directory: Path, checkpoint: Checkpoint, config) -> None
             "image_std": list(p["std"]),
         },
     )
+
+
+# ---- EfficientNet's config ----
+
+
+def efficientnet_in(raw: dict, said: list[str]) -> dict:
+    """What transformers' config.json leaves open, or says otherwise, about an EfficientNet.
+
+    Its momentum of BatchNorm is Keras's, the share of the old statistics (0.99 in Google's checkpoints), and is taken as such; the
+    transformers library hands it to torch, for which it is the share of the new ones. depthwise_padding, which says where a map
+    has an odd size, is not read, as the padding here follows the size.
+    """
+    momentum = raw.get("batch_norm_momentum", 0.99)
+    if isinstance(momentum, float) and 0.5 < momentum <= 1:
+        said.append(f"batch_norm_momentum {momentum:g} is Keras's, the share of the old statistics: in torch {1 - momentum:.3g}")
+        momentum = round(1 - momentum, 12)
+    act = {"silu": "swish"}.get(raw.get("hidden_act"), raw.get("hidden_act"))
+    if act not in (None, "swish"):
+        raise ValueError(f"hidden_act is {act!r:.40}; EfficientNets of transformers are read with swish")
+    inputs, outputs = raw.get("in_channels"), raw.get("out_channels")
+    if (inputs or outputs) and inputs != [32, *(outputs or ())[:-1]]:
+        raise ValueError(f"in_channels is {inputs!r:.60}, and not 32 and then all out_channels but the last")
+    return raw | {"batch_norm_momentum": momentum, "hidden_act": "swish", "padding": "same", "fixed_ends": False}
+
+
+def efficientnet_out(config) -> dict:
+    """The fields of transformers' config.json. Raises UserError for a network that the class cannot build."""
+    wrong = {
+        "relu6 and no squeeze-and-excitation, as Lite has them": config.hidden_act != "swish" or not config.squeeze_expansion_ratio,
+        "symmetric padding": config.padding != "same",
+        f"images of an odd size ({config.image_size})": config.image_size % 2,
+    }
+    if reason := next((what for what, there in wrong.items() if there), None):
+        raise UserError(f"transformers' EfficientNet cannot have {reason}; --to timm writes it")
+    size, odd, block = math.ceil(config.image_size / 2), [], 0
+    for stride, depth in zip(config.strides, config.depths, strict=True):
+        if stride == 2:
+            odd += [block] if size % 2 else []
+            size = math.ceil(size / 2)
+        block += depth
+    fields = {key: value for key, value in asdict(config).items() if key not in ("padding", "fixed_ends")}
+    channels = {"in_channels": [32, *config.out_channels[:-1]], "hidden_dim": config.width}
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in fields.items()} | channels | {"depthwise_padding": odd}
 
 
 ROBERTA = Family(
@@ -496,5 +551,18 @@ FAMILIES = {
         files=("preprocessor_config.json",),
         read_inputs=read_preprocessing,
         write_inputs=write_preprocessing,
+    ),
+    "efficientnet": Family(
+        name="EfficientNet",
+        prefix="efficientnet.",
+        roots=("embeddings.", "encoder."),
+        pool="mean",
+        pooler=None,
+        computed={"num_channels": 3, "depth_divisor": 8, "pooling_type": "mean"},
+        files=("preprocessor_config.json",),
+        read_inputs=read_preprocessing,
+        write_inputs=write_preprocessing,
+        config_in=efficientnet_in,
+        config_out=efficientnet_out,
     ),
 }

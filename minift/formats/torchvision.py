@@ -1,8 +1,9 @@
-"""torchvision's ResNets: published weights downloaded, files read and written. timm's resnet50, -101 and -152 have the same names.
+"""ResNets and EfficientNets of torchvision: published weights downloaded, files read and written; and files of timm.
 
-The map of names stands in the model's file; here it is applied, both ways and strictly: nothing is skipped silently. A file says
-nothing of depths or widths, so they are read off the names and shapes, nor of preprocessing, so that comes from its hash.
-Proved by tests/reference/test_resnet.py and tests/formats/test_torchvision.py against torchvision itself.
+timm's resnet50, -101 and -152 have torchvision's names; what its EfficientNets are called stands in efficientnet.py. The map of
+names stands in the model's file; here it is applied, both ways and strictly: nothing is skipped silently. A file says nothing of
+depths or widths, so they are read off the names and shapes, nor of preprocessing, so that comes from its hash.
+Proved by tests/reference/test_resnet.py, tests/formats/test_torchvision.py and test_efficientnet.py against the libraries.
 """
 
 import http.client
@@ -19,8 +20,10 @@ from torch import Tensor, nn
 from minift.cli import spelled
 from minift.data.loading import IMAGENET_V1, IMAGENET_V2, Preprocessing, mismatch
 from minift.errors import UserError, brief
+from minift.formats import efficientnet
 from minift.formats.hub import reason
 from minift.formats.huggingface import Report, count_from_zero, translate, unpickle, untied, write_bin
+from minift.models.efficientnet import SIZES, EfficientNet
 from minift.models.resnet import DEPTHS, REDUCTION, ResNet, ResNetConfig
 from minift.pretrained import (
     Checkpoint,
@@ -38,6 +41,7 @@ from minift.pretrained import (
 # Name on the command line -> torchvision's name of the weights
 VERSIONS = {"": "V2", "-v1": "V1", "-v2": "V2"}
 WEIGHTS = {name + end: f"ResNet{name[6:]}_Weights.IMAGENET1K_{version}" for name in DEPTHS for end, version in VERSIONS.items()}
+WEIGHTS |= {name: f"EfficientNet_{name[13:].upper()}_Weights.IMAGENET1K_V1" for name in SIZES if "lite" not in name}
 PREPROCESSING = {"v1": IMAGENET_V1, "v2": IMAGENET_V2}
 NESTED = ("state_dict", "model", "model_state_dict")  # where training scripts put the weights among other things
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")  # of DataParallel, torch.compile and training scripts
@@ -137,22 +141,44 @@ def preprocessing_of(weights) -> Preprocessing:
 
 
 def read(path: Path, source: str, revision: str | None = None, preprocessing: str | None = None) -> tuple[Checkpoint, Report]:
-    """A file of tensors in torchvision's names as minift's Checkpoint. preprocessing: v1 or v2 where the user has said it."""
+    """A file of tensors in torchvision's or timm's names as minift's Checkpoint.
+
+    preprocessing: v1 or v2 of a ResNet, where the user has said it.
+    """
     report = Report(path.name, [])
-    theirs = state_dict(path, report)
-    config = architecture(path, theirs)
-    with outline():
-        body = ResNet(config)
-    table = translate(body, body.TORCHVISION)
+    theirs, described = state_dict(path, report), beside(path)
+    names = efficientnet.names_in(theirs)
+    if names is None:
+        kind, head, usual = "resnet", HEAD, IMAGENET_V1
+        config = architecture(path, theirs)
+        with outline():
+            body = ResNet(config)
+        table, what = translate(body, body.TORCHVISION), f"a ResNet with {config.depths} blocks of {config.hidden_sizes} channels"
+    else:
+        if preprocessing is not None:
+            raise UserError(f"--preprocessing {preprocessing}: it is of ResNets, and {path} holds an EfficientNet")
+        kind, head = "efficientnet", names.head
+        config, usual = efficientnet.describe(path, names, theirs, described)
+        with outline():
+            body = EfficientNet(config)
+        table, what = translate(body, names.table), f"an EfficientNet with {config.depths} blocks"
+        trained = f"{config.padding} padding, eps {config.batch_norm_eps:g}"
+        report.said.append(f"{efficientnet.size_of(config) or 'an EfficientNet'} in {names.library}'s names, {trained}")
     expected = {table[ours]: tensor for ours, tensor in body.state_dict().items()}
-    report.dropped += sorted(name for name in theirs if name.startswith(HEAD))
-    inside = {name: tensor for name, tensor in theirs.items() if not name.startswith(HEAD)}
+    report.dropped += sorted(name for name in theirs if name.startswith(head))
+    inside = {name: tensor for name, tensor in theirs.items() if not name.startswith(head)}
     count_from_zero(inside, expected, report)
-    check_shapes(path, inside, expected, f"a ResNet with {config.depths} blocks of {config.hidden_sizes} channels")
+    check_shapes(path, inside, expected, what)
     check_values(path, inside)
     tensors = {ours: inside[name] for ours, name in table.items()}
-    inputs = asdict(choose_preprocessing(path, preprocessing, report))
-    return Checkpoint("resnet", asdict(config), tensors, None, source, revision, preprocessing=inputs), report
+    inputs = asdict(choose_preprocessing(path, preprocessing, described, usual, report))
+    return Checkpoint(kind, asdict(config), tensors, None, source, revision, preprocessing=inputs), report
+
+
+def beside(path: Path) -> dict:
+    """What minift has written beside a file, which that cannot hold; empty where there is nothing."""
+    file = path.with_suffix(".json")
+    return read_object(file) if file.is_file() else {}
 
 
 def state_dict(path: Path, report: Report) -> dict[str, Tensor]:
@@ -179,8 +205,8 @@ def architecture(path: Path, tensors: dict[str, Tensor]) -> ResNetConfig:
     blocks = {match[0]: int(match[1]) for name in tensors if (match := re.match(r"layer(\d+)\.\d+\.", name))}
     if "conv1.weight" not in tensors or not blocks:
         raise UserError(
-            f"{path}: no ResNet in torchvision's names (it begins with {', '.join(list(tensors)[:3]) or 'nothing'}); of a "
-            "transformers checkpoint give the directory that holds it together with config.json"
+            f"{path}: no ResNet in torchvision's names (it begins with {', '.join(list(tensors)[:3]) or 'nothing'}), nor an "
+            "EfficientNet in its or timm's; of a transformers checkpoint give the directory that holds it together with config.json"
         )
     if not any(name.endswith(".conv3.weight") for name in tensors):
         raise UserError(
@@ -203,67 +229,77 @@ def architecture(path: Path, tensors: dict[str, Tensor]) -> ResNetConfig:
     return ResNetConfig(tuple(depths[g] for g in groups), tensors["conv1.weight"].shape[0], tuple(widths.values()))
 
 
-def choose_preprocessing(path: Path, given: str | None, report: Report) -> Preprocessing:
-    """What the user has said; else what minift wrote beside the file; else that of the published file with this hash; else V1's."""
+def choose_preprocessing(path: Path, given: str | None, described: dict, usual: Preprocessing, report: Report) -> Preprocessing:
+    """What the user has said; else what minift wrote beside the file; else the published file's with this hash; else usual."""
     known, digest = published(), sha256(path)
     if path.name in known and not digest.startswith(promised(path.name)):
         raise UserError(f"{path}: wrong hash: torchvision's file has {promised(path.name)}..., this one {digest}; fetch it again")
     if given is not None:
         return PREPROCESSING[given]
-    beside = path.with_suffix(".json")
-    described = read_object(beside) if beside.is_file() else {}
+    file = path.with_suffix(".json")
     if "preprocessing" in described:
-        report.said.append(f"preprocessing from {beside.name}")
+        report.said.append(f"preprocessing from {file.name}")
         try:
             return Preprocessing.of(described["preprocessing"])
         except UserError as error:
-            raise UserError(f"{beside}: {error}; fix it, or say --preprocessing v1 or v2") from None
+            raise UserError(f"{file}: {error}; fix it, or say --preprocessing v1 or v2") from None
     weights = next((weights for file, weights in known.items() if digest.startswith(promised(file))), None)
     if weights is not None:
         report.said.append(f"the hash is that of torchvision's {weights}")
         return preprocessing_of(weights)
-    report.said.append(
-        "preprocessing assumed, as a file says nothing of it; if these are weights of torchvision's V2 recipe: --preprocessing v2"
-    )
-    return IMAGENET_V1
+    other = "; if these are weights of torchvision's V2 recipe: --preprocessing v2" if usual is IMAGENET_V1 else ""
+    report.said.append(f"preprocessing assumed, as a file says nothing of it{other}")
+    return usual
 
 
 # ---- writing ----
 
 
-def write(path: Path, checkpoint: Checkpoint) -> str:
-    """A file that torchvision's network loads strictly, and beside it what it cannot hold. The call that builds the network.
+def write(path: Path, checkpoint: Checkpoint, library: str = "torchvision") -> str:
+    """A file that a network of the library loads strictly, and beside it what it cannot hold. The call that builds the network.
 
-    A checkpoint without a head gives a file without fc, for which the network's fc has to be replaced by nn.Identity().
+    library: torchvision or timm. A checkpoint without a head gives a file without one, which timm's network takes as it is built;
+    torchvision's head has to be replaced by nn.Identity().
     """
     body = checkpoint.empty_body(checkpoint.usual_pool)
-    if not isinstance(body, ResNet):
-        raise UserError(f"{checkpoint.source} is a {checkpoint.architecture}, which torchvision does not have; --to hf writes it")
     labels = checkpoint.task["labels"] if checkpoint.task else None
-    call = built_by(body.config, len(labels) if labels else None)
-    if call is None:
-        sizes = f"a stem of {body.config.embedding_size} and blocks of {tuple(body.config.hidden_sizes)} channels"
-        raise UserError(f"{checkpoint.source}: neither torchvision nor timm builds {sizes}; --to hf writes it")
-    table = translate(body, body.TORCHVISION)
+    classes, described = len(labels) if labels else None, {"labels": labels, "preprocessing": checkpoint.preprocessing}
+    if isinstance(body, EfficientNet):
+        call, names = efficientnet.built_by(body.config, classes, library), efficientnet.LIBRARIES[library]
+        table, head = translate(body, names.table), names.head
+        described["config"] = checkpoint.config
+    elif isinstance(body, ResNet):
+        call, table, head = built_by(body.config, classes, library), translate(body, body.TORCHVISION), HEAD
+        if call is None:
+            sizes = f"a stem of {body.config.embedding_size} and blocks of {tuple(body.config.hidden_sizes)} channels"
+            raise UserError(f"{checkpoint.source}: neither torchvision nor timm builds {sizes}; --to hf writes it")
+    else:
+        raise UserError(f"{checkpoint.source} is a {checkpoint.architecture}, which {library} does not have; --to hf writes it")
     tensors = {table[name]: tensor for name, tensor in checkpoint.tensors.items()}
-    tensors |= {HEAD + name: tensor for name, tensor in checkpoint.head.items()}
-    with whole_file(path.with_suffix(".json")) as described, whole_file(path) as weights:
-        write_json(described, {"labels": labels, "preprocessing": checkpoint.preprocessing})
+    tensors |= {head + name: tensor for name, tensor in checkpoint.head.items()}
+    with whole_file(path.with_suffix(".json")) as text, whole_file(path) as weights:
+        write_json(text, described)
         (write_tensors if path.suffix == ".safetensors" else write_bin)(weights, tensors)
     return call
 
 
-def built_by(config: ResNetConfig, classes: int | None) -> str | None:
-    """The Python expression that builds the network which loads such a file; None where there is none."""
+def built_by(config: ResNetConfig, classes: int | None, library: str) -> str | None:
+    """The Python expression that builds the ResNet which loads such a file; None where there is none.
+
+    Widths that torchvision does not build are built by timm, whatever the library.
+    """
     name = next((name for name, depths in DEPTHS.items() if depths == tuple(config.depths)), None)
+    if library == "timm" and has_usual_widths(config) and name is not None:
+        return f"timm.create_model({name!r}, num_classes={classes or 0})"
     head = [] if classes is None else [f"num_classes={classes}"]
     if has_usual_widths(config) and name is not None:
         return f"torchvision.models.{name}({', '.join(head)})"
-    if has_usual_widths(config):
+    if has_usual_widths(config) and library == "torchvision":
         package, sizes = "torchvision.models.resnet", [str(list(config.depths))]
     elif config.embedding_size == ResNetConfig().embedding_size and len(config.depths) == 4:
         channels = tuple(width // REDUCTION for width in config.hidden_sizes)
         package, sizes = "timm.models.resnet", [f"layers={tuple(config.depths)}, channels={channels}"]
+        head = [f"num_classes={classes or 0}"] if library == "timm" else head
     else:
         return None
     return f"{package}.ResNet({package}.Bottleneck, {', '.join(sizes + head)})"
@@ -275,15 +311,23 @@ def has_usual_widths(config: ResNetConfig) -> bool:
     return (config.embedding_size, tuple(config.hidden_sizes)) == (usual.embedding_size, usual.hidden_sizes)
 
 
-def load(path: Path, config: ResNetConfig) -> nn.Module:
+def load(path: Path, config) -> nn.Module:
     """torchvision's own network with the weights of a file, loaded strictly; without a head where the file has none."""
-    if not has_usual_widths(config):
-        raise UserError(f"{path}: torchvision builds no ResNet of {tuple(config.hidden_sizes)} channels to compare with")
     tensors = state_dict(path, Report(path.name, []))
-    classes = tensors[HEAD + "weight"].shape[0] if HEAD + "weight" in tensors else 1
-    resnet = library().resnet
-    network = resnet.ResNet(resnet.Bottleneck, list(config.depths), num_classes=classes)
-    if HEAD + "weight" not in tensors:
-        network.fc = nn.Identity()
+    if isinstance(config, ResNetConfig):
+        if not has_usual_widths(config):
+            raise UserError(f"{path}: torchvision builds no ResNet of {tuple(config.hidden_sizes)} channels to compare with")
+        resnet = library().resnet
+        network, head, part = resnet.ResNet(resnet.Bottleneck, list(config.depths)), HEAD, "fc"
+    else:
+        efficientnet.built_by(config, None, "torchvision")  # raises where there is none
+        build = getattr(library(), efficientnet.size_of(config).replace("-", "_"))
+        network, head, part = build(), efficientnet.LIBRARIES["torchvision"].head, "classifier"
+    weight = tensors.get(head + "weight")
+    if weight is None:
+        setattr(network, part, nn.Identity())
+    else:
+        new = nn.Linear(weight.shape[1], weight.shape[0])
+        setattr(network, part, new if part == "fc" else nn.Sequential(nn.Dropout(), new))
     network.load_state_dict(tensors)
     return network

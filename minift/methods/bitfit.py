@@ -1,7 +1,8 @@
 """BitFit (Ben Zaken et al. 2022, arXiv:2106.10199, section 3): the biases train and nothing else.
 
-Those of the norms count; of a ResNet, whose convolutions have none, they are all there are, and statistics stand still, as the
-weights of the BatchNorms do not train. Differs from the paper in nothing. Proved by tests/methods/test_bitfit.py.
+Those of the norms count; of a ResNet, whose convolutions have none, they are all there are; an EfficientNet has others in its
+squeeze-and-excitation. Statistics stand still, as the weights of the BatchNorms do not train. Differs from the paper in nothing.
+Proved by tests/methods/test_bitfit.py.
 """
 
 from torch import nn

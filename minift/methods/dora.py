@@ -21,7 +21,7 @@ from minift.methods.lora import LoRA, change, scale_of
 from minift.methods.surgery import Wrapper, find, wrap
 
 EPOCHS = 10
-SITES = ("query/value", "qkv", "conv2")
+SITES = ("query/value", "qkv", "conv2", "expand/project")
 STARTS_AS_PRETRAINED = True
 LR_FACTORS = {"B": "plus"}
 PEFT_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"}

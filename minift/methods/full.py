@@ -1,9 +1,16 @@
 """Fine-tuning of the body's own parameters: all of them (Devlin et al. 2019, section 4), or those of the top stages alone.
 
+What the BatchNorms of a model of images do meanwhile, y = gamma (x - mu) / sigma + beta, is `norms`:
+
+    train    gamma and beta train; mu and sigma are those of the batch, and the moving statistics follow them
+    affine   gamma and beta train; mu and sigma stay those of the pretraining, in training as in prediction
+    frozen   nothing of a BatchNorm changes
+
 Proved by tests/methods/test_surgery.py (what trains, what stands still) and tests/reference/test_trajectory.py (how).
 """
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from minift.methods.surgery import thaw
 
@@ -23,15 +30,19 @@ def lr(optimizer: str, width: int) -> float:
     return 1e-2 if optimizer == "sgd" else min(3e-4, 5e-5 * (768 / width) ** 2)
 
 
-def full(body: nn.Module) -> None:
-    """Everything trains."""
+def full(body: nn.Module, *, norms: str = "train") -> None:
+    """Everything trains.
+
+    norms: of BatchNorms: train, affine or frozen, as above.
+    """
     thaw(body)
+    set_norms(body, norms)
 
 
-def partial(body: nn.Module, *, stages: int = 1) -> None:
+def partial(body: nn.Module, *, stages: int = 1, norms: str = "train") -> None:
     """The top stages and the head train, the stages below stand still (Yosinski et al. 2014, arXiv:1411.1792).
 
-    stages: how many of `body.stages`, counted from the top.
+    stages: how many of `body.stages`, counted from the top. norms: as of full.
     """
     known = list(body.stages)
     if not 1 <= stages <= len(known):
@@ -40,3 +51,19 @@ def partial(body: nn.Module, *, stages: int = 1) -> None:
     for stage in known[-stages:]:
         for name in body.stages[stage]:
             thaw(body.get_submodule(name))
+    set_norms(body, norms)
+
+
+def set_norms(body: nn.Module, norms: str) -> None:
+    """Raises ValueError for a word that is not known, and where there is no BatchNorm that it could be about."""
+    if norms not in ("train", "affine", "frozen"):
+        raise ValueError(f"norms={norms}: known are train, affine and frozen")
+    if norms == "train":
+        return
+    found = [module for module in body.modules() if isinstance(module, _BatchNorm)]
+    if not found:
+        raise ValueError(f"norms={norms}: a {type(body).__name__} has no BatchNorm")
+    body.statistics_move = False
+    for module in found:
+        if norms == "frozen":
+            module.requires_grad_(False)

@@ -3,10 +3,11 @@
     x = LN(x + y + A(y)),    A(y) = W_up act(W_down y + b_down) + b_up,    y what the sub-layer gives
 
 Of a model with LayerNorms before its sub-layers, as GPT-2, it is x + y + A(y), as in the adapters library; the paper has none.
-The LayerNorms train too, as in the paper. On a ResNet y is what a block's branch gives, the bottleneck two 1x1 convolutions, and
-the BatchNorms stand still. By default W_up and the biases start as 0, so the model starts exactly as the pretrained one; the
-paper's start is near that (`init=houlsby`: both N(0, 0.01), cut at two deviations); `init=bert` is the adapters library's: both
-N(0, 0.02). Differs from the paper in that start; the paper does not name its activation, gelu is that of its code.
+The LayerNorms train too, as in the paper. On a ResNet or an EfficientNet y is what a block's branch gives, the bottleneck two 1x1
+convolutions, and the BatchNorms stand still. By default W_up and the biases start as 0, so the model starts exactly as the
+pretrained one; the paper's start is near that (`init=houlsby`: both N(0, 0.01), cut at two deviations); `init=bert` is the
+adapters library's: both N(0, 0.02). Differs from the paper in that start; the paper does not name its activation, gelu is that of
+its code.
 
 Axes: B batch, S sequence, D width, C channels, Y height, X width of the map, M bottleneck.
 Proved by tests/reference/test_houlsby.py: adapters' outputs and gradients, float64, 1e-10.

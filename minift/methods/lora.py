@@ -26,8 +26,8 @@ from minift.methods.surgery import Wrapper, find, plain, wrap
 
 EPOCHS = 10
 # Of a transformer, as in the paper's section 7.1; of a GPT-2, where query, key and value are one matrix, that, as in peft; of a
-# ResNet the 3x3 convolutions
-SITES = ("query/value", "qkv", "conv2")
+# ResNet the 3x3 convolutions; of an EfficientNet the 1x1 ones of its blocks
+SITES = ("query/value", "qkv", "conv2", "expand/project")
 STARTS_AS_PRETRAINED = True
 LR_FACTORS = {"B": "plus"}  # last segment of a parameter's name -> the option that holds the factor on its learning rate
 PEFT_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight"}  # parameter here -> in peft's layer
@@ -72,7 +72,8 @@ def factors(layer: nn.Module, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
     if not isinstance(layer, nn.Linear | nn.Conv2d | nn.Embedding):
         raise ValueError(f"{type(layer).__name__} is neither Linear nor Conv2d nor Embedding")
     if isinstance(layer, nn.Conv2d) and (layer.groups > 1 or layer.padding_mode != "zeros"):
-        raise ValueError(f"a convolution with groups={layer.groups} and padding_mode={layer.padding_mode} has no such factors")
+        kind = "a depthwise convolution" if layer.groups == layer.in_channels else "a convolution"
+        raise ValueError(f"{kind} with groups={layer.groups} and padding_mode={layer.padding_mode} has no such factors")
     W = layer.weight
     if isinstance(layer, nn.Embedding):
         A, B = W.new_zeros(rank, W.shape[0]), torch.randn(W.shape[1], rank, dtype=W.dtype, device=W.device)
@@ -113,7 +114,7 @@ def lora(
     """Two thin matrices train beside each frozen weight; mergeable.
 
     sites: roles or regular expressions joined by `/`; unset: query and value of a transformer, qkv of a GPT-2, the 3x3 convolutions
-    of a ResNet.
+    of a ResNet, the 1x1 convolutions of an EfficientNet's blocks. A depthwise convolution is refused: it has no two thin factors.
     """
     scale = scale_of(rank, alpha, dropout, rslora, plus)
     wrap(body, find(body, sites, SITES), lambda layer: LoRA(layer, rank, scale, dropout))

@@ -148,7 +148,7 @@ def default_sites(body: nn.Module, defaults: tuple[str, ...]) -> str:
         if set(roles.split("/")) <= body.SITES.keys():
             return roles
     places = " or ".join(roles.replace("/", " and ") for roles in defaults)
-    raise ValueError(f"it belongs at {places}, and a {type(body).__name__} has no such place")
+    raise ValueError(f"it belongs at {places}, and {type(body).__name__} has no such place")
 
 
 def literals(site: str) -> set[str]:

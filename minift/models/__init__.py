@@ -6,4 +6,5 @@ MODELS = {
     "xlm-roberta": "minift.models.roberta:Roberta",
     "gpt2": "minift.models.gpt2:Gpt2",
     "resnet": "minift.models.resnet:ResNet",
+    "efficientnet": "minift.models.efficientnet:EfficientNet",
 }

@@ -29,6 +29,7 @@ class Body(nn.Module):
     FLOWS: ClassVar[dict[str, str]]  # what flows between the stages, as `carried` describes it
     TRANSPOSED: ClassVar[str] = ""  # tensors of HUGGINGFACE that are stored transposed there: regular expression; "": none
     PRE_LN: ClassVar[bool] = False  # whether a LayerNorm stands before each residual branch, and not behind the sum
+    statistics_move = True  # of the BatchNorms that train; a method may set it to False
 
     CAUSAL: ClassVar[bool] = False  # whether a token sees none behind it
     POOLS: ClassVar[tuple[str, ...]]  # what `pool` may be besides None; the first is what a task takes where nothing is said
@@ -91,7 +92,7 @@ class Body(nn.Module):
                 for module in modules:
                     module.eval()
         for module in self.modules():
-            if isinstance(module, _BatchNorm) and not (module.affine and module.weight.requires_grad):
+            if isinstance(module, _BatchNorm) and not (self.statistics_move and module.affine and module.weight.requires_grad):
                 module.eval()
         return self
 

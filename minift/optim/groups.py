@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from minift.optim.rows import numbers
+
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
@@ -128,7 +130,7 @@ def clip_gradients(parameters: list[Tensor], max_norm: float) -> Tensor:
     Where |g| is infinite or NaN, all scaled gradients are worthless: give `norm.isfinite()` to `Optimizer.step`, which then leaves
     the update out. Equal to torch.nn.utils.clip_grad_norm_ (tests/reference/test_optim.py). Pascanu et al. 2013 (arXiv:1211.5063).
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    gradients = [numbers(p) for p in parameters if p.grad is not None]
     if not gradients:
         return torch.zeros(())
     norm = torch.stack([torch.linalg.vector_norm(g) for g in gradients]).norm()

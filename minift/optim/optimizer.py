@@ -1,4 +1,7 @@
-"""What all optimisers share: groups, the walk over their parameters, state per parameter, and blocks that stay in the cache."""
+"""What all optimisers share: groups, the walk over their parameters, state per parameter, and blocks that stay in the cache.
+
+Proved by tests/reference/test_optim.py, for both update rules.
+"""
 
 from collections.abc import Iterator
 
@@ -6,6 +9,7 @@ import torch
 from torch import Tensor
 
 from minift.optim.groups import Group
+from minift.optim.rows import Tables
 
 BLOCK = 1 << 17  # elements: four blocks of float32 (theta, g, m, v) and one in between about fill a second-level cache
 LARGEST = 1e30  # of a learning rate and a weight decay: their products with other options stay within float32
@@ -31,6 +35,7 @@ class Optimizer:
                     raise ValueError(f"{option} {value} (stage {group.stage}): a number from 0 to {LARGEST:.0e} is expected")
         self.groups = groups
         self.state: dict[Tensor, tuple] = {}
+        self.tables = Tables()
         self.verdict: Verdict | None = None  # on the last update, where it was masked
 
     @torch.no_grad()
@@ -55,11 +60,12 @@ class Optimizer:
                 t, *moments = self.state.get(theta) or (0, *(torch.zeros_like(theta) for _ in self.moments))
                 self.state[theta] = (t + 1, *moments)
                 updated.append(theta)
-                for part, g, *kept in self.pieces(theta, theta.grad, *moments):
+                for part, g, *kept in self.pieces(theta, self.tables.dense(theta), *moments):
                     before = [x.clone() for x in (part, *kept)] if masked else []
                     self.update(t + 1, factor * group.lr, group.weight_decay, part, g, *kept)
                     for x, old in zip((part, *kept) if masked else (), before, strict=True):
                         torch.where(finite, x, old, out=x)
+        self.tables.clear()
         if masked:
             self.verdict = Verdict(finite, updated)
 

@@ -1,4 +1,4 @@
-"""Mixed precision as a policy around an unchanged model, and loss scaling for float16 (Micikevicius et al. 2018, arXiv:1710.03740).
+"""Mixed precision around an unchanged model; loss scaling for float16 (Micikevicius et al. 2018, arXiv:1710.03740, section 3).
 
     low      products: floating-point arguments are cast to bfloat16 or float16
     float32  sums over many terms, exponentials, losses: arguments are cast to float32
@@ -24,6 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
+
+from minift.optim.rows import numbers
 
 # Policy, devices, operations: every function of that name in torch, torch.nn.functional, torch.linalg and torch.special, and the
 # tensor's method. A Python function of torch's is one operation, and what it calls inside is not seen: hence einsum and normalize
@@ -198,7 +200,7 @@ class LossScaler:
 
         False is no fault of the run: the loss of that step, which may be infinite or NaN itself, does not count.
         """
-        gradients = [theta.grad for theta in parameters if theta.grad is not None]
+        gradients = [numbers(theta) for theta in parameters if theta.grad is not None]
         for g in gradients:
             g.mul_(1 / self.S)
         # One question to the device, not one for each gradient.

@@ -2,4 +2,7 @@
 
 PENALTIES = {
     "l2sp": "minift.penalties.l2sp:L2SP",
+    "ewc": "minift.penalties.ewc:EWC",
+    "mixout": "minift.penalties.mixout:Mixout",
+    "distill": "minift.penalties.distill:Distill",
 }

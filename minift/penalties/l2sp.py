@@ -40,7 +40,7 @@ class L2SP(Penalty):
         self.pretrained, self.new = anchored.pretrained, anchored.new
         self.alpha, self.beta, self.decoupled = alpha, beta, decoupled
 
-    def term(self, model: nn.Module) -> Tensor | float:
+    def term(self, model: nn.Module, progress=None) -> Tensor | float:
         if self.decoupled:
             return 0.0
         moved = sum((theta - theta_0).square().sum() for theta, theta_0 in self.pretrained)

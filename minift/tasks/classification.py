@@ -16,7 +16,7 @@ Axes: N rows, B batch, C classes. Proved by tests/reference/test_trajectory.py, 
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -41,6 +41,7 @@ class Classification(Pooled):
     written: list[str] | None = field(default=None, kw_only=True)  # how data has the labels, as --label-names says; None: by name
 
     METRICS: ClassVar = {"accuracy": True, "f1_macro": True, "matthews": True}
+    FISHER: ClassVar = ("drawn", "all", "data")
 
     def __post_init__(self):
         if len({*self.labels}) != len(self.labels):
@@ -111,6 +112,20 @@ class Classification(Pooled):
         weights = None if batch.weights is None else batch.weights.to(torch.promote_types(logits.dtype, torch.float32))
         return F.cross_entropy(logits, labels, weights, reduction="none", label_smoothing=batch.smoothing)  # (B, C), (B) -> (B)
 
+    def drawn(self, logits: Tensor, batch: Batch, generator: torch.Generator) -> Batch:
+        p = logits.double().softmax(-1).cpu()
+        return replace(batch, targets=(p.multinomial(1, generator=generator)[:, 0].to(logits.device),))
+
+    def outcomes(self, logits: Tensor, batch: Batch) -> list[tuple[float, Batch]]:
+        p = logits[0].double().softmax(-1).tolist()
+        return [(share, replace(batch, targets=(torch.tensor([c], device=logits.device),))) for c, share in enumerate(p)]
+
+    def expected(self, batch: Batch, unit: int, tokenizer) -> dict[None, str]:
+        right = batch.targets[0][unit].tolist()
+        if isinstance(right, int):
+            return {None: self.labels[right]}
+        return {None: ", ".join(f"{label} {share:.3f}" for label, share in zip(self.labels, right, strict=True) if share)}
+
     def meter(self, data: Data) -> "Confusion":
         return Confusion(self.labels)
 
@@ -151,30 +166,49 @@ def weights_shown(labels: list[str], weights: np.ndarray) -> str:
 
 
 class Confusion(Meter):
-    """Rows by right and predicted class."""
+    """Rows by right and predicted class; and by their score, the probability of the predicted class, in bins of equal width."""
+
+    BINS = 10
 
     def __init__(self, labels: list[str]):
         self.labels = labels
+        self.bins = np.zeros((self.BINS, 3))  # of the rows of a bin: how many, the sum of their scores, how many are right
         self.matrix = np.zeros((len(labels), len(labels)), dtype=np.int64)  # (right, predicted)
 
     def add(self, logits: Tensor, batch: Batch) -> None:
-        self.matrix += confusion_matrix(batch.targets[0].numpy(), logits.argmax(-1).numpy(), len(self.labels))
+        right, predicted = batch.targets[0], logits.argmax(-1)
+        self.matrix += confusion_matrix(right.numpy(), predicted.numpy(), len(self.labels))
+        score = logits.double().softmax(-1).amax(-1)  # (B, C) -> (B)
+        bins = (score * self.BINS).long().clamp(0, self.BINS - 1).numpy()
+        np.add.at(self.bins, bins, torch.stack([torch.ones_like(score), score, (right == predicted).double()], 1).numpy())
 
     def merge(self, other: "Confusion") -> None:
         self.matrix += other.matrix
+        self.bins += other.bins
 
     def metrics(self) -> dict[str, float]:
         return classification_metrics(self.matrix)
 
     def details(self) -> dict:
-        """by_label: precision, recall, F1 and rows of every class. confusion: right label -> predicted label -> rows, but for 0."""
+        """by_label: precision, recall, F1 and rows of every class. confusion: right label -> predicted label -> rows, but for 0.
+
+        calibration: the bins that are not empty, with the mean score and the accuracy of their rows; and the expected calibration
+        error, sum_b n_b / N |accuracy_b - score_b| (Guo et al. 2017, arXiv:1706.04599, equation 3).
+        """
         figures = {name: values.tolist() for name, values in per_class(self.matrix).items()}
         by_label = {label: {name: values[i] for name, values in figures.items()} for i, label in enumerate(self.labels)}
         confusion = {
             label: {self.labels[j]: int(row[j]) for j in np.flatnonzero(row)}
             for label, row in zip(self.labels, self.matrix, strict=True)
         }
-        return {"by_label": by_label, "confusion": confusion}
+        n = self.bins[:, 0]
+        score, accuracy = (self.bins[:, 1:] / np.maximum(n, 1)[:, None]).T
+        filled = [(b / self.BINS, int(n[b]), score[b].item(), accuracy[b].item()) for b in np.flatnonzero(n).tolist()]
+        calibration = {
+            "error": float((n * abs(accuracy - score)).sum() / max(n.sum(), 1)),
+            "bins": [dict(zip(("above", "rows", "score", "accuracy"), one, strict=True)) for one in filled],
+        }
+        return {"by_label": by_label, "confusion": confusion, "calibration": calibration}
 
     def table(self) -> str:
         """Precision, recall, F1 and rows of every class; the confusion matrix beside them where it is not too wide."""

@@ -93,10 +93,19 @@ class MultiLabelClassificationFlags(MultiLabelFlags, TextFlags):
 
 @dataclass(frozen=True)
 class ImageFlags(ImageLayout):
+    method: str = flag("probe", "what trains: probe, full, lora:rank=4, ..., joined by +; help lists them")
     augment: str | None = flag(
         None,
-        "none, standard (crop, flip), strong; unset: standard, for probe none",
-        choices=("none", "standard", "strong"),
+        "none, standard (crop, flip), strong, randaugment, trivialaugment; unset: standard, for probe none",
+        choices=("none", "standard", "strong", "randaugment", "trivialaugment"),
+    )
+    image_size: int | None = flag(
+        None, "side of the squares that the model sees, in pixels; unset: the checkpoint's", least=1, most=10_000
+    )
+    bn_momentum: str | None = flag(
+        None,
+        "share of the newest batch in the statistics of BatchNorms that train: a number, or kornblith: 10 / steps of an epoch, at "
+        "most 0.1; unset: the checkpoint's",
     )
     views: int | None = flag(None, "augmented views of every training image, in turn; unset: new ones in each epoch", least=1)
 

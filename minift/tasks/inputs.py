@@ -98,7 +98,7 @@ class OfTexts(Pooled):
 class OfImages(Pooled):
     """An image a row."""
 
-    MODEL: ClassVar = "resnet50"
+    MODEL: ClassVar = "efficientnet-lite0"
     OPTIMIZER: ClassVar = "sgd"
     WEIGHT_DECAY: ClassVar = 1e-4
     LAYOUT: ClassVar = ImageLayout
@@ -106,7 +106,7 @@ class OfImages(Pooled):
     @classmethod
     def defaults(cls, method: str, checkpoint) -> dict[str, tuple]:
         if checkpoint.preprocessing is None:
-            raise UserError(f"{checkpoint.source} is a model of texts; expected a ResNet for images, as --model resnet50")
+            raise UserError(f"{checkpoint.source} is a model of texts; expected one of images, as --model efficientnet-lite0")
         return {
             "augment": ("none" if method == "probe" else "standard", f"{method}'s own"),
             "workers": (processes(None), "found"),

@@ -21,7 +21,7 @@ Proved by tests/reference/test_masked_lm.py: loss and every gradient of BertForM
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -54,6 +54,7 @@ class MaskedLM(Task):
     WEIGHT_DECAY: ClassVar = 0.01
     METRICS: ClassVar = {"perplexity": False, "accuracy": True}
     LAYOUT: ClassVar = DocumentLayout
+    FISHER: ClassVar = ("drawn", "data")
 
     def __post_init__(self):
         for name, value, known in (("blocks", self.blocks, BLOCKS), ("masking", self.masking, MASKINGS)):
@@ -118,6 +119,16 @@ class MaskedLM(Task):
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """logits: (B, M, V). batch.targets: positions (B, M), labels (B, M)."""
         return losses(logits, batch.targets[1]).sum(1)  # (B, M) -> (B)
+
+    def drawn(self, logits: Tensor, batch: Batch, generator: torch.Generator) -> Batch:
+        positions, labels = batch.targets
+        p = logits.flatten(0, 1).softmax(-1).cpu()  # (B, M, V) -> (B M, V)
+        words = p.multinomial(1, generator=generator).view(labels.shape).to(labels.device)
+        return replace(batch, targets=(positions, words.masked_fill(labels == NO_LABEL, NO_LABEL)))
+
+    def expected(self, batch: Batch, unit: int, tokenizer) -> dict[int, str]:
+        positions, labels = (x[unit].tolist() for x in batch.targets)
+        return {at: tokenizer.id_to_token(label) for at, label in zip(positions, labels, strict=True) if label != NO_LABEL}
 
     def meter(self, data: Data) -> "Perplexity":
         blocks = f"blocks of at most {self.max_length} tokens {self.blocks} documents"

@@ -129,6 +129,10 @@ class MultiLabel(Pooled):
         losses = F.binary_cross_entropy_with_logits(logits.to(dtype), sets.to(dtype), reduction="none", pos_weight=weights)
         return losses.sum(-1)  # (B, L) -> (B)
 
+    def expected(self, batch: Batch, unit: int, tokenizer) -> dict[None, str]:
+        has = batch.targets[0][unit].tolist()
+        return {None: ", ".join(label for label, there in zip(self.labels, has, strict=True) if there) or "no label"}
+
     def meter(self, data: Data) -> "Sets":
         return Sets(self)
 
@@ -201,18 +205,25 @@ class Sets(Meter):
             "subset_accuracy": subset_accuracy(gold, predicted),
         }
 
-    def table(self) -> str:
-        """Precision, recall, F1, average precision, rows and threshold of every label; F1 at 0.5."""
+    def details(self) -> dict:
+        """by_label: precision, recall, F1, average precision, rows and threshold of every label."""
         gold, p = self.all()
         figures = per_class(label_counts(gold, p >= np.array(self.task.thresholds)))
-        ap, names = average_precision(gold, p), ("precision", "recall", "f1")
-        rows = [
-            [label, *(float(figures[name][i]) for name in names), float(ap[i]), int(figures["rows"][i]), self.task.thresholds[i]]
-            for i, label in enumerate(self.task.labels)
-        ]
-        lines = table(["label", *names, "average precision", "rows", "threshold"], rows)
+        columns = {name: figures[name].tolist() for name in ("precision", "recall", "f1")}
+        columns |= {"average precision": average_precision(gold, p).tolist(), "rows": figures["rows"].astype(int).tolist()}
+        columns["threshold"] = self.task.thresholds
+        return {
+            "by_label": {label: {name: column[i] for name, column in columns.items()} for i, label in enumerate(self.task.labels)}
+        }
+
+    def table(self) -> str:
+        """The same; F1 at 0.5."""
+        by_label = self.details()["by_label"]
+        rows = [[label, *figures.values()] for label, figures in by_label.items()]
+        lines = table(["label", *next(iter(by_label.values()))], rows)
         if not self.task.tuned_on:
             return lines
+        gold, p = self.all()
         plain = multilabel_metrics(label_counts(gold, p >= UNTUNED))
         return (
             f"{lines}\nthresholds chosen on the {self.task.tuned_on:,} validation rows, whose F1 is therefore optimistic; at "

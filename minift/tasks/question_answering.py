@@ -52,7 +52,7 @@ from minift.metrics.squad import (
     squad_scores,
 )
 from minift.tables import table
-from minift.tasks.task import Meter, Task, text_defaults
+from minift.tasks.task import Mark, Meter, Task, text_defaults
 
 N_BEST = 20  # spans that `predict` gives, as in the usual scripts
 CLS = 0  # the position that stands for "no answer in this window"
@@ -147,6 +147,10 @@ class QuestionAnswering(Task):
         """logits: (B, S, 2). batch.targets: places (B, 2) of the first and the last token of the answer; units (B)."""
         return F.cross_entropy(logits, batch.targets[0], reduction="none").mean(1)  # (B, S, 2), (B, 2) -> (B)
 
+    def expected(self, batch: Batch, unit: int, tokenizer) -> dict[int, str]:
+        first, last = batch.targets[0][unit].tolist()
+        return {first: "start and end"} if first == last else {first: "start", last: "end"}
+
     def meter(self, data: "Passages") -> "Answers":
         return Answers(self, data)
 
@@ -204,6 +208,11 @@ class QuestionAnswering(Task):
         right = repr(gold[0].text) if gold else "no answer"
         found = repr(prediction["answer"]) if prediction["answer"] else "no answer"
         return f"{right}, predicted {found} {prediction['score']:.3f}"
+
+    def marked(self, examples: Questions, row: int, prediction: dict) -> tuple[str, list[Mark], list[Mark]]:
+        right = [Mark(a.start, a.start + len(a.text), "answer") for a in examples.answers[row][:1] if a.start is not None]
+        found = [Mark(prediction["start"], prediction["end"], "answer")] if prediction["answer"] else []
+        return examples.contexts[row], right, found
 
 
 class SpanHead(nn.Linear):

@@ -17,8 +17,9 @@ Axes: B units of a batch.
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from minift.data.batching import Batch, Data
@@ -27,6 +28,14 @@ from minift.data.layout import Layout
 from minift.errors import UserError, look_up
 from minift.fields import read_fields, shown
 from minift.tasks import TASKS
+
+
+class Mark(NamedTuple):
+    """A span of a text, and what it is called."""
+
+    start: int  # its first character
+    end: int  # the character after its last
+    name: str
 
 
 class Meter:
@@ -67,6 +76,7 @@ class Task:
     # (field of an input, field of a prediction): key and value of the JSON object that official scripts of the task read, which is
     # what `predict --out FILE.json` writes; None: there is no such format
     OFFICIAL: ClassVar[tuple[str, str] | None] = None
+    FISHER: ClassVar[tuple[str, ...]] = ("data",)  # labels that the Fisher information can take, see penalties/ewc.py
 
     WRITES: ClassVar[bool] = False  # whether `minift.generate RUN` writes with its runs
 
@@ -122,6 +132,18 @@ class Task:
     def loss(self, outputs, batch: Batch) -> Tensor:
         raise NotImplementedError
 
+    def drawn(self, outputs, batch: Batch, generator: torch.Generator) -> Batch:
+        """The batch with labels that are drawn from the model; generator: on the CPU. Of a task with "drawn" in FISHER."""
+        raise NotImplementedError
+
+    def outcomes(self, outputs, batch: Batch) -> list[tuple[float, Batch]]:
+        """(probability, batch with these labels) for all labels of a batch of one unit. Of a task with "all" in FISHER."""
+        raise NotImplementedError
+
+    def expected(self, batch: Batch, unit: int, tokenizer) -> dict[int | None, str]:
+        """What the loss expects of a unit of the batch, in words: position of a token -> what is right there; None: of all."""
+        return {None: ", ".join(str(x[unit].tolist()) for x in batch.targets)}
+
     def meter(self, data: Data) -> Meter:
         raise NotImplementedError
 
@@ -149,6 +171,10 @@ class Task:
         """The prediction of a row beside what is right."""
         return self.show(prediction)
 
+    def marked(self, examples: Examples, row: int, prediction: dict) -> tuple[str, list[Mark], list[Mark]] | None:
+        """(a text, its right spans, the predicted ones), for a task that predicts spans; None: it does not."""
+        return None
+
 
 class Model(nn.Module):
     """A body and a head: the model of every task."""
@@ -157,6 +183,12 @@ class Model(nn.Module):
         super().__init__()
         self.body = body
         self.head = head
+
+    @property
+    def parts(self) -> dict[str, list[nn.Module]]:
+        """Each stage of the body, and the head -> its modules, from input to output."""
+        stages = {stage: [self.body.get_submodule(name) for name in names] for stage, names in self.body.stages.items()}
+        return stages | {"head": [self.head]}
 
     def forward(self, batch: Batch) -> tuple:
         """(the body's State, the outputs of the head)"""

@@ -57,7 +57,7 @@ from minift.metrics.entities import (
     viterbi,
 )
 from minift.tables import table
-from minift.tasks.task import Meter, Task, TokenLinear, text_defaults
+from minift.tasks.task import Mark, Meter, Task, TokenLinear, text_defaults
 
 IGNORED = -100  # the label of a token that bears none, as in transformers
 TABULAR = ("header", "delimiter", "label_part", "skip_unlabelled")  # flags that say nothing of sentences
@@ -165,6 +165,9 @@ class TokenClassification(Task):
         losses = F.cross_entropy(logits.transpose(1, 2), batch.targets[0], ignore_index=IGNORED, reduction="none")
         return losses.sum(1)  # (B, S) -> (B)
 
+    def expected(self, batch: Batch, unit: int, tokenizer) -> dict[int, str]:
+        return {at: self.labels[label] for at, label in enumerate(batch.targets[0][unit].tolist()) if label != IGNORED}
+
     def meter(self, data: "Words") -> "Entities":
         return Entities(self.labels, data)
 
@@ -201,6 +204,12 @@ class TokenClassification(Task):
         missed, wrong = ([span for span in a if span not in b] for a, b in ((right, found), (found, right)))
         parts = [f"{what} {named(spans, examples.words[row])}" for what, spans in (("missed", missed), ("wrong", wrong)) if spans]
         return "; ".join(parts) or "all right"
+
+    def marked(self, examples: Tagged, row: int, prediction: dict) -> tuple[str, list[Mark], list[Mark]]:
+        (gold,), _, _ = in_iob2(examples.take(np.array([row])))
+        places = examples.offsets(row)
+        right = [Mark(places[first][0], places[end - 1][1], kind) for kind, first, end in strict_spans(gold)]
+        return examples.text(row), right, [Mark(e["start"], e["end"], e["type"]) for e in prediction["entities"]]
 
 
 def named(spans: list[Span], words: list[str]) -> str:
@@ -355,9 +364,12 @@ class Entities(Meter):
             "token_accuracy": self.right / max(self.seen, 1),
         }
 
+    def details(self) -> dict:
+        """by_label: precision, recall, F1 and counts of every type of entity, decoded by Viterbi and read strictly."""
+        return {"by_label": entity_scores(self.counts["viterbi", "strict"])}
+
     def table(self) -> str:
         """Type by type, decoded by Viterbi; below all types together, in each decoding and reading."""
-        by_type = entity_scores(self.counts["viterbi", "strict"])
         together = {f"all, {decoding}, {reading}": overall(counts) for (decoding, reading), counts in self.counts.items()}
-        rows = [[name, *figures.values()] for name, figures in (by_type | together).items()]
+        rows = [[name, *figures.values()] for name, figures in (self.details()["by_label"] | together).items()]
         return table(["entities", "precision", "recall", "f1", "predicted", "gold"], rows)

@@ -1,4 +1,4 @@
-"""What the contract runs over: every row of METHODS on a tiny BERT, GPT-2 and ResNet, and what is done to them alike.
+"""What the contract runs over: every row of METHODS on tiny bodies, and what is done to them alike.
 
 test_methods.py and test_pairs.py know no method by its name: a row that is added to the table is held to every promise. VARIANTS
 are options under which a method builds something else; a promise is kept under them as well.
@@ -13,7 +13,7 @@ import loop
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import CONFIG, tiny_body, tiny_gpt2, tiny_resnet, tiny_roberta
+from tiny import CONFIG, tiny_body, tiny_efficientnet, tiny_gpt2, tiny_resnet, tiny_roberta
 from torch import Tensor, nn
 
 from minift.data.batching import Batch
@@ -41,6 +41,10 @@ def texts() -> tuple[Tensor, Tensor, Tensor]:
     return tokens, mask, (torch.arange(10) >= 4).long().expand(ROWS, 10)
 
 
+def images() -> tuple[Tensor]:
+    return (torch.randn(ROWS, 3, 32, 32, generator=torch.Generator().manual_seed(1)),)
+
+
 @torch.no_grad()
 def wide(make: Callable[..., nn.Module], width: str, **changes) -> nn.Module:
     """A tiny transformer three times as wide, with weights that much smaller, so that a bottleneck of a sixteenth of the width has
@@ -61,9 +65,8 @@ MODELS = {
     "bert": Model(partial(wide, tiny_body, "hidden_size"), texts(), NO_DROPOUT, {"num_hidden_layers": 1}),
     "roberta": Model(partial(wide, tiny_roberta, "hidden_size"), texts()[:2], NO_DROPOUT, {"num_hidden_layers": 1}),
     "gpt2": Model(partial(wide, tiny_gpt2, "n_embd"), texts()[:2], NONE_OF_GPT2, {"n_layer": 1}),
-    "resnet": Model(
-        tiny_resnet, (torch.randn(ROWS, 3, 32, 32, generator=torch.Generator().manual_seed(1)),), {}, {"depths": (1, 1)}
-    ),
+    "resnet": Model(tiny_resnet, images(), {}, {"depths": (1, 1)}),
+    "efficientnet": Model(tiny_efficientnet, images(), {"drop_connect_rate": 0.0}, {"num_block_repeats": (1, 1)}),
 }
 
 

@@ -18,6 +18,7 @@ from tiny import (
     photographs,
     rows_file,
     tiny_body,
+    tiny_efficientnet,
     tiny_gpt2,
     tiny_resnet,
     tiny_roberta,
@@ -115,7 +116,19 @@ def over_bytes(directory: Path) -> Path:
     return directory
 
 
-BASES = {"bytes": over_bytes, "bert": converted_bert, "roberta": converted_roberta, "gpt2": converted_gpt2, "resnet": plain_resnet}
+def plain_efficientnet(directory: Path) -> Path:
+    return converted_resnet(directory, tiny_efficientnet(drop_connect_rate=0.0, dropout_rate=0.0))  # else it draws as it trains
+
+
+BASES = {
+    "bytes": over_bytes,
+    "bert": converted_bert,
+    "roberta": converted_roberta,
+    "gpt2": converted_gpt2,
+    "resnet": plain_resnet,
+    "efficientnet": plain_efficientnet,
+}
+IMAGES = ("resnet", "efficientnet")
 TEXT = ("bert", "roberta")
 ALL = (*TEXT, "gpt2")
 
@@ -152,7 +165,7 @@ def tagged_photographs(path: Path) -> Path:
 BALANCED = {"class_weights": "balanced", "label_smoothing": 0.1}
 CASES = {
     "text-classification": Case(ALL, lambda place: rows_file(place / "rows.csv")),
-    "image-classification": Case(("resnet",), lambda place: photographs(place / "photos"), {"workers": 0, "augment": "standard"}),
+    "image-classification": Case(IMAGES, lambda place: photographs(place / "photos"), {"workers": 0, "augment": "standard"}),
     "token-classification": Case(ALL, lambda place: sentences_file(place / "rows.conll"), {"max_length": 12, "overlap": 3}),
     "classification with weights": Case(TEXT, lambda place: rows_file(place / "rows.csv"), BALANCED, task="text-classification"),
     "augmented texts": Case(

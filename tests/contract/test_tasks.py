@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from contract.tasks import BASES, CASES
+from contract.tasks import BASES, CASES, IMAGES
 from loop import Nowhere, loop_options
 
 import minift
@@ -141,14 +141,14 @@ class Recorder(Optimizer):
 @every
 @pytest.mark.parametrize("k", [2, 50])
 def test_accumulated_batches_are_the_large_batch(tmp_path, bases, name, model, k):
-    started = Started(tmp_path, bases, name, model, method="partial:stages=1" if model == "resnet" else "full", accumulate=k)
+    started = Started(tmp_path, bases, name, model, method="partial:stages=1" if model in IMAGES else "full", accumulate=k)
     training, data = started.training, started.data["train"]
     training.model.double()
     for module in training.model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):  # its statistics would be the smaller batch's
             module.requires_grad_(False)
     training.optimizer = recorder = Recorder([replace_group(group) for group in training.optimizer.groups])
-    if model == "resnet":
+    if model in IMAGES:
         as_double(data)
     fit(training, data, None, Nowhere(), loop_options(accumulate=k, clip=1e18), Progress(changed=True))
     windows = in_order(data.order(4, 0, 0), k)

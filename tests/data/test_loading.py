@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from processes import assert_stops_cleanly
 from torchvision.models import ResNet50_Weights
-from torchvision.transforms import InterpolationMode
+from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms._presets import ImageClassification
 
 from minift.data.batching import by_length, in_order
@@ -121,7 +121,26 @@ def test_workers_change_nothing(files, augment):
         assert torch.equal(images, others[0]) and torch.equal(labels, others[1])
 
 
-@pytest.mark.parametrize("augment", ["standard", "strong"])
+@pytest.mark.parametrize(("augment", "policy"), [("randaugment", v2.RandAugment), ("trivialaugment", v2.TrivialAugmentWide)])
+def test_drawn_policies_are_torchvisions(files, augment, policy):
+    """On the same draws, at their own settings."""
+    how = InterpolationMode(SMALL.interpolation)
+    crop = v2.RandomResizedCrop(SMALL.crop, interpolation=how)
+    theirs = [crop, v2.RandomHorizontalFlip(), policy(interpolation=how), v2.PILToTensor()]
+    for seed in range(5):
+        found = []
+        for transform in (AUGMENT[augment](SMALL), v2.Compose(theirs)):
+            torch.manual_seed(seed)
+            found.append(transform(open_image(files[0])))
+        assert torch.equal(*found)
+
+
+def test_another_size_cuts_off_the_same_share():
+    assert replace(SMALL, resize=256, crop=224).sized(112) == replace(SMALL, resize=128, crop=112)
+    assert replace(SMALL, resize=224, crop=224).sized(33) == replace(SMALL, resize=33, crop=33)
+
+
+@pytest.mark.parametrize("augment", ["standard", "strong", "trivialaugment"])
 def test_draws_are_a_function_of_seed_epoch_and_row(files, augment):
     pictures = Pictures(files, (LABELS,), SMALL, 3, augment, seed=5)
     first = pixels(pictures, 0)
@@ -145,7 +164,7 @@ def test_views_recur(files):
     epochs = [pixels(pictures, epoch) for epoch in range(4)]
     assert torch.equal(epochs[0], epochs[2]) and torch.equal(epochs[1], epochs[3]) and not torch.equal(epochs[0], epochs[1])
     assert torch.equal(epochs[1], pixels(replace(pictures, views=None), 1))
-    draws = {"none": 1, "standard": None, "strong": None}
+    draws = dict.fromkeys(AUGMENT) | {"none": 1}
     assert {name: Pictures(files, (LABELS,), SMALL, 3, name).variants for name in AUGMENT} == draws
     assert (pictures.variants, replace(pictures, mixup=0.2).variants) == (2, None)
 

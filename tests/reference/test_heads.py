@@ -14,7 +14,7 @@ from reference.test_bytelevel import checkpoint_directory
 from reference.test_huggingface_images import saved as saved_resnet
 from reference.test_huggingface_images import tiny as tiny_resnet_of_transformers
 from safetensors.torch import load_file, save_file
-from tiny import CONFIG, TEXTS, huggingface_directory, photographs, write_json
+from tiny import CONFIG, TEXTS, huggingface_directory, photographs, randomise_norms, tiny_efficientnet, write_json
 from twins import close
 
 import convert
@@ -24,6 +24,7 @@ from minift.data.batching import Batch
 from minift.errors import UserError
 from minift.formats.bytelevel import END_OF_TEXT
 from minift.formats.heads import HEADS, OURS
+from minift.formats.huggingface import efficientnet_out
 from minift.pretrained import read
 from minift.tasks import TASKS
 from minift.tasks.task import task_from
@@ -40,7 +41,9 @@ CONFIGS = {
     "image-classification": {"problem_type": "single_label_classification", "id2label": {0: "ants", 1: "bees", 2: "1"}},
     "multi-label-image-classification": {"problem_type": "multi_label_classification", "id2label": {0: "ants", 1: "large"}},
 }
-PREFIX = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta", "gpt2": "GPT2", "resnet": "ResNet"}
+PREFIX = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta", "gpt2": "GPT2"}
+PREFIX |= {"resnet": "ResNet", "efficientnet": "EfficientNet"}
+IMAGES = ("resnet", "efficientnet")
 KINDS = [(task, kind) for task in CONFIGS if task in TASKS for kind in HEADS[task].names]
 
 
@@ -52,6 +55,10 @@ def fine_tuned(directory: Path, task: str, kind: str, **config) -> Path:
         config = {"label2id": {label: i for i, label in config["id2label"].items()}} | config
     if kind == "resnet":
         return saved_resnet(directory, randomised(tiny_resnet_of_transformers(make, **config)))
+    if kind == "efficientnet":
+        theirs = make(transformers.EfficientNetConfig(**efficientnet_out(tiny_efficientnet().config), **config))
+        randomise_norms(theirs, std=0.3, batches=4)
+        return saved_resnet(directory, randomised(theirs))
     if kind == "bert":
         huggingface_directory(directory)
         theirs = transformers.BertConfig(**asdict(CONFIG), **config)
@@ -97,7 +104,7 @@ def outputs(directory: Path, dtype=torch.float64):
 
 
 def inputs_of(kind: str, vocabulary: int, dtype=torch.float64):
-    if kind == "resnet":
+    if kind in IMAGES:
         return (torch.randn(2, 3, 40, 48, generator=torch.Generator().manual_seed(1), dtype=dtype),)
     generator = torch.Generator().manual_seed(1)
     mask = torch.arange(12) < torch.tensor([12, 7, 3, 1])[:, None]
@@ -289,7 +296,7 @@ def assert_alike(one, other, tolerance: float) -> None:
         for a, b in zip(one, other, strict=True):
             assert_alike(a, b, tolerance)
     elif isinstance(one, float):
-        assert one == pytest.approx(other, abs=tolerance)
+        assert one == pytest.approx(other, rel=1e-6, abs=tolerance)
     else:
         assert one == other
 

@@ -179,6 +179,11 @@ BIT = {
     **{"do_center_crop": True, "resample": 2, "do_rescale": True, "rescale_factor": 1 / 255},
     **{"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]},
 }
+EFFICIENTNET = {  # what google/efficientnet-b0 has; it divides twice by the deviation
+    **{"image_processor_type": "EfficientNetImageProcessor", "size": {"height": 224, "width": 224}, "resample": 0},
+    **{"do_center_crop": False, "crop_size": {"height": 289, "width": 289}, "include_top": True, "rescale_offset": False},
+    **{"image_mean": [0.485, 0.456, 0.406], "image_std": [0.47853944, 0.4732864, 0.47434163]},
+}
 VIT = BIT | {"image_processor_type": "ViTImageProcessor", "size": {"height": 224, "width": 224}, "do_center_crop": None}
 # The sizes are such that an even number of rows and of columns is cut off: of an odd one torchvision, and with it minift, cuts the
 # larger half off the top now and then, transformers never.
@@ -192,6 +197,7 @@ SAYS = {  # preprocessor_config.json -> (resize, crop, interpolation), height an
     "lanczos": (BIT | {"resample": 1}, (236, 224, "lanczos"), (400, 300)),
     "stretched": (CONVNEXT | {"size": {"shortest_edge": 384}}, (384, 384, "bicubic"), (500, 500)),
     "a square": (VIT, (224, 224, "bilinear"), (300, 300)),
+    "google/efficientnet-b0": (EFFICIENTNET, (224, 224, "nearest"), (300, 300)),
 }
 
 
@@ -203,7 +209,7 @@ def test_preprocessing_equals_the_image_processor(tmp_path, case):
     assert (found.resize, found.crop, found.interpolation) == (resize, crop, interpolation)
     assert report.said == (
         [f"{said['image_processor_type']} does not crop; taken as resizing the shorter side to {crop} and cropping the middle "
-         f"{crop} x {crop}"] if case in ("stretched", "a square") else []
+         f"{crop} x {crop}"] if case in ("stretched", "a square", "google/efficientnet-b0") else []
     )  # fmt: skip
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "source", use_fast=False)
     picture = photo(height, width)
