@@ -18,13 +18,14 @@ class Distill(Penalty):
         of=features    strength |f - f_0|^2 / |f_0|^2
         of=logits      strength T^2 sum_c q_0 log(q_0 / q),    q = softmax(z / T), q_0 = softmax(z_0 / T), T the temperature
 
-    Where the model comes without a head, f is the mean over the tokens or the map. No row of the source's task is needed. The
-    second forward, without a graph, takes about a third of a step's time. The paper trains the source's head as well, on the labels
-    that it gave; here it stays as it is. T^2 keeps the gradient's size the same for every T.
+    Where the model comes without a head, f is what its own pooler gives, without one the mean over the tokens or the map; of a
+    head that reads every token, their mean. No row of the source's task is needed. The second forward, without a graph, takes about
+    a third of a step's time. The paper trains the source's head as well, on the labels that it gave; here it stays as it is. T^2
+    keeps the gradient's size the same for every T.
 
     strength: 0 or above. temperature: above 0.
     Raises ValueError where nothing of the body trains, or for logits where the source's head gives none of one label a row.
-    Proved by tests/optim/test_penalties.py: by hand, and against torch's kl_div.
+    Proved by tests/optim/test_penalties.py: by hand, torch's kl_div, finite differences.
     """
 
     def __init__(self, anchored: Anchored, strength: float = 1.0, of: str = "features", temperature: float = 2.0):
