@@ -17,7 +17,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -187,13 +187,13 @@ def results(runs: list[Recorded]) -> list:
                 Grid([f"{run.name}, by {run.flags['by']}", *header], [[value, *one.values()] for value, one in by.items()])
             )
     if done:
-        parts.append(
-            Grid(
-                ["run", "phase", "seconds"],
-                [[run.name, phase, round(seconds)] for run in done for phase, seconds in run.result["seconds"].items()],
-                bars=(2,),
-            )
-        )
+        phases = list(done[0].result["seconds"])
+        if len(done) == 1:
+            seconds = [[phase, round(seconds)] for phase, seconds in done[0].result["seconds"].items()]
+            parts.append(Grid(["phase", "seconds"], seconds, bars=(1,)))
+        else:
+            seconds = [[run.name, *(round(run.result["seconds"][phase]) for phase in phases)] for run in done]
+            parts.append(Grid(["run", *(f"{phase}, s" for phase in phases)], seconds))
         counts = [(*run.result["parameters"].values(), run.result["peak_memory_mb"]) for run in done]
         header = ["run", "trainable parameters", "of", "peak memory, MB"]
         parts.append(Grid(header, [[run.name, *count] for run, count in zip(done, counts, strict=True)]))
@@ -228,7 +228,15 @@ def curves(runs: list[Recorded]) -> list[Chart]:
     most = max(len(run.events["train"]) for run in runs)
     mean = f", mean of {math.ceil(most / POINTS)} steps" if most > POINTS else ""
     charts = [Chart(f"Loss{mean}", "step", "loss", loss)] if any(line.x for line in loss) else []
-    return charts + metric_curves(runs) + [chart for run in runs for chart in learning_rates(run, one)]
+    rates: list[Chart] = []
+    for run in runs:
+        for chart in learning_rates(run):
+            same = next((other for other in rates if str((other.lines, other.marks)) == str((chart.lines, chart.marks))), None)
+            if same is None:
+                rates.append(chart if one else replace(chart, title=f"{chart.title} of {run.name}"))
+            else:
+                same.title += f", {run.name}"
+    return charts + metric_curves(runs) + rates
 
 
 def thinned(events: list[dict]) -> tuple[list[float], list[float]]:
@@ -254,7 +262,7 @@ def metric_curves(runs: list[Recorded]) -> list[Chart]:
     return [Chart(f"Validation: {name}", "epoch", "" if name == "metrics" else name, lines) for name, lines in found.items()]
 
 
-def learning_rates(run: Recorded, alone: bool) -> list[Chart]:
+def learning_rates(run: Recorded) -> list[Chart]:
     """Of every stage over the steps, a gap where it is frozen; stages of the same learning rates share a line."""
     events, found = run.events["train"], run.result.get("stages", {})
     rates = {stage: figures["lr"][0] for stage, figures in found.items() if figures["lr"]}  # LoRA+ has several; the lowest
@@ -280,7 +288,7 @@ def learning_rates(run: Recorded, alone: bool) -> list[Chart]:
             continue
         y = np.where(trains, factors * rate, math.nan)[picked]
         lines.append(Line(spans(stages, list(rates)), [events[i]["step"] for i in picked], y.tolist()))
-    return [Chart("Learning rate" if alone else f"Learning rate of {run.name}", "step", "learning rate", lines, marks)]
+    return [Chart("Learning rate", "step", "learning rate", lines, marks)]
 
 
 def spans(stages: list[str], order: list[str]) -> str:
@@ -352,10 +360,10 @@ def stages(run: Recorded) -> list[Text | Grid]:
         return []
     moved, note = drift(run)
     rows = [
-        [stage, one["parameters"], one["trainable"], " / ".join(f"{lr:.3g}" for lr in one["lr"]), moved.get(stage, "")]
+        [stage, moved.get(stage, ""), " / ".join(f"{lr:.3g}" for lr in one["lr"]), one["parameters"], one["trainable"]]
         for stage, one in found.items()
     ]
-    return [Grid(["stage", "parameters", "trainable", "learning rate", "drift, %"], rows, bars=(4,)), Text(note)]
+    return [Grid(["stage", "drift, %", "learning rate", "parameters", "trainable"], rows, bars=(1,)), Text(note)]
 
 
 def drift(run: Recorded) -> tuple[dict[str, float], str]:
@@ -520,6 +528,7 @@ td.long { white-space: normal; min-width: 30ch; overflow-wrap: anywhere; }
 td.bar { min-width: 110px; background: linear-gradient(to right, var(--bar) var(--w), transparent var(--w)); }
 article { border-top: 1px solid var(--line); padding: 10px 0; display: flow-root; }
 article img { float: left; margin: 0 12px 6px 0; max-width: 160px; }
+@media (max-width: 600px) { body { font-size: 14px; } th, td { padding: 3px 6px; } td.bar { min-width: 80px; } }
 .name { color: var(--dim); margin-right: 6px; }
 mark { color: inherit; border-radius: 3px; padding: 0 2px; } mark small { color: var(--dim); margin-left: 4px; }
 mark.both { background: var(--both); } mark.right { background: var(--right); border-bottom: 2px dashed; }

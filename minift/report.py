@@ -162,6 +162,8 @@ def print_results(
         print_worst(run, parts["valid"], task, training, scores["valid"].losses, options)
     quoted, scored = shlex.quote(str(run.directory)), options.test or options.valid
     print(f"predict   python -m minift.predict {quoted} {task.example(parts['train'])}")
+    if task.WRITES:
+        print(f'generate  python -m minift.generate {quoted} "text"')
     print(f"evaluate  python -m minift.evaluate {quoted} --data {'DATA' if scored in (None, 'none') else shlex.quote(scored)}")
     reason = why_no_export(run.template)
     timm = reason and run.template.architecture == "efficientnet"

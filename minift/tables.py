@@ -28,14 +28,13 @@ def table(header: list[str], rows: list[list], width: int | None = None) -> str:
         too_wide = sum(widths) + 2 * (len(widths) - 1) - width
         if too_wide > 0:
             widths[i] = min(widths[i], max(LEAST, widths[i] - too_wide))
-    padded = [[pad(cut(cell, w), w, is_words) for cell in cells] for cells, w, is_words in zip(columns, widths, words, strict=True)]
-    blocks = blocks_of(widths, width)
-    return "\n\n".join(
-        "\n".join("  ".join(line).rstrip() for line in zip(*(padded[i] for i in block), strict=True)).replace(
-            "\n", "\n" if block is blocks[-1] else "  …\n", 1
-        )
-        for block in blocks
-    )
+    texts = [[pad(cut(cell, w), w, is_words) for cell in cells] for cells, w, is_words in zip(columns, widths, words, strict=True)]
+    blocks = [
+        ["  ".join(line).rstrip() for line in zip(*(texts[i] for i in block), strict=True)] for block in blocks_of(widths, width)
+    ]
+    for block in blocks[:-1]:
+        block[0] += "  …"
+    return "\n\n".join("\n".join(block) for block in blocks)
 
 
 def blocks_of(widths: list[int], width: int) -> list[list[int]]:

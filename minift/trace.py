@@ -27,7 +27,7 @@ from minift.optim.groups import switch
 from minift.optim.precision import LossScaler, without_tf32
 from minift.optim.rows import numbers
 from minift.options import GRID, Options, check, flags_of_other_tasks, layout_of, options_of
-from minift.report import short
+from minift.report import beside
 from minift.runs import Run, base_of, fingerprints, read_record, repeated
 from minift.tables import counted, table
 from minift.training import Progress, Step, seed_dropout, step
@@ -206,7 +206,8 @@ def rows(traced: Traced) -> str:
     content = traced.examples.take([row]).inputs()[0]
     shown = (" ".join(map(str, value)) if isinstance(value, list) else str(value) for value in content.values())
     others = f"the first of a batch of {counted(len(batch.rows), 'unit')} of {counted(len({*batch.rows.tolist()}), 'row')}"
-    return f"{short(traced.examples.where(row) + '  ' + ' | '.join(shown))}\n{others}"
+    text = beside(f"{traced.examples.where(row)}  ", " | ".join(shown))
+    return f"{text}\n{others}"
 
 
 def inputs(traced: Traced) -> str:
@@ -216,19 +217,24 @@ def inputs(traced: Traced) -> str:
 
 
 def tokens(traced: Traced) -> str:
-    """Each token of the first unit: its id, whether it is seen, what the loss expects there."""
+    """Each token of the first unit, its id and what the loss expects there."""
     batch, expected = traced.batch, traced.training.task.expected(traced.batch, 0, traced.tokenizer)
     lines = [f"expected: {expected[None]}"] if None in expected else []
     if traced.tokenizer is not None:
-        ids, mask = batch.inputs[0][0].tolist(), batch.inputs[1]
-        real = [True] * len(ids) if mask is None else mask[0].tolist()
-        shown = [
-            [at, traced.tokenizer.id_to_token(number) or "", number, "yes" if real[at] else "padding", expected.get(at, "")]
-            for at, number in enumerate(ids)
-        ]
-        lines.append(table(["at", "token", "id", "attended", "expected"], shown[:TOKENS]))
+        ids, real = batch.inputs[0][0].tolist(), real_tokens(batch).nonzero().flatten().tolist()
+        shown = [[at, traced.tokenizer.id_to_token(ids[at]) or "", str(ids[at]), expected.get(at, "")] for at in real]
+        lines.append(table(["at", "token", "id", "expected"], shown[:TOKENS]))
         lines += [f"... {len(shown) - TOKENS} more"] if len(shown) > TOKENS else []
+        lines += [f"{len(ids) - len(real)} of padding, which no token sees"] if len(real) < len(ids) else []
     return "\n".join(lines)
+
+
+def real_tokens(batch: Batch) -> Tensor:
+    """(S) of the first unit, which columns some token sees: all but padding."""
+    mask = batch.inputs[1]
+    if mask is None:
+        return torch.ones(batch.inputs[0].shape[1], dtype=torch.bool)
+    return mask[0] if mask.ndim == 2 else mask[0, 0].any(0)  # (B, S), or (B, 1, S, S) -> (S)
 
 
 def stops(traced: Traced) -> str:
@@ -243,8 +249,7 @@ def attended(traced: Traced) -> str:
     """Of the first unit: what the token that is pooled sees most in each layer, by the mean over the heads."""
     if not traced.seen.weights:
         return ""
-    ids, mask = traced.batch.inputs[0][0].tolist(), traced.batch.inputs[1]
-    length = len(ids) if mask is None else int(mask[0].sum())
+    ids, length = traced.batch.inputs[0][0].tolist(), int(real_tokens(traced.batch).sum())
     reader = length - 1 if traced.training.model.body.CAUSAL else 0
     lines = []
     for layer, weights in traced.seen.weights.items():

@@ -210,8 +210,10 @@ COLUMNS = {  # what the rows of a task have; of any other a text and a label
     "multi-label-classification": ["text", "labels"],
     "multi-label-image-classification": ["path", "labels"],
     "token-classification": ["tokens", "tags"],
+    "instruction-tuning": ["instruction", "output"],
 }
-FORMATS = {"token-classification": ["jsonl", "conll"], "masked-lm": ["txt", "csv", "jsonl"]}
+FORMATS = {"token-classification": ["jsonl", "conll"], "instruction-tuning": ["jsonl"]}
+FORMATS |= {task: ["txt", "csv", "jsonl"] for task in ("masked-lm", "causal-lm")}
 
 
 def table_of(task: str, pick: random.Random) -> tuple[str, bytes]:
@@ -335,7 +337,7 @@ def test_directories(slow, tmp_path, capsys):
         rows = look_up(TASKS, task, "").read(str(place), layout, pick.randrange(3) > 0)
         assert len(rows.inputs()) == len(rows)
 
-    of_files = [task for task in KINDS if task in ("text-classification", "image-classification", "masked-lm")]
+    of_files = [task for task in KINDS if task in ("text-classification", "image-classification", "masked-lm", "causal-lm")]
     fuzz("directories", slow, capsys, act, st.sampled_from([*of_files, *KINDS]), SEEDS)
 
 

@@ -95,7 +95,7 @@ def test_the_grids_hold_the_result(gradual):
     assert [row[0] for row in labels.rows] == confusion.header[1:] == ["<b>positive</b>", "negative", "positive"]
     assert sum(sum(row[1:]) for row in confusion.rows) == sum(row[-1] for row in labels.rows)
     stages, _ = found["Stages"]
-    total = {name: sum(row[i] for row in stages.rows) for i, name in ((1, "total"), (2, "trainable"))}
+    total = {name: sum(row[i] for row in stages.rows) for i, name in ((3, "total"), (4, "trainable"))}
     assert total == {name: result["parameters"][name] for name in total}
 
 
@@ -155,6 +155,11 @@ def test_several_runs_show_the_flags_in_which_they_differ(gradual, bert, tmp_pat
     assert grid.rows == [["layer-decay", "0.5", "1.0"], ["unfreeze", "gradual", ""], ["seed", "42", "7"]]
     (accuracy,) = (chart for chart in found["Curves"] if chart.title == "Validation: accuracy")
     assert [(line.label, line.colour) for line in accuracy.lines] == [("seed-9", 0), ("seed-10", 1)]
+    titles = [chart.title for chart in found["Curves"]]
+    assert {"Learning rate of seed-9", "Learning rate of seed-10"} <= {*titles}
+    shutil.copytree(other, tmp_path / "seeds" / "seed-11")
+    titles = [chart.title for chart in parts([tmp_path / "seeds"])["Curves"]]
+    assert "Learning rate of seed-10, seed-11" in titles  # which have the same
 
 
 def test_the_worst_rows_of_texts(gradual):

@@ -1,6 +1,8 @@
 """What the README shows is what works: its method and its task are taken out of it and run."""
 
+import ast
 import json
+import re
 import sys
 import textwrap
 from itertools import takewhile
@@ -14,7 +16,16 @@ import train
 from minift import evaluate
 from minift.tasks import FLAGS, TASKS
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+CHECKOUT = Path(__file__).parents[1]
+README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+MECHANISMS = [
+    path
+    for folder in ("models", "methods", "optim", "penalties")
+    for path in sorted((CHECKOUT / "minift" / folder).glob("*.py"))
+    if path.stem != "__init__"
+]
+# What these files do is in no paper: what all bodies, wrappers, optimisers and penalties share; a kernel; a measurement
+OF_NO_PAPER = {"body.py", "surgery.py", "optimizer.py", "penalty.py", "fused.py", "measure.py"}
 
 
 def block_after(sentence: str) -> str:
@@ -54,3 +65,38 @@ def test_the_method(tmp_path, flags, monkeypatch):
     assert trained == 2 * 3 * 16 + 2 * 17  # a factor a channel of two norms in each of three layers, and the head
     monkeypatch.setenv("MINIFT_METHODS", str(tmp_path / "norm_scale.py"))
     assert len(minift.load(tmp_path / "run").predict(["good"])) == 1
+
+
+# ---- from equation to code ----
+
+
+def files_in_tables() -> dict[str, list[str]]:
+    """Cell of a table -> the files that it names; one without a folder lies beside the one before it."""
+    found = {}
+    for cell in (cell for line in README.splitlines() if line.startswith("|") for cell in line.split("|")):
+        folder = ""
+        for name in re.findall(r"`([\w/*]+(?:\.py|/))`", cell):
+            folder = name.rpartition("/")[0] or folder
+            found.setdefault(cell, []).append(name if "/" in name else f"{folder}/{name}")
+    return found
+
+
+def test_every_file_that_the_tables_name_exists_and_no_mechanism_is_forgotten():
+    named = {name for names in files_in_tables().values() for name in names}
+    assert len(named) > 50
+    gone = [name for name in named if not any(CHECKOUT.glob(name))]
+    assert not gone, f"README's tables name {gone}"
+    forgotten = [str(path.relative_to(CHECKOUT)) for path in MECHANISMS if str(path.relative_to(CHECKOUT)) not in named]
+    assert not forgotten, f"README's table of files does not name {forgotten}"
+
+
+@pytest.mark.parametrize("path", MECHANISMS, ids=lambda path: path.name)
+def test_every_mechanism_names_its_paper_the_place_in_it_and_its_proof(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    said = "\n".join(ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, kinds))
+    if path.name not in OF_NO_PAPER:
+        assert re.search(r"[A-Z]\w+.* (19|20)\d\d", said), "no paper"
+        assert re.search(r"\b(sections?|algorithm|equations?|appendix|table)\b", said), "no place in the paper"
+    proofs = re.findall(r"\btests/[\w/*]+(?:\.py|/)?", said)
+    assert proofs and all(any(CHECKOUT.glob(proof)) for proof in proofs), f"proofs: {proofs}"

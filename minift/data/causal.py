@@ -125,7 +125,8 @@ class Sequences(Data):
         shown = [i for i in sorted(near) if 0 <= i < len(ids)]
 
         def text(number: int) -> str:
-            return repr(self.tokenizer.decode([number], skip_special_tokens=False))
+            shown = self.tokenizer.decode([number], skip_special_tokens=False)
+            return repr(self.tokenizer.id_to_token(number) if "\ufffd" in shown else shown)  # a part of a character has no text
 
         rows = []
         for before, i in zip([-1, *shown], shown, strict=False):

@@ -25,6 +25,7 @@ class Examples:
 
     ROWS: ClassVar[tuple[str, ...]]
     UNIT: ClassVar[str] = "row"  # what errors call one of them
+    shortened = 0  # labels of which --label-part has kept a part
 
     def __len__(self) -> int:
         return len(getattr(self, self.ROWS[0]))

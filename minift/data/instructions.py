@@ -54,7 +54,6 @@ class Instructions(Examples):
     form: str = "instruction"  # of FORMS
 
     ROWS = ("pieces",)
-    shortened = 0  # there are no labels
 
     def inputs(self) -> list[dict[str, str]]:
         """The prompt: what stands before the last answer."""

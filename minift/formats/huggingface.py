@@ -137,6 +137,8 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
         tensors = {name.replace(own, family.pooler) if name.startswith(own) else name: t for name, t in tensors.items()}
     own = family.config_out(body.config) if family.config_out else checkpoint.config
     config = {"architectures": [f"{family.name}Model"], "model_type": checkpoint.architecture, **own} | family.computed
+    if checkpoint.causal:
+        config["bos_token_id"] = config["eos_token_id"]  # the end of a text is all that a GPT-2 begins with
     if task:
         tensors |= heads.named_there(head, checkpoint.architecture, task)
         config |= heads.config_of(checkpoint, family.name)

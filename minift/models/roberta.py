@@ -1,4 +1,4 @@
-"""RoBERTa (Liu et al. 2019, arXiv:1907.11692), equal to transformers' `RobertaModel`; XLM-R and DistilRoBERTa are the same network.
+"""RoBERTa (Liu et al. 2019, arXiv:1907.11692, section 2), equal to transformers' `RobertaModel`; so are XLM-R and DistilRoBERTa.
 
 It is BERT with one difference in the embeddings: positions count from the padding id p upwards, and over tokens alone,
 

@@ -4,7 +4,7 @@ What bfloat16 gains is not told by the name of a device. On a CPU with AMX or AV
 AVX2 alone a multiple; and for small products the casts may cost more than is gained. So `choose` measures: the linear layers and
 convolutions of a forward pass are recorded, and those that are most of its work are run, forward and backward, in both dtypes, as
 training does: weights that train are cast at each use, frozen ones once.
-Proved by tests/reference/test_precision.py; beside whole training steps: tests/bench/precision.py.
+Proved by tests/reference/test_measure.py; beside whole training steps: tests/bench/precision.py.
 """
 
 import math

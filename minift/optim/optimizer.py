@@ -1,4 +1,7 @@
-"""What all optimisers share: groups, the walk over their parameters, state per parameter, and blocks that stay in the cache."""
+"""What all optimisers share: groups, the walk over their parameters, state per parameter, and blocks that stay in the cache.
+
+Proved by tests/reference/test_optim.py, for both update rules.
+"""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Mixed precision as a policy around an unchanged model, and loss scaling for float16 (Micikevicius et al. 2018, arXiv:1710.03740).
+"""Mixed precision around an unchanged model; loss scaling for float16 (Micikevicius et al. 2018, arXiv:1710.03740, section 3).
 
     low      products: floating-point arguments are cast to bfloat16 or float16
     float32  sums over many terms, exponentials, losses: arguments are cast to float32

@@ -1,4 +1,4 @@
-"""SGD with momentum (Polyak 1964; Sutskever et al. 2013, ICML, for Nesterov's form), the usual optimiser of image classifiers."""
+"""SGD with momentum, also in Nesterov's form (Sutskever et al. 2013, ICML, section 2, equations 1 to 4): usual for images."""
 
 from torch import Tensor
 

@@ -1,5 +1,7 @@
 """What is added to the loss of a step, or acts beside it, so that training stays where it should.
 
+Proved by tests/optim/test_penalties.py.
+
 Axes: B units of a batch.
 """
 

@@ -45,6 +45,7 @@ class NextToken(Task):
     MODEL: ClassVar = "gpt2"
     OPTIMIZER: ClassVar = "adamw"
     WEIGHT_DECAY: ClassVar = 0.01
+    WRITES: ClassVar = True
     LONGEST: ClassVar[int]  # the default of --max-length, if the model can take it
 
     @classmethod
@@ -84,7 +85,7 @@ class NextToken(Task):
             yield {"perplexity": exponential(loss, count), "loss": loss / count if count else None, "tokens": count}
 
     def example(self, examples: Examples) -> str:
-        return '"how likely is this text?", and to write: python -m minift.generate RUN "text"'
+        return '"how likely is this text?"'
 
     def show(self, prediction: dict) -> str:
         value = prediction["perplexity"]

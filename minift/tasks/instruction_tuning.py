@@ -97,7 +97,7 @@ class InstructionTuning(NextToken):
         return Likelihood(tuple(self.METRICS), f"of answers alone, in rows of at most {self.max_length} tokens")
 
     def example(self, examples: Instructions) -> str:
-        return '--data FILE.jsonl, and to write: python -m minift.generate RUN "text", or RUN --chat'
+        return examples.example()
 
     def compare(self, examples: Instructions, row: int, prediction: dict) -> str:
         answer = next(piece.text for piece in reversed(examples.pieces[row]) if piece.counts)

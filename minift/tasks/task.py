@@ -78,6 +78,8 @@ class Task:
     OFFICIAL: ClassVar[tuple[str, str] | None] = None
     FISHER: ClassVar[tuple[str, ...]] = ("data",)  # labels that the Fisher information can take, see penalties/ewc.py
 
+    WRITES: ClassVar[bool] = False  # whether `minift.generate RUN` writes with its runs
+
     pool: str | None  # what the body pools its output to, as cls, mean or last; None: the head reads the hidden states
 
     @classmethod
@@ -158,7 +160,7 @@ class Task:
         raise NotImplementedError
 
     def example(self, examples: Examples) -> str:
-        """What stands behind `minift.predict RUN` in the last lines of a run; another command on a line of its own."""
+        """What one types behind `minift.predict RUN`."""
         return examples.example()
 
     def show(self, prediction: dict) -> str:

@@ -61,4 +61,4 @@ def test_a_sample_is_read_from_the_batch_that_trains():
     header, rows = made(False, 40, ["ab\né"]).sample()
     assert header == ["column", "position", "token", "sees columns", "target", "counts"]
     assert rows[0] == [0, 0, "'<|endoftext|>'", "0-0", "'a'", "yes"] and rows[2] == [2, 2, "'b'", "0-2", "'\\n'", "yes"]
-    assert rows[-1][4:] == ["'<|endoftext|>'", "yes"]
+    assert rows[-1][4:] == ["'<|endoftext|>'", "yes"] and rows[-1][2] == "'©'", "the second byte of é, as the vocabulary has it"
