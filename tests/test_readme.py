@@ -24,8 +24,10 @@ MECHANISMS = [
     for path in sorted((CHECKOUT / "minift" / folder).glob("*.py"))
     if path.stem != "__init__"
 ]
-# What these files do is in no paper: what all bodies, wrappers, optimisers and penalties share; a kernel; a measurement
-OF_NO_PAPER = {"body.py", "surgery.py", "optimizer.py", "penalty.py", "fused.py", "measure.py"}
+PROOFS = (CHECKOUT / "tests" / "README.md").read_text(encoding="utf-8")
+# What these files do is in no paper: what all bodies, wrappers, optimisers and penalties share; a kernel; a measurement; gradients
+# as they are stored. Of rehearsal there is a paper, whose place is all of it
+OF_NO_PAPER = {"body.py", "surgery.py", "optimizer.py", "penalty.py", "fused.py", "measure.py", "rows.py", "rehearsal.py"}
 
 
 def block_after(sentence: str) -> str:
@@ -73,7 +75,7 @@ def test_the_method(tmp_path, flags, monkeypatch):
 def files_in_tables() -> dict[str, list[str]]:
     """Cell of a table -> the files that it names; one without a folder lies beside the one before it."""
     found = {}
-    for cell in (cell for line in README.splitlines() if line.startswith("|") for cell in line.split("|")):
+    for cell in (cell for line in PROOFS.splitlines() if line.startswith("|") for cell in line.split("|")):
         folder = ""
         for name in re.findall(r"`([\w/*]+(?:\.py|/))`", cell):
             folder = name.rpartition("/")[0] or folder
@@ -81,13 +83,20 @@ def files_in_tables() -> dict[str, list[str]]:
     return found
 
 
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    assert len(README.splitlines()) <= 250
+    links = re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", README) + re.findall(r"\]\(([^)#:]+)\)", PROOFS)
+    assert len(links) > 5
+    assert not [link for link in links if not ((CHECKOUT / link).exists() or (CHECKOUT / "tests" / link).exists())]
+
+
 def test_every_file_that_the_tables_name_exists_and_no_mechanism_is_forgotten():
     named = {name for names in files_in_tables().values() for name in names}
     assert len(named) > 50
     gone = [name for name in named if not any(CHECKOUT.glob(name))]
-    assert not gone, f"README's tables name {gone}"
+    assert not gone, f"tests/README.md names {gone}"
     forgotten = [str(path.relative_to(CHECKOUT)) for path in MECHANISMS if str(path.relative_to(CHECKOUT)) not in named]
-    assert not forgotten, f"README's table of files does not name {forgotten}"
+    assert not forgotten, f"tests/README.md does not name {forgotten}"
 
 
 @pytest.mark.parametrize("path", MECHANISMS, ids=lambda path: path.name)

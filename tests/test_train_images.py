@@ -78,7 +78,8 @@ def test_the_same_again_with_any_number_of_workers(tmp_path, data, flags):
 
 @pytest.mark.parametrize("cache", ["memory", "disk", "off"])
 def test_a_cache_changes_nothing(tmp_path, data, cache):
-    results = [run(tmp_path, *data, out=out, method="probe", cache=kind) for out, kind in (("off", "off"), ("kept", cache))]
+    both, same = (("off", "off"), ("kept", cache)), {"method": "probe", "precision": "float32"}
+    results = [run(tmp_path, *data, out=out, cache=kind, **same) for out, kind in both]
     assert results[0]["valid"] == results[1]["valid"]
     assert sorted(p.name for p in (tmp_path / "kept").iterdir()) == ["config.json", "metrics.jsonl", "model", "result.json"]
 

@@ -1,4 +1,4 @@
-"""EfficientNet B0 to B7 (Tan & Le 2019, arXiv:1905.11946) and EfficientNet-Lite0 to Lite4: torchvision's, timm's, transformers'.
+"""EfficientNet B0 to B7 (Tan & Le 2019, arXiv:1905.11946, table 1) and Lite0 to Lite4: torchvision's, timm's, transformers'.
 
     x      = act(BN(conv_3x3(image)))                                                   stem, which halves the resolution
     h      = act(BN(dw_kxk(act(BN(conv_1x1(x))))))                                      the first 1x1 widens x by expand_ratio

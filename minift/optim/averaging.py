@@ -82,7 +82,7 @@ class EMA(Average):
 
 class Last(Average):
     """The mean of the weights at the ends of the last epochs, each counting alike (SWA, Izmailov et al. 2018, arXiv:1803.05407,
-    with the run's own schedule). Of a run whose --epochs is raised, it goes on from the epochs that it has.
+    algorithm 1, with the run's own schedule). Of a run whose --epochs is raised, it goes on from the epochs that it has.
 
     epochs: 1 or more. Raises ValueError for another number.
     """
