@@ -27,6 +27,7 @@ from torch.nn import Parameter
 from minift.data.decoding import open_image, to_rgb
 from minift.data.splits import read_splits
 from minift.errors import UserError, look_up
+from minift.fields import shown
 from minift.finetuned import load
 from minift.merging import started_from
 from minift.methods.surgery import merge, mergeable, plain_tensors
@@ -137,11 +138,16 @@ def read_run(directory: Path, name: str) -> Recorded:
     for number, line in enumerate(lines[:-1], 1):  # behind the last end of a line stands nothing, or what is being written
         try:
             event = json.loads(line)
-            events[event["split"]].append({"step": int(event["step"]), "epoch": int(event["epoch"])} | event)
+            place = ("l2",) if "l2" in event else ("step", "epoch")  # --solver lbfgs tries penalties
+            events[event["split"]].append(event | {name: event[name] + 0 for name in place})
         except (ValueError, TypeError, KeyError):
             raise UserError(f"{file}:{number}: expected a JSON object with step, epoch and split; was the file edited?") from None
-    result = directory / "result.json"
-    return Recorded(name, directory, record, events, read_object(result) if result.is_file() else {})
+    file = directory / "result.json"
+    result = read_object(file) if file.is_file() else {}
+    kinds = {"seconds": dict, "parameters": dict, "steps": int, "precision": str} if result else {}
+    if wrong := [name for name, kind in kinds.items() if not isinstance(result.get(name), kind)]:
+        raise UserError(f"{file}: {wrong[0]} is {shown(result.get(wrong[0]))}; was the file edited?")
+    return Recorded(name, directory, record, events, result)
 
 
 def sections(runs: list[Recorded], worst: int, device: str | None) -> list[Section]:
@@ -181,6 +187,10 @@ def results(runs: list[Recorded]) -> list:
     ]
     parts += [Grid(["run", "split", *names], rows)] if rows else []
     for run in done:
+        if tried := [event for event in run.events["valid"] if "l2" in event]:
+            names = [name for name in tried[0] if name not in ("split", "l2")]
+            lines = [[f"{one['l2']:g}", *(one[name] for name in names)] for one in tried]
+            parts.append(Grid([f"{run.name}: l2", *names], lines))
         if by := run.result.get("by"):
             header = next(iter(by.values()))
             parts.append(
@@ -221,7 +231,7 @@ def curves(runs: list[Recorded]) -> list[Chart]:
     for number, run in enumerate(runs):
         x, y = thinned(run.events["train"])
         loss.append(Line("training" if one else f"{run.name}, training", x, y, colour=number))
-        valid = [event for event in run.events["valid"] if event.get("loss") is not None]
+        valid = [event for event in run.events["valid"] if "step" in event and event.get("loss") is not None]
         if valid:
             at, values = [event["step"] for event in valid], [event["loss"] for event in valid]
             loss.append(Line("validation" if one else f"{run.name}, validation", at, values, True, number))
@@ -251,9 +261,9 @@ def metric_curves(runs: list[Recorded]) -> list[Chart]:
     """Over the epochs: of one run all metrics, those from -1 to 1 together; of several runs those that one of them monitors."""
     found: dict[str, list[Line]] = {}
     for number, run in enumerate(runs):
-        events = run.events["valid"]
+        events = [event for event in run.events["valid"] if "epoch" in event]
         names = [name for name in (events[0] if events else ()) if name in look_up(TASKS, run.flags["task"], "--task").METRICS]
-        for name in names if len(runs) == 1 else [name for name in names if name == run.flags["monitor"]]:
+        for name in names if len(runs) == 1 else [name for name in names if name == run.flags.get("monitor")]:
             values = [math.nan if event.get(name) is None else event[name] for event in events]
             one, epochs = len(runs) == 1, [event["epoch"] for event in events]
             line = Line(name, epochs, values, True) if one else Line(run.name, epochs, values, True, number)
@@ -263,14 +273,17 @@ def metric_curves(runs: list[Recorded]) -> list[Chart]:
 
 
 def learning_rates(run: Recorded) -> list[Chart]:
-    """Of every stage over the steps, a gap where it is frozen; stages of the same learning rates share a line."""
-    events, found = run.events["train"], run.result.get("stages", {})
-    rates = {stage: figures["lr"][0] for stage, figures in found.items() if figures["lr"]}  # LoRA+ has several; the lowest
-    if not events or not rates:
+    """Of every stage over the steps, a gap where it is frozen; stages of the same learning rates share a line.
+
+    Of a stage with several, as those of LoRA+, the lowest; of a run that has not finished the head's, which is what is logged.
+    """
+    events, found = run.events["train"], run.result.get("stages")
+    if not events or "lr" not in events[0]:
         return []
-    factors = np.array([event["lr"] for event in events]) / found["head"]["lr"][-1]
+    logged = np.array([event["lr"] for event in events])  # of the head
+    rates = {stage: one["lr"][0] / found["head"]["lr"][0] for stage, one in found.items() if one["lr"]} if found else {"head": 1.0}
     on, marks = [list(rates)] * len(events), []
-    if run.flags["unfreeze"]:
+    if found and run.flags.get("unfreeze"):
         unfreezing = parse(run.flags["unfreeze"], UNFREEZING, "--unfreeze")
         on = [unfreezing(list(rates), event["step"] - 1, event["epoch"] - 1) for event in events]
         before: list[str] = []
@@ -286,7 +299,7 @@ def learning_rates(run: Recorded) -> list[Chart]:
     for (rate, trains), stages in alike.items():
         if not any(trains):
             continue
-        y = np.where(trains, factors * rate, math.nan)[picked]
+        y = np.where(trains, logged * rate, math.nan)[picked]
         lines.append(Line(spans(stages, list(rates)), [events[i]["step"] for i in picked], y.tolist()))
     return [Chart("Learning rate", "step", "learning rate", lines, marks)]
 
@@ -581,7 +594,7 @@ def grid_as_html(grid: Grid) -> str:
     for row in grid.rows:
         total, cells = sum(row[i] for i in grid.heat), []
         for i, value in enumerate(row):
-            css, style = "n" if is_number(value) else "long" if len(value) > LONG else "", ""
+            css, style = "n" if is_number(value) else "long" if len(cell(value)) > LONG else "", ""
             if i in grid.bars and is_number(value) and tallest[i]:
                 css, style = css + " bar", f"--w: {100 * abs(value) / tallest[i]:.1f}%"
             elif i in grid.heat and value:

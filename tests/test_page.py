@@ -218,6 +218,17 @@ def test_what_is_gone_is_left_out_and_said(gradual, tmp_path):
         page.find_runs([str(run)])
 
 
+def test_penalties_that_were_tried_are_shown(tmp_path, bert):
+    more = ("--method", "probe", "--solver", "lbfgs", "--pool", "mean")
+    data = rows_file(tmp_path / "rows.csv")
+    flags = ["--model", str(bert), "--precision", "float32", "--quiet", "--out", str(tmp_path / "run")]
+    train.main(["--train", str(data), *flags, *more])
+    found = parts([tmp_path / "run"], worst=1)
+    tried = [json.loads(line)["l2"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    (grid,) = (part for part in found["Results"] if isinstance(part, Grid) and part.header[0] == "run: l2")
+    assert [float(row[0]) for row in grid.rows] == pytest.approx(tried, rel=1e-5) and "Curves" not in found
+
+
 def test_pieces_are_the_text_again_and_carry_the_spans():
     text = "Ada moved to Turin"
     found = page.pieces(text, [Mark(0, 3, "PER"), Mark(13, 18, "LOC")], [Mark(0, 3, "PER"), Mark(4, 9, "LOC")])
@@ -244,7 +255,11 @@ def test_a_short_curve_shows_every_value():
 
 
 def test_every_part_is_shown_in_both():
-    shown = (Text("a < b"), Grid(["<x>"], [[1.5]], bars=(0,)), Row("said", [("", [("a & b", "both", "<n>")])]))
+    shown = (
+        Text("a < b"),
+        Grid(["<x>", "y"], [[1.5, None], [0, "z" * 50]], bars=(0,), heat=(0,)),
+        Row("said", [("", [("a & b", "both", "<n>")])]),
+    )
     for part in shown:
         page.part_as_text(part)
         Page(page.part_as_html(part))

@@ -12,7 +12,7 @@ from loop import Nowhere, loop_options
 
 import minift
 import train
-from minift import cache, setup
+from minift import cache, page, setup
 from minift.data.batching import by_length, in_order
 from minift.data.splits import read_splits
 from minift.errors import UserError
@@ -96,6 +96,7 @@ def test_a_run_is_saved_loaded_and_scores_as_it_did(tmp_path, bases, name, model
     parts = read_splits(given, type(tuned.task), tuned.layout)
     again = tuned.score(parts["valid"])[0].metrics
     assert alike(again, result["valid"], 1e-6), (again, result["valid"])
+    assert page.as_text(page.sections(page.find_runs([str(directory)]), 2, "cpu"))  # minift.report knows nothing of the task
 
 
 @each_task
