@@ -142,7 +142,7 @@ def test_twin_in_float64(twin, mode):
             assert tensor == (8 if mode == "train" else 7)
 
 
-@pytest.mark.parametrize("twin", [name for name in SMALL if name.startswith("timm")])
+@pytest.mark.parametrize("twin", [name for name in SMALL if name.startswith("timm, tf")])
 def test_the_other_padding_and_the_other_eps_show(twin):
     """What mixing the two kinds of timm's weights costs: the twin above would not pass."""
     body, reference, _ = twins(twin)
