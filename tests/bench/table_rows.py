@@ -1,8 +1,8 @@
 """How many rows does it take? `python tests/bench/table_rows.py --sst2 DIR`, about 35 minutes of one core.
 
 16, 50, 100 and 1,000 training rows of SST-2 (DIR with GLUE's train.tsv and dev.tsv), as many of each class, drawn anew for every
-seed; prompt tuning, LoRA, full fine-tuning and a probe of the embedded model at their defaults, the last epoch kept, and TF-IDF with
-logistic regression (scikit-learn) on the same rows; accuracy on the dev set's 872 rows.
+seed. Prompt tuning, LoRA, full fine-tuning and a probe of the embedded model at their defaults, the last epoch kept, and TF-IDF
+with logistic regression (scikit-learn) on the same rows. Accuracy on the dev set's 872 rows.
 
 Every run is appended to runs/table_rows.jsonl; a rerun goes on where it stopped.
 """
