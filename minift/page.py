@@ -280,8 +280,9 @@ def learning_rates(run: Recorded) -> list[Chart]:
     events, found = run.events["train"], run.result.get("stages")
     if not events or "lr" not in events[0]:
         return []
-    logged = np.array([event["lr"] for event in events])  # of the head
-    rates = {stage: one["lr"][0] / found["head"]["lr"][0] for stage, one in found.items() if one["lr"]} if found else {"head": 1.0}
+    logged = np.array([event["lr"] for event in events])  # of the highest stage that trains: the head, if it has weights
+    rates = {stage: one["lr"][0] for stage, one in found.items() if one["lr"]} if found else {"head": 1.0}
+    rates = {stage: rate / list(rates.values())[-1] for stage, rate in rates.items()}
     on, marks = [list(rates)] * len(events), []
     if found and run.flags.get("unfreeze"):
         unfreezing = parse(run.flags["unfreeze"], UNFREEZING, "--unfreeze")
