@@ -74,7 +74,7 @@ def test_the_resolved_options():
     assert resolved("lora", tiny_body()) == "lora:rank=8,alpha=16.0,dropout=0.0,rslora=False,sites=query/value,plus=1.0"
     assert resolved("lora:rank=2", tiny_resnet()) == "lora:rank=2,alpha=16.0,dropout=0.0,rslora=False,sites=conv2,plus=1.0"
     assert resolved("ia3:sites=peft", tiny_body()) == "ia3:sites=key/value/feed_forward_output/attention_output"
-    assert resolved("bitfit+full", tiny_body()) == "bitfit+full"
+    assert resolved("bitfit+full", tiny_body()) == "bitfit+full:norms=train"
 
 
 def test_expressions_become_the_names_that_they_match():
