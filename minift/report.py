@@ -78,9 +78,7 @@ def print_model(training, start, options) -> None:
         print(f"note: the method takes {taken} positions before every text")
     if any(isinstance(m, BatchNorm2d) and m.training for m in model.modules()):
         if options.accumulate > 1:
-            print(
-                f"note: --accumulate {options.accumulate}: BatchNorm takes its statistics from each batch, not from all of a step"
-            )
+            print(f"note: --accumulate {options.accumulate}: BatchNorm takes its statistics from each batch, not all of a step")
         if count() > 1:
             print(f"note: BatchNorm takes its statistics from the rows of each process: {options.batch_size // count()} of a batch")
     print()

@@ -100,7 +100,7 @@ def test_the_longest_row_is_told_as_it_was_before_it_was_cut(tmp_path, pairs):
     texts = ["the film", "good " * 9, "a slow book, " * 31, ""]
     plain = [len(tokenizer.encode(*([text] if pairs is None else [text, pairs[i]]))) for i, text in enumerate(texts)]
     for length in (6, 12, 30, 1000):
-        tokens, _, uncut = encode(tokenizer, texts, pairs, length)
+        tokens, _, uncut = encode(tokenizer, texts, pairs, length, filler=0)
         assert uncut.tolist() == plain
         assert [len(ids) for ids in tokens] == [min(n, length) for n in plain]
 
@@ -112,5 +112,5 @@ def test_the_tokenizer_holds_a_part_of_the_rows_at_once(tmp_path):
     texts = ["the film " * 150] * 5000
     forget_peak_memory()
     before = peak_memory_mb(torch.device("cpu"))
-    encode(tokenizer, texts, None, 128)
+    encode(tokenizer, texts, None, 128, filler=0)
     assert peak_memory_mb(torch.device("cpu")) - before < 150

@@ -107,5 +107,5 @@ def test_every_mechanism_names_its_paper_the_place_in_it_and_its_proof(path):
     if path.name not in OF_NO_PAPER:
         assert re.search(r"[A-Z]\w+.* (19|20)\d\d", said), "no paper"
         assert re.search(r"\b(sections?|algorithm|equations?|appendix|table)\b", said), "no place in the paper"
-    proofs = re.findall(r"\btests/[\w/*]+(?:\.py|/)?", said)
+    proofs = re.findall(r"\btests/[\w/*]+(?:\.py|\.md|/)?", said)
     assert proofs and all(any(CHECKOUT.glob(proof)) for proof in proofs), f"proofs: {proofs}"

@@ -205,9 +205,10 @@ def test_real_weights_in_float32():
     checkpoint.tokenizer.enable_padding(pad_id=0, pad_token="[PAD]")
     encoded = checkpoint.tokenizer.encode_batch(["A quiet, unhurried film; it stayed with me for days.", "Never again!"])
     tokens, mask = (torch.tensor([getattr(e, name) for e in encoded]) for name in ("ids", "attention_mask"))
+    types = torch.zeros_like(tokens)
     with torch.inference_mode():
-        hidden, pooled = outputs(body.eval(), (tokens, mask.bool()))
-        expected_hidden, expected_pooled = outputs(theirs.eval(), (tokens, mask))
+        hidden, pooled = outputs(body.eval(), (tokens, mask.bool(), types))
+        expected_hidden, expected_pooled = outputs(theirs.eval(), (tokens, mask, types))
         close(hidden[mask.bool()], expected_hidden[mask.bool()], "hidden", atol=1e-5)
         close(pooled, expected_pooled, "pooled", atol=1e-5)
         assert (pooled - checkpoint.body().eval()(tokens, mask.bool()).pooled).abs().max() > 0.1
