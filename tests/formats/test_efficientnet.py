@@ -200,7 +200,7 @@ def test_it_is_the_default_of_both_tasks_of_images(tmp_path):
         assert (run.preprocessing["resize"], run.preprocessing["crop"]) == (73, 64)
 
 
-@pytest.mark.parametrize("method", ["probe", "lora:rank=2"])
+@pytest.mark.parametrize("method", ["lora:rank=2", pytest.param("probe", marks=pytest.mark.slow)])
 def test_a_run_goes_to_timm_and_to_transformers(tmp_path, method, capsys):
     """Of a network that both have, its head and what lora has added with it."""
     base = converted_resnet(tmp_path / "b0", EfficientNet(EfficientNetConfig(image_size=32)))
