@@ -20,6 +20,7 @@ which mix the units of one process.
 import io
 import os
 import pickle
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
@@ -59,17 +60,19 @@ def together(device: str | None) -> Iterator[None]:
             raise UserError(f"{local + 1} or more processes on this machine, which has {there} GPU{'s' * (there != 1)}; start one "
                             "for each GPU")  # fmt: skip
         torch.cuda.set_device(local)
-    store, number, size = next(dist.rendezvous("env://"))
+    store, mine, size = next(dist.rendezvous("env://"))
     # gloo sums what lies on the CPU, as counts and metrics do: no one has to wait for a GPU
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", store=store, rank=number, world_size=size)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", store=store, rank=mine, world_size=size)
     try:
         with open(os.devnull, "w") as nothing:
-            if number:
+            if mine:
                 with redirect_stdout(nothing), redirect_stderr(nothing):
                     yield
             else:
                 yield
     except (Exception, KeyboardInterrupt) as error:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # torchrun's, as soon as another process has ended, would cut what is told
         if not is_first(store):
             code = 143 if isinstance(error, Terminated) else 130 if isinstance(error, KeyboardInterrupt) else 2
             raise SystemExit(code) from None

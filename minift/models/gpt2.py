@@ -146,8 +146,8 @@ class CausalAttend(Attend):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         S, T = q.shape[2], k.shape[2]
         p = self.p if self.training else 0.0
-        if mask is None and S == T:
-            return F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)  # (B, H, S, d)
+        if mask is None and S in (1, T):  # the last token alone sees every column
+            return F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=S > 1)  # (B, H, S, d)
         causal = torch.ones(S, T, dtype=torch.bool, device=q.device).tril(T - S)
         if mask is None:
             return F.scaled_dot_product_attention(q, k, v, causal, dropout_p=p)

@@ -29,8 +29,9 @@ def compare(spec: str, model: str, backend: str, tolerance: float) -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=tolerance, msg=f"{spec} on {model}: compiled, {name} is another")
 
 
+# A graph takes seconds: of every method one, on a BERT and a ResNet; under other options, and on a GPT-2, with -m slow
 @pytest.mark.parametrize("model", APART)
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", [pytest.param(spec, marks=[pytest.mark.slow] * (":" in spec)) for spec in SPECS])
 def test_one_graph(spec, model):
     compare(spec, model, "aot_eager", 1e-10)
 
