@@ -118,7 +118,7 @@ class Log:
         self.pending, self.looked = [], time.perf_counter()
 
     def add(self, taken: Step, lr: float, rows: np.ndarray) -> None:
-        """rows: (units) the numbers of the rows of the step."""
+        """lr: with which the update of this step was made, of the last group. rows: (units) the numbers of the rows of the step."""
         self.pending.append((self.progress.step, taken, lr, rows))
 
     def look(self) -> dict[str, float]:
