@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 import torchvision
 from safetensors.torch import load_file, save_file
@@ -23,6 +22,7 @@ from minift.formats.torchvision import WEIGHTS, library, preprocessing_of, publi
 from minift.models.efficientnet import SIZES, EfficientNet, EfficientNetConfig, fields_of
 from minift.pretrained import find, read
 
+timm = pytest.importorskip("timm")
 WEIGHTS_README = Path(__file__).parents[2] / "weights" / "README.md"
 
 

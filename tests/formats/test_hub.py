@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference.test_bytelevel import checkpoint_directory
 from safetensors.torch import load_file, save_file
 from tiny import VOCABULARY, huggingface_directory, tiny_body, write_json
 
@@ -275,6 +274,9 @@ def test_a_gpt2_is_downloaded_with_its_tokenizer(hub, tmp_path):
     for file in hub.directory.iterdir():
         file.unlink()
     hub.directory.rmdir()
+    pytest.importorskip("transformers")
+    from reference.test_bytelevel import checkpoint_directory
+
     checkpoint_directory(hub.directory, "gpt2")
     result = convert(hub, tmp_path / "out")
     assert result.returncode == 0, result.stderr
