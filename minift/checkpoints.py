@@ -55,13 +55,13 @@ class Checkpoints(Saving):
         self.begun = self.saved = time.monotonic()
 
     def after_step(self, log: Log) -> None:
-        self.signals.agree()
-        if self.signals.came is None and time.monotonic() - self.saved < 60 * self.options.save_minutes:
+        told = self.signals.agree()
+        if told is None and time.monotonic() - self.saved < 60 * self.options.save_minutes:
             return
         if log.pending:
             log.look()  # raises where training has diverged, so that what is saved is sound
         self.save()
-        self.signals.check()
+        self.signals.stop(told)
 
     @contextmanager
     def scoring(self) -> Iterator[None]:
@@ -73,13 +73,13 @@ class Checkpoints(Saving):
             raise
 
     def after_epoch(self) -> None:
-        self.signals.agree()
+        told = self.signals.agree()
         cheap = self.cost < SHARE * (time.monotonic() - self.begun)
         due = time.monotonic() - self.saved >= 60 * self.options.save_minutes
         last = self.progress.epoch == self.options.epochs or out_of_patience(self.options, self.progress)
-        if cheap or due or self.signals.came is not None or (last and self.options.keep):
+        if cheap or due or told is not None or (last and self.options.keep):
             self.save()
-        self.signals.check()
+        self.signals.stop(told)
 
     # ---- writing ----
 
@@ -306,9 +306,14 @@ class Signals:
             again = b"" if count() > 1 else b"; again: at once"
             os.write(2, b"\nstopping after this step" + again + b"\n")  # print is not to be called from a handler
 
-    def agree(self) -> None:
-        """What one process has been told, all have."""
-        self.came = largest(self.came or 0) or None
+    def agree(self) -> int | None:
+        """What any process has been told. What comes while they ask each other stays in `came`, for the next time."""
+        return largest(self.came or 0) or None
+
+    def stop(self, told: int | None) -> None:
+        """Raise what all processes have agreed on; of a process that is alone, also what has come since."""
+        if (number := told if count() > 1 else self.came) is not None:
+            raise exception_of(number)
 
     def check(self) -> None:
         if self.came is not None:

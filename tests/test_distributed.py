@@ -16,6 +16,8 @@ from tiny import converted_directory, rows_file
 from together import SCENARIOS
 
 import train
+from minift import checkpoints
+from minift.errors import Terminated
 from minift.pretrained import read_tensors
 
 ROOT = Path(__file__).parents[1]
@@ -127,6 +129,24 @@ def test_one_process_that_ends_ends_all_and_the_run_goes_on_in_another_number(tm
     train.main(["--resume", str(out)])
     train.main([*map(str, flags), "--out", str(tmp_path / "alone")])
     assert_alike(tmp_path / "alone", out)
+
+
+def test_a_signal_that_comes_while_the_processes_ask_each_other_is_not_lost(monkeypatch):
+    signals = checkpoints.Signals()
+    signals.patient = True
+
+    def interrupted(value: int) -> int:
+        signals.handle(signal.SIGTERM, None)
+        return value
+
+    monkeypatch.setattr(checkpoints, "count", lambda: 2)
+    monkeypatch.setattr(checkpoints, "largest", interrupted)
+    told = signals.agree()
+    signals.stop(told)  # the others know nothing of it yet
+    assert told is None
+    monkeypatch.setattr(checkpoints, "largest", lambda value: value)
+    with pytest.raises(Terminated):
+        signals.stop(signals.agree())
 
 
 def children_of(pid: int) -> list[int]:
