@@ -111,7 +111,6 @@ def run_once(given, record: dict | None = None) -> dict | None:
     from minift.runs import Run, finished, forget_peak_memory, stopped_in
     from minift.slices import rows_by
     from minift.solve import solve
-    from minift.source import read_source
     from minift.training import Progress, fit
 
     directory = Path(given.out) if record else None
@@ -134,10 +133,9 @@ def run_once(given, record: dict | None = None) -> dict | None:
     if options.by:
         rows_by(list(parts.values())[-1], options.by)  # a column that is not there is told before training
     options, why, steps_per_epoch = setup.choose_epochs(options, data["train"])
-    source, target = read_source(options, start), setup.read_target(options, task, start.checkpoint)
 
     # Model and optimizer
-    training = setup.build(options, given, start, task, data["train"], steps_per_epoch, source, target)
+    training = setup.build(options, given, start, task, data["train"], steps_per_epoch)
     options, measured = setup.with_precision(options, training)
     if not options.quiet:
         report.print_model(training, start, options)
@@ -171,7 +169,9 @@ def run_once(given, record: dict | None = None) -> dict | None:
         # Results of what was saved
         task, scores = run.score(training, seen, options, progress)
         by = run.score_by(training, task, parts, options) if options.by and scores else {}
-        forgotten = source.measure(training.model.body, training.precision, options.batch_size) if options.source_data else None
+        forgotten = None
+        if options.source_data:
+            forgotten = training.source.measure(training.model.body, training.precision, options.batch_size)
         if rank():  # the first process alone has the figures of all rows
             return None
         result = run.finish(training, seen, scores, by, progress, setup_seconds, start.device, forgotten)

@@ -179,9 +179,7 @@ class Checkpoints(Saving):
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise UserError(f"{path}: this is not a checkpoint of this run ({brief(error)})") from None
         self.run.rewind(stored["metrics"])
-        if (
-            rank() == 0 and (path / "model").is_dir()
-        ):  # what the run's own holds may be of a later epoch, scored after this checkpoint
+        if rank() == 0 and (path / "model").is_dir():  # the run's own may be of a later epoch, scored after this checkpoint
             with whole(self.run.directory / "model") as fresh:
                 link_files(path / "model", fresh)
         where = (

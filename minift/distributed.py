@@ -179,10 +179,10 @@ def buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
-def check_same(digest: list[int]) -> None:
-    """digest: of the weights. Raises AssertionError where another process has others."""
+def check_same(digest: Callable[[], list[int]]) -> None:
+    """digest: gives that of the weights. Raises AssertionError where another process has others."""
     if count() > 1:
-        sums = torch.tensor(digest)
+        sums = torch.tensor(digest())
         low, high = sums.clone(), sums.clone()
         with connected():
             dist.all_reduce(low, dist.ReduceOp.MIN)

@@ -36,6 +36,7 @@ from minift.options import layout_of, options_of
 from minift.pretrained import read, read_object
 from minift.report import as_flag
 from minift.runs import fingerprints, read_record, repeated
+from minift.source import changed_by_stage
 from minift.specs import parse
 from minift.tables import as_text as cell
 from minift.tables import bars, counted, table
@@ -393,14 +394,9 @@ def drift(run: Recorded) -> tuple[dict[str, float], str]:
         merge(body)
     else:
         note += f" What {checkpoint.method} adds beside them is not counted."
-    weights = {name: tensor for name, tensor in plain_tensors(body).items() if isinstance(tensor, Parameter) and name in start}
-    found = {}
-    for stage, names in body.stages.items():
-        inside = [name for name in weights if name.startswith(tuple(f"{one}." for one in names))]
-        pairs = [(weights[name].detach().double(), start[name].double()) for name in inside]
-        if length := math.sqrt(sum(before.square().sum().item() for _, before in pairs)):
-            found[stage] = 100 * math.sqrt(sum((after - before).square().sum().item() for after, before in pairs)) / length
-    return found, note
+    weights = {name: tensor for name, tensor in plain_tensors(body).items() if isinstance(tensor, Parameter)}
+    changes = changed_by_stage(body.stages, weights, start)
+    return {stage: 100 * change for stage, change in changes.items() if change is not None}, note
 
 
 def largest_losses(run: Recorded, number: int, device: str | None) -> list[Text | Row]:

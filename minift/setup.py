@@ -38,6 +38,7 @@ from minift.penalties.penalty import Anchored, Penalty
 from minift.penalties.rehearsal import Rehearsal
 from minift.pretrained import Checkpoint, check_path, check_shapes, find, read, untrained
 from minift.runs import choose_directory
+from minift.source import Source, read_source
 from minift.specs import parse
 from minift.tasks import TASKS
 from minift.tasks.task import Model
@@ -67,6 +68,7 @@ class Setup(Training):
     new: tuple[str, ...] = ()  # parts that are newly initialised
     saved: list[str] | None = None  # names of the body's tensors that the run saves; None: all, as they all train
     frozen: int = 0  # modules of `body.walk()` below all that trains
+    source: Source | None = None  # what it starts from, where a penalty or --source-data asks for it
     seconds: dict[str, float] = field(default_factory=dict)  # what was measured for --precision auto: of products by dtype
 
 
@@ -185,12 +187,12 @@ def choose_epochs(options, train: Data) -> tuple[object, dict[str, str], int]:
     return replace(options, epochs=epochs), {"epochs": why}, steps
 
 
-def build(options, given, start: Start, task, train: Data, steps_per_epoch: int, source=None, target=None) -> Setup:
+def build(options, given, start: Start, task, train: Data, steps_per_epoch: int) -> Setup:
     """Freeze everything, let the method thaw or wrap; then the head, the groups, the optimizer and the schedule.
 
-    train: a unit of it is what a precision of auto is measured with. source: from minift/source.py, for penalties. target: the
-    rows of --target-data.
+    train: a unit of it is what a precision of auto is measured with.
     """
+    source, target = read_source(options, start, penalties_of(options)), read_target(options, task, start.checkpoint)
     torch.manual_seed(options.seed)
     checkpoint = start.checkpoint
     body = checkpoint.body(task.pool) if options.init == "pretrained" else checkpoint.random_body(task.pool)
@@ -246,7 +248,6 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int,
     has_base, whole = options.init == "pretrained", pretrained <= trained.keys()
     new = ("everything",) if not has_base else (*["head"] * (known is None), *["pooler"] * new_pooler, *again)
     fresh = {name for part in new for name in body.stages.get(part, (part,))}
-    anchored = Anchored([], [], model=model, source=source)
     return Setup(
         model,
         task,
@@ -255,7 +256,7 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int,
         precision,
         make_unfreezing(options, stages, steps, steps_per_epoch),
         (
-            *make_penalties(options, anchored, groups, pretrained, fresh),
+            *make_penalties(options, model, source, groups, pretrained, fresh),
             *([adversary] if adversary else []),
             *([Terms()] if terms(body) is not None else []),
         ),
@@ -265,6 +266,7 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int,
         new=new,
         saved=list(trained) if has_base and not whole else None,
         frozen=frozen,
+        source=source,
     )
 
 
@@ -281,18 +283,20 @@ def reinitialise(options, body: nn.Module, trained: dict[str, Tensor]) -> list[s
     return stages
 
 
-def make_penalties(options, anchored: Anchored, groups: list[Group], plain: Set[str], new: Set[str]) -> list[Penalty]:
-    """anchored: without parameters yet. plain: names of the parameters of the body before the method has added its own. new:
-    modules that are newly initialised."""
+def make_penalties(
+    options, model: nn.Module, source: Source | None, groups: list[Group], plain: Set[str], new: Set[str]
+) -> list[Penalty]:
+    """plain: names of the parameters of the body before the method has added its own. new: modules that are newly initialised."""
     rehearsal = []
     if options.rehearse:
-        rows, data = options.batch_size * options.accumulate, anchored.source.rows(options.rehearse)
+        rows, data = options.batch_size * options.accumulate, source.rows(options.rehearse)
         try:
-            rehearsal = [Rehearsal(anchored.model, anchored.source, data, options.rehearse_share, rows, options.seed)]
+            rehearsal = [Rehearsal(model, source, data, options.rehearse_share, rows, options.seed)]
         except ValueError as error:
             raise UserError(f"--rehearse {options.rehearse} with --method {options.method}: {error}") from None
     if options.penalty is None:
         return rehearsal
+    anchored = Anchored([], [], model=model, source=source)
     for group in groups:
         for name, theta in zip(group.names, group.parameters, strict=True):
             if any(name.startswith(f"{module}.") for module in new):

@@ -17,21 +17,23 @@ Axes: N units, B of a batch, D features. Proved by tests/test_forgetting.py.
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from minift.bar import each
 from minift.cli import spelled as command_of
 from minift.data.batching import Data, by_length
 from minift.distributed import rank, wait
 from minift.errors import UserError, say
 from minift.methods.surgery import merge, mergeable, plain, plain_name, unmerge
+from minift.models.bert import mean_of_tokens
 from minift.optim.precision import autocast
 from minift.penalties.ewc import fisher
 from minift.pretrained import check_shapes, read_tensors, whole_file, write_tensors
@@ -113,16 +115,16 @@ class Source:
         batches = data.batches([*units[:, None]], next(self.body.parameters()).device)
         for theta in parameters.values():
             theta.requires_grad_(True)
-        with tqdm(batches, total=len(units), desc="fisher", leave=False, disable=None) as bar:
-            F = fisher(self.model, self.task, bar, [*parameters.values()], labels)
+        F = fisher(self.model, self.task, each(batches, "fisher", len(units), "unit"), [*parameters.values()], labels)
         for theta in parameters.values():
             theta.requires_grad_(False)
         say(f"fisher  of {counted(len(units), 'unit')} of the source, labels={labels}, {time.perf_counter() - start:.0f} s")
         return {name: one.cpu() for name, one in zip(parameters, F, strict=True)}
 
 
-def read_source(options, start) -> Source | None:
-    """What --source-data and the penalties ask of the model that a run starts from; None: nothing. start: from minift/setup.py.
+def read_source(options, start, penalties: list[partial]) -> Source | None:
+    """What --source-data, --rehearse and the penalties ask of the model that a run starts from; None: nothing. start: from
+    minift/setup.py. penalties: those of --penalty, options bound.
 
     Raises UserError for --source-data where the model has no head, or the file is none of its task.
     """
@@ -130,7 +132,7 @@ def read_source(options, start) -> Source | None:
     flag = f"--source-data {path}" if path else options.rehearse and f"--rehearse {options.rehearse}"
     if start.random and flag:
         raise UserError(f"{flag} with --init random: nothing was known before, so nothing can be forgotten")
-    if start.random or not (flag or options.penalty):
+    if start.random or not (flag or any(penalty.func.ASKS_SOURCE for penalty in penalties)):
         return None
     stored, settings, head = checkpoint.task, checkpoint.settings or {}, checkpoint.head
     if stored is None and WORDS in checkpoint.heads:
@@ -171,13 +173,27 @@ def weights_changed(before: nn.Module, after: nn.Module) -> dict[str, float]:
     now = {plain_name(name): p for name, p in after.named_parameters()}
     if wrapped is not None:
         unmerge(after, wrapped)
-    then, found = dict(before.named_parameters()), {}
-    for stage, modules in before.stages.items():
-        names = [name for name in then if name.startswith(tuple(f"{module}." for module in modules)) and name in now]
-        moved = sum((now[name] - then[name]).detach().double().square().sum().item() for name in names)
-        size = sum(then[name].double().square().sum().item() for name in names)
-        found[stage] = math.sqrt(moved / size) if size else 0.0
-    return found
+    then = dict(before.named_parameters())
+    return {stage: change or 0.0 for stage, change in changed_by_stage(before.stages, now, then).items()}
+
+
+def changed_by_stage(
+    stages: dict[str, tuple[str, ...]], now: dict[str, Tensor], then: dict[str, Tensor]
+) -> dict[str, float | None]:
+    """Of each stage `relative_change` of the weights that both have, by their plain names."""
+    both = [name for name in then if name in now]
+    inside = {stage: tuple(f"{module}." for module in modules) for stage, modules in stages.items()}
+    return {stage: relative_change((now[n], then[n]) for n in both if n.startswith(of)) for stage, of in inside.items()}
+
+
+def relative_change(pairs: Iterable[tuple[Tensor, Tensor]]) -> float | None:
+    """|theta - theta_0| / |theta_0| over all pairs (theta, theta_0) together, in float64; None where every theta_0 is 0."""
+    moved = size = 0.0
+    for theta, theta_0 in pairs:
+        theta_0 = theta_0.detach().double()
+        moved += (theta.detach().double() - theta_0).square().sum().item()
+        size += theta_0.square().sum().item()
+    return math.sqrt(moved / size) if size else None
 
 
 def outputs_by_stage(body: nn.Module, data: Data, batch_size: int, precision: AbstractContextManager) -> dict[str, Tensor]:
@@ -207,13 +223,7 @@ def walked(body: nn.Module, batch) -> Iterator[tuple[str, Tensor]]:
 def mean_over_places(state: tuple) -> Tensor:
     """hidden (B, S, D), the mean over the tokens that the mask has, or (B, D, Y, X) -> (B, D)"""
     h = state.hidden.to(torch.promote_types(state.hidden.dtype, torch.float32))
-    if h.ndim == 4:
-        return h.mean((2, 3))
-    if state.mask is None:
-        return h.mean(1)
-    mask = state.mask if state.mask.ndim == 2 else state.mask.any(2).squeeze(1)  # (B, 1, S, S) -> (B, S): what some row sees
-    real = mask.unsqueeze(-1).to(h)
-    return (h * real).sum(1) / real.sum(1).clamp(min=1)
+    return h.mean((2, 3)) if h.ndim == 4 else mean_of_tokens(h, state.mask)
 
 
 def cka(X: Tensor, Y: Tensor) -> float | None:

@@ -23,12 +23,14 @@ from minift.data.splits import read_splits
 from minift.errors import UserError, command
 from minift.flags import Parser, add_flags, spelled
 from minift.methods.surgery import find, plain, plain_name
+from minift.models.bert import tokens_of
 from minift.optim.groups import switch
 from minift.optim.precision import LossScaler, without_tf32
 from minift.optim.rows import numbers
 from minift.options import GRID, Options, check, flags_of_other_tasks, layout_of, options_of
 from minift.report import beside
 from minift.runs import Run, base_of, fingerprints, read_record, repeated
+from minift.source import relative_change
 from minift.tables import counted, table
 from minift.training import Progress, Step, seed_dropout, step
 
@@ -106,6 +108,8 @@ def trace(given, run: Path | None = None, record: dict | None = None) -> Traced:
     options, _, steps_per_epoch = setup.choose_epochs(options, data)
     training = setup.build(options, given, start, task, data, steps_per_epoch)
     options, _ = setup.with_precision(options, training)
+    for penalty in training.penalties:
+        penalty.begin(None)
     if run is not None:
         Run(run, start.checkpoint).restore(training.model)
     with closing(data.batches([data.order(options.batch_size, options.seed, 0)[0]], start.device, 0)) as stream:
@@ -231,10 +235,8 @@ def tokens(traced: Traced) -> str:
 
 def real_tokens(batch: Batch) -> Tensor:
     """(S) of the first unit, which columns some token sees: all but padding."""
-    mask = batch.inputs[1]
-    if mask is None:
-        return torch.ones(batch.inputs[0].shape[1], dtype=torch.bool)
-    return mask[0] if mask.ndim == 2 else mask[0, 0].any(0)  # (B, S), or (B, 1, S, S) -> (S)
+    tokens, mask = batch.inputs[:2]
+    return torch.ones(tokens.shape[1], dtype=torch.bool) if mask is None else tokens_of(mask)[0]
 
 
 def stops(traced: Traced) -> str:
@@ -295,10 +297,7 @@ def by_stage(traced: Traced) -> str:
 
 def distance(traced: Traced, parameters: list[Tensor], names: dict[Tensor, str]) -> float:
     """||theta - theta_0|| / ||theta_0|| of these parameters together."""
-    before = [traced.before[names[p]].float() for p in parameters]
-    moved = sum((p.detach().float() - old).square().sum().item() for p, old in zip(parameters, before, strict=True))
-    length = sum(old.square().sum().item() for old in before)
-    return (moved / length) ** 0.5 if length else 0.0
+    return relative_change((p, traced.before[names[p]]) for p in parameters) or 0.0
 
 
 def most_moved(traced: Traced) -> str:

@@ -25,7 +25,6 @@ from minift.data.batching import Batch, Data, by_length, in_windows
 from minift.distributed import (
     buffers_of_first,
     check_same,
-    count,
     from_first,
     merge,
     my_units,
@@ -225,9 +224,8 @@ def fit(
             print(f"stopped: no better {options.monitor} for {counted(options.patience, 'epoch')}")
             break
         line = train_epoch(training, train, run, options, progress, scaler, saving)
-        if count() > 1:
-            check_same(digest([p for group in training.optimizer.groups for p in group.parameters]))
-            buffers_of_first(model)
+        check_same(lambda: digest([p for group in training.optimizer.groups for p in group.parameters]))
+        buffers_of_first(model)
         figures = {name: value for penalty in training.penalties for name, value in penalty.figures().items()}
         if figures:
             run.log([{"step": progress.step, "epoch": epoch + 1, "split": "train", **figures}])

@@ -107,3 +107,22 @@ def test_stages_that_are_not_yet_on_stand_still(tmp_path, bases, capsys):  # noq
     traced = trace.trace(Started(tmp_path, bases, "text-classification", "bert", unfreeze="gradual").given)
     assert {name.partition(".")[0] for name in traced.seen.gradients} == {"head"}
     assert {mode for *_, mode in map(str.split, trace.stops(traced).splitlines()[1:-1])} == {"frozen"}
+
+
+def test_what_is_added_to_the_loss_is_there_too(tmp_path, bases, capsys):  # noqa: F811
+    """Rehearsal, EWC and DANN need rows and a head besides those of the run."""
+    data = rows_file(tmp_path / "rows.csv")
+    flags = ["--train", str(data), "--valid", "none", "--precision", "float32", "--dropout", "0", "--attention-dropout", "0"]
+    train.main([*flags, "--model", str(bases["bert"]), "--epochs", "1", "--out", str(tmp_path / "run")])
+    capsys.readouterr()
+    losses = {}
+    for name, more in {
+        "plain": [],
+        "rehearsal": ["--rehearse", str(data)],
+        "ewc": ["--penalty", "ewc:labels=all", "--source-data", str(data)],
+        "dann": ["--target-data", str(data)],
+    }.items():
+        trace.main([*flags, "--model", str(tmp_path / "run"), *more])
+        losses[name] = float(capsys.readouterr().out.split("==== loss\n")[1].split(":")[0])
+    assert losses["ewc"] == losses["plain"]  # theta is theta_0 before the update
+    assert losses["rehearsal"] > losses["plain"] and losses["dann"] > losses["plain"] + 1

@@ -224,11 +224,21 @@ class MeanPooler(nn.Module):
     """The mean over the tokens (Reimers & Gurevych 2019, arXiv:1908.10084, section 3); 0 where a row has none."""
 
     def forward(self, state: State) -> State:
-        if state.mask is None:
-            return state._replace(pooled=state.hidden.mean(1))  # (B, S, D) -> (B, D)
-        mask = state.mask if state.mask.ndim == 2 else state.mask.any(2).squeeze(1)  # (B, 1, S, S) -> (B, S): what some row sees
-        total = state.hidden.masked_fill(~mask.unsqueeze(-1), 0.0).sum(1)  # (B, S, D) -> (B, D)
-        return state._replace(pooled=total / mask.sum(1, keepdim=True).clamp(min=1))
+        return state._replace(pooled=mean_of_tokens(state.hidden, state.mask))
+
+
+def mean_of_tokens(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, S, D) -> (B, D)"""
+    if mask is None:
+        return hidden.mean(1)
+    mask = tokens_of(mask)
+    total = hidden.masked_fill(~mask.unsqueeze(-1), 0.0).sum(1)  # (B, S, D) -> (B, D)
+    return total / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+def tokens_of(mask: Tensor) -> Tensor:
+    """A mask (B, S), or (B, 1, S, S) of which row sees which column -> (B, S), which columns some row sees: those of tokens."""
+    return mask if mask.ndim == 2 else mask.any(2).squeeze(1)
 
 
 class Bert(Body):

@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minift.models.bert import Attend, FeedForward, MeanPooler, State, check_fields
+from minift.models.bert import Attend, FeedForward, MeanPooler, State, check_fields, tokens_of
 from minift.models.body import Body
 
 # The published ones: what their config.json has otherwise than the defaults below
@@ -202,7 +202,7 @@ class LastPooler(nn.Module):
     def forward(self, state: State) -> State:
         if state.mask is None:
             return state._replace(pooled=state.hidden[:, -1])  # (B, S, D) -> (B, D)
-        mask = state.mask if state.mask.ndim == 2 else state.mask.any(2).squeeze(1)  # (B, 1, S, S) -> (B, S): what some row sees
+        mask = tokens_of(state.mask)
         columns = torch.arange(mask.shape[1], device=mask.device)
         last = (mask * columns).argmax(1)  # (B, S) -> (B)
         return state._replace(pooled=state.hidden[torch.arange(len(last), device=last.device), last])

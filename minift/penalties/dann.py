@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minift.penalties.penalty import Penalty
+from minift.penalties.penalty import Beside, Penalty
 
 HIDDEN = 100  # units of the domain head's middle layer, as in the paper's network for digits
 
@@ -47,10 +47,8 @@ class DANN(Penalty):
     """
 
     def __init__(self, target, width: int, rows: int, steps: int, seed: int):
-        self.target, self.rows, self.steps, self.seed = target, rows, steps, seed
+        self.target, self.steps = Beside(target, rows, seed), steps
         self.head = nn.Sequential(nn.Linear(width, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1))
-        self.per_epoch = len(target.order(rows, seed, 0))
-        self.epoch, self.order = -1, []
         self.right, self.seen = 0, 0
 
     def strength(self, progress) -> float:
@@ -69,11 +67,7 @@ class DANN(Penalty):
         return self.losses(state.pooled, 0.0, progress)
 
     def term(self, model: nn.Module, progress=None) -> Tensor:
-        epoch, number = divmod(progress.step, self.per_epoch)
-        if epoch != self.epoch:
-            self.epoch, self.order = epoch, self.target.order(self.rows, self.seed, epoch)
-        device = next(model.parameters()).device
-        batch = next(iter(self.target.batches([self.order[number]], device, epoch)))
+        batch = self.target.batch(progress.step, next(model.parameters()).device)
         return self.losses(model.body(*batch.inputs).pooled, 1.0, progress).mean()
 
     def figures(self) -> dict[str, float]:

@@ -28,6 +28,8 @@ class Distill(Penalty):
     Proved by tests/optim/test_penalties.py: by hand, torch's kl_div, finite differences.
     """
 
+    ASKS_SOURCE = True
+
     def __init__(self, anchored: Anchored, strength: float = 1.0, of: str = "features", temperature: float = 2.0):
         source, self.model = anchored.source, anchored.model
         if not 0 <= strength < float("inf") or not 0 < temperature < float("inf"):

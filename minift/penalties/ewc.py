@@ -34,6 +34,7 @@ class EWC(Penalty):
     """
 
     REPLACES_DECAY = True
+    ASKS_SOURCE = True
 
     def __init__(self, anchored: Anchored, strength: float = 1000.0, rows: int = 1000, labels: str = "drawn", data: str = ""):
         source = anchored.source

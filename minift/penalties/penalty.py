@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 
@@ -24,11 +25,30 @@ class Anchored:
     source: object = None  # minift/source.py: what the run starts from; None: random weights
 
 
+class Beside:
+    """Other rows than the run's, a batch a step: in epochs of their own, in an order that depends on (seed, step) alone.
+
+    data: minift/data/batching.py's. rows: of a batch.
+    """
+
+    def __init__(self, data, rows: int, seed: int):
+        self.data, self.rows, self.seed = data, rows, seed
+        self.per_epoch = len(data.order(rows, seed, 0))
+        self.epoch, self.order = -1, []
+
+    def batch(self, step: int, device: torch.device):
+        epoch, number = divmod(step, self.per_epoch)
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, self.data.order(self.rows, self.seed, epoch)
+        return next(iter(self.data.batches([self.order[number]], device, epoch)))
+
+
 class Penalty:
     """A subclass defines one of the methods, or acts on the model as it is made. Proved by
     test_a_penalty_counts_once_a_step_or_once_a_unit."""
 
     REPLACES_DECAY: ClassVar[bool] = False  # whether it stands in the place of weight decay
+    ASKS_SOURCE: ClassVar[bool] = False  # whether it needs what the run starts from, besides the values of the weights
 
     def begin(self, directory: Path | None) -> None:
         """Before the first step: compute what it needs, and keep it in the run's directory for when the run goes on."""

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from minift.penalties.penalty import Penalty
+from minift.penalties.penalty import Beside, Penalty
 
 
 class Rehearsal(Penalty):
@@ -22,18 +22,11 @@ class Rehearsal(Penalty):
     def __init__(self, model: nn.Module, source, data, share: float, rows: int, seed: int):
         if not any(p.requires_grad for p in model.body.parameters()):
             raise ValueError("nothing of the body trains, so it learns nothing from the source's rows")
-        self.source, self.data, self.seed = source, data, seed
-        self.weight = share / (1 - share)
-        self.rows = max(1, round(rows * self.weight))
-        self.epoch, self.order = -1, []
-        self.per_epoch = len(data.order(self.rows, seed, 0))
+        self.source, self.weight = source, share / (1 - share)
+        self.rows = Beside(data, max(1, round(rows * self.weight)), seed)
 
     def term(self, model: nn.Module, progress=None) -> Tensor | float:
-        epoch, number = divmod(progress.step, self.per_epoch)
-        if epoch != self.epoch:
-            self.epoch, self.order = epoch, self.data.order(self.rows, self.seed, epoch)
-        device = next(model.parameters()).device
-        batch = next(iter(self.data.batches([self.order[number]], device, epoch)))
+        batch = self.rows.batch(progress.step, next(model.parameters()).device)
         if not batch.counts.sum():
             return 0.0
         _, outputs = self.source.on(model.body)(batch)
