@@ -35,7 +35,7 @@ from minift.data.examples import Examples
 from minift.data.layout import DocumentLayout
 from minift.data.masking import NO_LABEL
 from minift.errors import UserError
-from minift.tasks.masked_lm import BLOCKS, LARGEST, word_vectors
+from minift.tasks.masked_lm import BLOCKS, exponential, word_vectors
 from minift.tasks.task import Meter, Task, text_defaults
 
 
@@ -154,11 +154,6 @@ class TiedHead(nn.Module):
             return losses, None
         right = torch.zeros_like(counted).masked_scatter(counted, logits.argmax(-1) == labels[counted])
         return losses, right
-
-
-def exponential(loss: float, count: int) -> float | None:
-    """exp(loss / count); None where nothing counts and where it is no float."""
-    return math.exp(loss / count) if count and loss / count < LARGEST else None
 
 
 class Likelihood(Meter):

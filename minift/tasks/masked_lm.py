@@ -226,6 +226,11 @@ def token_of(tokenizer, number: int) -> str:
     return tokenizer.decode([number], skip_special_tokens=False)
 
 
+def exponential(loss: float, count: int) -> float | None:
+    """exp(loss / count); None where nothing counts and where it is no float."""
+    return math.exp(loss / count) if count and loss / count < LARGEST else None
+
+
 class Perplexity(Meter):
     def __init__(self, described: str):
         self.described = described
@@ -241,10 +246,7 @@ class Perplexity(Meter):
         self.loss, self.right, self.count = self.loss + other.loss, self.right + other.right, self.count + other.count
 
     def metrics(self) -> dict[str, float | None]:
-        if not self.count:
-            return {"perplexity": None, "accuracy": None}
-        mean = self.loss / self.count
-        return {"perplexity": math.exp(mean) if mean < LARGEST else None, "accuracy": self.right / self.count}
+        return {"perplexity": exponential(self.loss, self.count), "accuracy": self.right / self.count if self.count else None}
 
     def table(self) -> str:
         return f"perplexity over {self.count:,} masked tokens; {self.described}"
