@@ -485,6 +485,7 @@ def test_several_learning_rates_are_a_grid_of_which_the_best_is_kept(tmp_path, b
 
 def test_precision_is_measured_once_and_recorded(tmp_path, base, capsys, monkeypatch):
     times = []
+    monkeypatch.setattr("minift.optim.measure.LEAST", 0)
     monkeypatch.setattr("minift.optim.measure.measure", lambda *a: times.append(1) or {"float32": 0.3, "bfloat16": 0.1})
     directory = run(tmp_path, base, precision="auto", seeds=2)
     config = json.loads((directory / "seed-42" / "config.json").read_text())

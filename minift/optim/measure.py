@@ -28,6 +28,7 @@ EMULATED = 2.0  # so many times float32's time tells that the device has no prod
 LIMIT = 0.4  # seconds after which no further round begins
 WORK = {"cpu": 3e9, "cuda": 2.5e11}  # multiplications and additions in one round, forward and backward
 MOST = 4  # different products
+LEAST = 1e8  # multiplications and additions of a pass: with fewer, what surrounds the products takes the time
 
 
 class Argument(NamedTuple):
@@ -194,7 +195,8 @@ def choose(name: str, device: torch.device, body: nn.Module | None = None, input
     """The dtype of a run: by its name, or under `auto` bfloat16 where it is at least GAIN times as fast as float32.
 
     name: auto, float32, bfloat16 or float16. auto is never float16, which needs a LossScaler, and is float32 without measuring
-    on devices other than cpu and cuda, and on CUDA below compute capability 8.0 (Ampere), where bfloat16 is emulated.
+    on devices other than cpu and cuda, on CUDA below compute capability 8.0 (Ampere), where bfloat16 is emulated, and where a
+    pass has fewer operations than LEAST, of which a clock tells little.
     body, inputs: as for `products`; only auto reads them. Raises ValueError for other names, and for a low precision on devices
     for which there is no policy.
     """
@@ -209,6 +211,9 @@ def choose(name: str, device: torch.device, body: nn.Module | None = None, input
         return Choice(torch.float32, {})
     if body is None:
         raise ValueError("precision auto measures the products of a model: body and inputs are expected")
-    seconds = measure(products(body, inputs), device)
+    counts = products(body, inputs)
+    if sum(work(product) * n for product, n in counts.items()) < LEAST:
+        return Choice(torch.float32, {})
+    seconds = measure(counts, device)
     fast = bool(seconds) and seconds["float32"] >= GAIN * seconds["bfloat16"]
     return Choice(torch.bfloat16 if fast else torch.float32, seconds)

@@ -146,8 +146,19 @@ def test_measure_runs_the_products_in_the_dtype_that_it_names(monkeypatch):
 def test_auto_takes_bfloat16_where_it_gains(ratio, dtype, monkeypatch):
     seconds = {"float32": ratio * 3.0, "bfloat16": 3.0}
     monkeypatch.setattr(measuring, "measure", lambda counts, device: seconds)
+    monkeypatch.setattr(measuring, "LEAST", 0)
     assert 1.19 < GAIN < 1.21
     assert choose("auto", CPU, *bert()) == Choice(dtype, seconds)
+
+
+@pytest.mark.parametrize("model", [bert, resnet])
+def test_auto_does_not_measure_what_is_too_small_to_tell(model, monkeypatch):
+    monkeypatch.setattr(measuring, "measure", lambda *a: {"float32": 2.0, "bfloat16": 1.0})
+    body, given = model()
+    made = sum(work(product) * n for product, n in products(body, given).items())
+    assert made < measuring.LEAST and choose("auto", CPU, body, given) == Choice(torch.float32, {})
+    monkeypatch.setattr(measuring, "LEAST", made)
+    assert choose("auto", CPU, body, given).dtype == torch.bfloat16
 
 
 def test_auto_on_cuda_below_ampere_does_not_measure(monkeypatch):
