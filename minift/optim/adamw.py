@@ -1,14 +1,13 @@
 """AdamW: Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2)."""
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from minift.optim.fused import DTYPES, fused_adamw
+from minift.optim.fused import fused_adamw
 from minift.optim.groups import Group
-from minift.optim.optimizer import Optimizer, in_one_piece
+from minift.optim.optimizer import Optimizer
 
 
 class AdamW(Optimizer):
@@ -30,7 +29,7 @@ class AdamW(Optimizer):
     m nor v depends on theta, this is the same update up to rounding. What still differs are defaults outside this file: eps
     1e-6, lambda 0.01, a global clip of 1.0, and a linear decay counted from step 0 (see `schedules`).
 
-    fused: on a CPU the update is torch's kernel of it (minift/optim/fused.py), where there is one: not without bias_correction.
+    fused: the update is torch's kernel of it (minift/optim/fused.py), where there is one: not without bias_correction.
 
     Equal to torch.optim.AdamW and to BERT's formula (tests/reference/test_optim.py).
     """
@@ -53,17 +52,14 @@ class AdamW(Optimizer):
         self.eps = eps
         self.moments = ("m", "v", "largest") if amsgrad else ("m", "v")
         self.bias_correction = bias_correction
-        self.fused = fused and bias_correction
+        self.kernel_on = ("cpu", "cuda") if fused and bias_correction else ()
 
-    def pieces(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        return iter([tensors]) if self.fused else super().pieces(*tensors)
+    def kernel(self, t: int, lr: float, weight_decay: float, tensors: list[list[Tensor]], finite: Tensor | None) -> None:
+        fused_adamw(t, lr, weight_decay, self.betas, self.eps, tensors, finite)
 
     def update(
         self, t: int, lr: float, weight_decay: float, theta: Tensor, g: Tensor, m: Tensor, v: Tensor, largest: Tensor | None = None
     ) -> None:
-        tensors = (theta, g, m, v) if largest is None else (theta, g, m, v, largest)
-        if self.fused and theta.dtype in DTYPES and (flat := in_one_piece(*tensors)):
-            return fused_adamw(t, lr, weight_decay, self.betas, self.eps, *flat)
         beta1, beta2 = self.betas
         alpha, eps = lr, self.eps
         if self.bias_correction:  # the whole fraction times root / root, which saves a pass over v

@@ -133,8 +133,6 @@ def clip_gradients(parameters: list[Tensor], max_norm: float) -> Tensor:
     gradients = [numbers(p) for p in parameters if p.grad is not None]
     if not gradients:
         return torch.zeros(())
-    norm = torch.stack([torch.linalg.vector_norm(g) for g in gradients]).norm()
-    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    for g in gradients:
-        g.mul_(scale)
+    norm = torch.stack(torch._foreach_norm(gradients)).norm()
+    torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm

@@ -3,6 +3,7 @@
 Proved by tests/reference/test_optim.py, for both update rules.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 
 import torch
@@ -13,11 +14,13 @@ from minift.optim.rows import Tables
 
 BLOCK = 1 << 17  # elements: four blocks of float32 (theta, g, m, v) and one in between about fill a second-level cache
 LARGEST = 1e30  # of a learning rate and a weight decay: their products with other options stay within float32
+KERNEL_DTYPES = (torch.float32, torch.float64)
 MASKED = {"cuda"}  # devices that run behind the host: to ask them whether an update is to be made would stop both
 
 
 class Optimizer:
-    """An update rule is a subclass: `moments`, the names of the tensors that it remembers of each parameter, and `update`.
+    """An update rule is a subclass: `moments`, the names of the tensors that it remembers of each parameter, and `update`. Where
+    torch has a kernel of it, `kernel` calls it for many parameters at once, on the devices of `kernel_on`.
 
     A parameter without a gradient is left alone: no decay, no state, and its own step count stands still, so that one that is
     unfrozen late starts at 1. On a CPU a parameter is updated block by block, so that the passes over it run in the cache.
@@ -27,6 +30,7 @@ class Optimizer:
     """
 
     moments: tuple[str, ...]
+    kernel_on: tuple[str, ...] = ()
 
     def __init__(self, groups: list[Group]):
         for group in groups:
@@ -45,8 +49,8 @@ class Optimizer:
         finite: a bool scalar on the device of the parameters, `norm.isfinite()` of the norm that `clip_gradients` returns. Where
         it is False the update is left out: parameters, moments and step counts keep every bit. None: the update is made.
 
-        On CUDA nothing waits for that answer. The update is computed and then masked on the device, and the host takes the step
-        counts back in the next call, before it uses them.
+        On CUDA nothing waits for that answer: the update is masked on the device, and the host takes the step counts back in the
+        next call, before it uses them.
         """
         self.settle()
         masked = finite is not None and finite.device.type in MASKED
@@ -54,28 +58,45 @@ class Optimizer:
             return
         updated = []
         for group in self.groups:
+            due = []
             for theta in group.parameters:
                 if theta.grad is None:
                     continue
                 t, *moments = self.state.get(theta) or (0, *(torch.zeros_like(theta) for _ in self.moments))
                 self.state[theta] = (t + 1, *moments)
                 updated.append(theta)
-                for part, g, *kept in self.pieces(theta, self.tables.dense(theta), *moments):
-                    before = [x.clone() for x in (part, *kept)] if masked else []
-                    self.update(t + 1, factor * group.lr, group.weight_decay, part, g, *kept)
-                    for x, old in zip((part, *kept) if masked else (), before, strict=True):
-                        torch.where(finite, x, old, out=x)
+                due.append((t + 1, theta, self.tables.dense(theta), *moments))
+            self.update_all(factor * group.lr, group.weight_decay, due, finite if masked else None)
         self.tables.clear()
         if masked:
             self.verdict = Verdict(finite, updated)
+
+    def update_all(self, lr: float, weight_decay: float, due: list[tuple], finite: Tensor | None) -> None:
+        """due: (t, theta, g, moments ...) of every parameter of a group. finite: if given, False keeps every bit."""
+        together, alone = defaultdict(list), []
+        for t, *tensors in due:
+            device, dtype = tensors[0].device, tensors[0].dtype
+            flat = in_one_piece(*tensors) if device.type in self.kernel_on and dtype in KERNEL_DTYPES else None
+            if flat:
+                together[t, device, dtype].append(flat)
+            else:
+                alone.append((t, *tensors))
+        for (t, _, _), tensors in together.items():
+            self.kernel(t, lr, weight_decay, [list(column) for column in zip(*tensors, strict=True)], finite)
+        for t, *tensors in alone:
+            for part, g, *kept in blocks(*tensors):
+                before = [] if finite is None else [x.clone() for x in (part, *kept)]
+                self.update(t, lr, weight_decay, part, g, *kept)
+                for x, old in zip((part, *kept) if before else (), before, strict=True):
+                    torch.where(finite, x, old, out=x)
 
     def update(self, t: int, lr: float, weight_decay: float, theta: Tensor, g: Tensor, *moments: Tensor) -> None:
         """The t-th update of theta, or of a block of it, in place; lr: eta times the group's learning rate. g is not changed."""
         raise NotImplementedError
 
-    def pieces(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """A parameter, its gradient and its moments, in the pieces in which they are updated."""
-        return blocks(*tensors)
+    def kernel(self, t: int, lr: float, weight_decay: float, tensors: list[list[Tensor]], finite: Tensor | None) -> None:
+        """`update` of many parameters, by torch. tensors: all theta, all g, and all of each moment, each with one axis."""
+        raise NotImplementedError
 
     def settle(self) -> None:
         """If the last update was masked out, take back its step counts."""
@@ -173,13 +194,14 @@ def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Tensors of one shape, together: in views of BLOCK elements where all lie in memory in one piece and one order of their axes,
     as contiguous and channels_last tensors do, and on a CPU; else, and where they are no larger, as they are.
     """
-    if tensors[0].numel() <= BLOCK or (flat := in_one_piece(*tensors)) is None:
+    on_cpu = tensors[0].device.type == "cpu"
+    if not on_cpu or tensors[0].numel() <= BLOCK or (flat := in_one_piece(*tensors)) is None:
         return iter([tensors])
     return zip(*(x.split(BLOCK) for x in flat), strict=True)
 
 
 def in_one_piece(*tensors: Tensor) -> list[Tensor] | None:
-    """Tensors of one shape, viewed with one axis; None where one is not on a CPU, or not in one piece in the order of the first."""
+    """Tensors of one shape, viewed with one axis; None where one is not in one piece in memory, in the order of the first."""
     order = sorted(range(tensors[0].dim()), key=tensors[0].stride, reverse=True)
     flat = [x.permute(order) for x in tensors]
-    return [x.view(-1) for x in flat] if all(x.device.type == "cpu" and x.is_contiguous() for x in flat) else None
+    return [x.view(-1) for x in flat] if all(x.is_contiguous() for x in flat) else None

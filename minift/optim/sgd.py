@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from minift.optim.fused import fused_sgd
 from minift.optim.groups import Group
 from minift.optim.optimizer import Optimizer
 
@@ -17,9 +18,11 @@ class SGD(Optimizer):
     AdamW's it goes through the momentum. lr stands outside m, as in torch and not as in the papers, so that a change of the
     learning rate acts on the whole step at once. nesterov without momentum is plain SGD, and momentum 0 keeps no m.
 
-    groups: from `make_groups`. momentum: mu, 0 <= mu < 1; torch's default is 0.
+    groups: from `make_groups`. momentum: mu, 0 <= mu < 1; torch's default is 0. On CUDA by torch's kernel (minift/optim/fused.py).
     Equal to torch.optim.SGD, whose first m is g as well (tests/reference/test_optim.py).
     """
+
+    kernel_on = ("cuda",)
 
     def __init__(self, groups: list[Group], momentum: float = 0.9, nesterov: bool = False):
         if not 0 <= momentum < 1:
@@ -28,6 +31,9 @@ class SGD(Optimizer):
         self.momentum = momentum
         self.nesterov = nesterov
         self.moments = ("m",) if momentum else ()
+
+    def kernel(self, t: int, lr: float, weight_decay: float, tensors: list[list[Tensor]], finite: Tensor | None) -> None:
+        fused_sgd(lr, weight_decay, self.momentum, self.nesterov and self.momentum > 0, tensors, finite)
 
     def update(self, t: int, lr: float, weight_decay: float, theta: Tensor, g: Tensor, m: Tensor | None = None) -> None:
         if weight_decay:

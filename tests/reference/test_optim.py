@@ -23,7 +23,7 @@ def start(seed: int = 0) -> list[torch.Tensor]:
 def gradient(parameters: list[torch.Tensor], step: int) -> None:
     generator = torch.Generator().manual_seed(100 + step)
     for p in parameters:
-        p.grad = (torch.randn(p.shape, generator=generator, dtype=torch.float64) * 10.0 ** (step % 3 - 1)).to(p.dtype)
+        p.grad = (torch.randn(p.shape, generator=generator, dtype=torch.float64) * 10.0 ** (step % 3 - 1)).to(p.device, p.dtype)
 
 
 def same(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
@@ -71,14 +71,21 @@ def test_adamw_trajectory(lr, weight_decay, betas, eps, amsgrad, fused):
     )
 
 
+class FusedSGD(SGD):
+    """As on CUDA."""
+
+    kernel_on = ("cpu",)
+
+
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("lr", [1e-3, 0.1])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.5])
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True), (0.5, True)])
-def test_sgd_trajectory(lr, weight_decay, momentum, nesterov):
+@pytest.mark.parametrize("fused", [False, True])
+def test_sgd_trajectory(lr, weight_decay, momentum, nesterov, fused):
     options = {"momentum": momentum, "nesterov": nesterov}
     trajectory(
-        lambda groups: SGD(groups, **options),
+        lambda groups: (FusedSGD if fused else SGD)(groups, **options),
         lambda parameters: torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay, **options),
         lr,
         weight_decay,
@@ -215,6 +222,8 @@ RULES = {
     "amsgrad by hand": lambda groups: AdamW(groups, amsgrad=True, fused=False),
     "sgd": SGD,
     "sgd without momentum": lambda groups: SGD(groups, momentum=0.0),
+    "sgd by torch": FusedSGD,
+    "sgd by torch without momentum": lambda groups: FusedSGD(groups, momentum=0.0),
 }
 
 
@@ -286,6 +295,26 @@ def test_a_masked_step_on_cuda_does_not_wait():
             torch.cuda.set_sync_debug_mode("default")
     assert [int(optimizer.state_dict()[f"{name}/t"]) for name in NAMES] == [2] * len(NAMES)
     assert all(p.isfinite().all() for p in parameters)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("rule", RULES)
+def test_steps_on_cuda_are_the_cpus(rule):
+    """One gradient is of another layout than its parameter, so that it is updated by the plain rule."""
+    runs = []
+    for device in ("cpu", "cuda"):
+        parameters = [p.detach().to(device).requires_grad_() for p in start()]
+        conv = torch.linspace(-1, 1, 72, dtype=torch.float64).view(2, 4, 3, 3).to(device, memory_format=torch.channels_last)
+        parameters.append(conv.requires_grad_())
+        optimizer = RULES[rule]([Group("all", 0.01, 0.1, [], parameters)])
+        for step in range(STEPS):
+            gradient(parameters[:-1], step)
+            parameters[-1].grad = torch.full((2, 4, 3, 3), float(step), dtype=torch.float64, device=device)
+            optimizer.step(0.5, clip_gradients(parameters, 1.0).isfinite())
+        runs.append([p.detach().cpu() for p in parameters])
+    for a, b in zip(*runs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
 # ---- state ----
