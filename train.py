@@ -106,7 +106,7 @@ def run_once(given, record: dict | None = None) -> dict | None:
     from minift.checkpoints import Checkpoints, Signals
     from minift.data.splits import read_splits
     from minift.distributed import rank
-    from minift.optim.precision import without_tf32
+    from minift.optim.precision import float32_products
     from minift.plan import print_plan
     from minift.runs import Run, finished, forget_peak_memory, stopped_in
     from minift.slices import rows_by
@@ -149,7 +149,7 @@ def run_once(given, record: dict | None = None) -> dict | None:
         run = Run.reopen(directory, record, options, start, training, parts)
     else:
         run = Run.create(options, given, start, training, parts)
-    with closing(run), stopped_in(run.directory), Signals() as signals, without_tf32():
+    with closing(run), stopped_in(run.directory), Signals() as signals, float32_products(options.precision == "tf32"):
         checkpoints = Checkpoints(run, options, signals)
         report.print_work(training, start.device, options)
         setup_seconds = time.perf_counter() - started

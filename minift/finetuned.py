@@ -22,7 +22,7 @@ from minift.data.layout import Layout
 from minift.errors import UserError
 from minift.fields import read_fields
 from minift.methods.surgery import wrappers
-from minift.optim.precision import autocast
+from minift.optim.precision import by_name
 from minift.options import Options, check, options_of
 from minift.pretrained import Checkpoint, read, read_config, read_description, recover
 from minift.tasks.task import Model, task_from
@@ -216,7 +216,7 @@ def assemble(checkpoint: Checkpoint, device: str | None) -> FineTuned:
         model = Model(body, task.head(body))
     model.head.load_state_dict({name: tensor.float() for name, tensor in checkpoint.head.items()})
     model = model.to(device, torch.float32, memory_format=torch.channels_last).eval()  # whatever the caller's default dtype is
-    precision = autocast(getattr(torch, checkpoint.settings["precision"]), model)
+    precision = by_name(checkpoint.settings["precision"], model)
     frozen = checkpoint.settings["frozen"]
     stages = FrozenStages(model.body, frozen, precision) if frozen else None
     return FineTuned(model, task, replace(checkpoint, tensors={}, head={}, grafts={}, origin=origin), precision, stages)

@@ -31,7 +31,7 @@ from minift.errors import UserError
 from minift.finetuned import choose_device
 from minift.methods.prompt import Lengthened, Prompt, Shortened
 from minift.methods.surgery import Wrapper, find, lengthened, put, wrap
-from minift.optim.precision import autocast
+from minift.optim.precision import Float32, by_name
 from minift.pretrained import find as find_checkpoint
 from minift.pretrained import read
 from minift.tasks.masked_lm import word_vectors
@@ -146,7 +146,7 @@ class Writer:
     tokenizer: Tokenizer
     end: int  # id of the end of text
     form: str | None = None  # what a text is taken for, as of InstructionTuning; None: a text to go on with
-    precision: AbstractContextManager = field(default_factory=lambda: autocast(torch.float32))
+    precision: AbstractContextManager = field(default_factory=Float32)
 
     @property
     def window(self) -> int:
@@ -235,7 +235,7 @@ def open_writer(name: str, device: str | None = None) -> Writer:
         raise UserError(f"{name}: {what} writes no text; expected a run of causal-lm or instruction-tuning, or a decoder as gpt2")
     body = checkpoint.tuned_body() if checkpoint.task else checkpoint.body(None)
     body = body.to(choose_device(device)).eval()
-    precision = autocast(getattr(torch, (checkpoint.settings or {}).get("precision", "float32")), body)
+    precision = by_name((checkpoint.settings or {}).get("precision", "float32"), body)
     return Writer(body, checkpoint.tokenizer, checkpoint.config["eos_token_id"], task.get("form"), precision)
 
 

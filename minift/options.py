@@ -89,9 +89,10 @@ class Options:
     )
     precision: str = flag(
         "auto",
-        "float32, bfloat16, float16; auto: bfloat16 where products of the model's shapes are faster in it",
-        choices=("auto", "float32", "bfloat16", "float16"),
+        "float32, tf32 (of CUDA), bfloat16, float16; auto: bfloat16 where products of the model's shapes are faster in it",
+        choices=("auto", "float32", "tf32", "bfloat16", "float16"),
     )
+    compile: bool = flag(False, "make a graph of every stage that trains by torch.compile: for long runs on a GPU")
     seed: int = flag(42, "of the head's start, the order of the rows and dropout", least=0, below=2**62)
     seeds: int = flag(1, "runs with this seed and the following ones, in OUT/seed-S, and what they have in common", least=1)
     plan: bool = flag(False, "show stages, learning rates, steps, estimates of time and memory; then stop")
@@ -160,6 +161,8 @@ def check(options) -> None:
         raise UserError(f"{spelled(several[0])} with several values: give one with {'--seeds' if options.seeds > 1 else '--plan'}")
     if several and options.valid == "none":
         raise UserError(f"{spelled(several[0])} with several values and --valid none: nothing to choose the best by")
+    if options.compile and options.checkpoint_activations:
+        raise UserError("--compile with --checkpoint-activations: a compiled stage keeps its activations; give one of them")
     if options.verbose and options.quiet:
         raise UserError("--verbose with --quiet: one prints all settings, the other none; give one of them")
     if options.reinit and options.init == "random":

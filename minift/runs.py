@@ -246,7 +246,7 @@ class Run:
             "steps": progress.step,
             "best_epoch": progress.best_epoch,
             "best_step": progress.best_step,
-            "precision": str(training.precision.dtype).removeprefix("torch."),
+            "precision": self.template.settings["precision"],
             "stages": by_stage(training),
         }
         if details := {split: d for split, s in scores.items() if (d := s.meter.details())}:

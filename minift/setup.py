@@ -16,6 +16,7 @@ from minift import cache
 from minift.adapting import adapt, default_epochs, default_lr, lr_factors, names_of, parse_methods
 from minift.checkpointing import checkpoint_activations
 from minift.cli import spelled as command_of
+from minift.compiling import compile_stages
 from minift.data.batching import Data
 from minift.data.examples import Examples
 from minift.distributed import from_first
@@ -27,7 +28,7 @@ from minift.optim import OPTIMIZERS
 from minift.optim.averaging import AVERAGING, Average
 from minift.optim.groups import Group, make_groups
 from minift.optim.measure import choose
-from minift.optim.precision import autocast
+from minift.optim.precision import by_name
 from minift.optim.rows import by_rows
 from minift.optim.schedules import SCHEDULES, check_factors, warmup_steps
 from minift.optim.unfreezing import UNFREEZING
@@ -221,7 +222,8 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int)
         lr_factors=lr_factors(options.method),
         plain_name=plain_name,
     )
-    by_rows(model)
+    if not options.compile:  # torch compiles no gradients of some rows
+        by_rows(model)
     stages = list(dict.fromkeys(group.stage for group in groups))
     adversary = None if target is None else make_adversary(options, target, model, groups, options.epochs * steps_per_epoch)
     if stages == ["head"]:
@@ -236,7 +238,8 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int)
         choice = from_first(lambda: choose(options.precision, start.device, body, inputs))
     except ValueError as error:
         raise UserError(f"--precision {options.precision}: {error}") from None
-    precision = autocast(choice.dtype, model)
+    chosen = options.precision if options.precision != "auto" else str(choice.dtype).removeprefix("torch.")
+    precision = by_name(chosen, model, compiled=options.compile)
     check_lone(options, body, train, start.device)
     frozen = cache.depth(body)
     if options.cache != "auto" and not frozen:
@@ -245,6 +248,11 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int)
         if frozen == len(list(body.walk())):
             raise UserError(f"--checkpoint-activations with --method {options.method}: no stage trains, so none keeps activations")
         checkpoint_activations(body, precision)
+    if options.compile:
+        if frozen == len(list(body.walk())):
+            raise UserError(f"--compile with --method {options.method}: no stage trains, so none is compiled")
+        with precision:
+            compile_stages(body, inputs)
     has_base, whole = options.init == "pretrained", pretrained <= trained.keys()
     new = ("everything",) if not has_base else (*["head"] * (known is None), *["pooler"] * new_pooler, *again)
     fresh = {name for part in new for name in body.stages.get(part, (part,))}

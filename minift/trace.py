@@ -9,7 +9,7 @@ Proved by tests/test_trace.py: the figures are those of autograd and of the weig
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from minift.flags import Parser, add_flags, spelled
 from minift.methods.surgery import find, plain, plain_name
 from minift.models.bert import tokens_of
 from minift.optim.groups import switch
-from minift.optim.precision import LossScaler, without_tf32
+from minift.optim.precision import LossScaler, float32_products
 from minift.optim.rows import numbers
 from minift.options import GRID, Options, check, flags_of_other_tasks, layout_of, options_of
 from minift.report import beside
@@ -89,7 +89,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{spelled(several[0])} with several values: give one")
     if getattr(given, "solver", "gradient") == "lbfgs":
         raise UserError("--solver lbfgs: it takes no gradient steps")
-    with without_tf32():
+    with float32_products(given.precision == "tf32"):
         show(trace(given, run, record))
 
 
@@ -98,6 +98,7 @@ def trace(given, run: Path | None = None, record: dict | None = None) -> Traced:
 
     given: the flags of train.py. run: whose weights the model has; None: those at the start of training. record: its config.json.
     """
+    given = replace(given, compile=False)  # what is watched happens inside of the stages
     start = setup.start(given)
     options, _ = setup.resolve(given, start, Path("nowhere"))  # nothing is saved
     parts = read_splits(options, start.task, layout_of(options, start.task.LAYOUT))

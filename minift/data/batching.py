@@ -34,8 +34,14 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device; the counts stay on the CPU, where no one has to wait for them."""
 
+        def moved(x):
+            if not isinstance(x, Tensor):
+                return x
+            x = x.pin_memory() if device.type == "cuda" and x.device.type == "cpu" else x  # from there it is copied beside the work
+            return x.to(device, non_blocking=True)
+
         def move(tensors):
-            return (x.to(device, non_blocking=True) if isinstance(x, Tensor) else x for x in tensors)
+            return map(moved, tensors)
 
         state = None if self.state is None else self.state._make(move(self.state))
         (weights,) = move((self.weights,))

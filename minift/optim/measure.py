@@ -19,9 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from minift.optim.precision import DEVICES, autocast
+from minift.optim.precision import DEVICES, DTYPES, autocast
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 GAIN = 1.2  # bfloat16 must be so many times as fast as float32: what it costs in digits must be worth it
 ROUNDS = 5
 EMULATED = 2.0  # so many times float32's time tells that the device has no products of bfloat16
@@ -194,17 +193,18 @@ def now(device: torch.device) -> float:
 def choose(name: str, device: torch.device, body: nn.Module | None = None, inputs: tuple[Tensor | None, ...] = ()) -> Choice:
     """The dtype of a run: by its name, or under `auto` bfloat16 where it is at least GAIN times as fast as float32.
 
-    name: auto, float32, bfloat16 or float16. auto is never float16, which needs a LossScaler, and is float32 without measuring
-    on devices other than cpu and cuda, on CUDA below compute capability 8.0 (Ampere), where bfloat16 is emulated, and where a
-    pass has fewer operations than LEAST, of which a clock tells little.
+    name: auto, float32, tf32, bfloat16 or float16. auto is never float16, which needs a LossScaler, and is float32 without
+    measuring on devices other than cpu and cuda, on CUDA below compute capability 8.0 (Ampere), where bfloat16 is emulated, and
+    where a pass has fewer operations than LEAST, of which a clock tells little.
     body, inputs: as for `products`; only auto reads them. Raises ValueError for other names, and for a low precision on devices
     for which there is no policy.
     """
     if name != "auto":
         if name not in DTYPES:
             raise ValueError(f"precision is {name!r}; known are auto, {', '.join(DTYPES)}")
-        if name != "float32" and device.type not in DEVICES:
-            raise ValueError(f"precision {name} is not available on {device.type}, only on {' and '.join(DEVICES)}; use float32")
+        known = (device.type,) if name == "float32" else ("cuda",) if name == "tf32" else DEVICES
+        if device.type not in known:
+            raise ValueError(f"precision {name} is not available on {device.type}, only on {' and '.join(known)}; use float32")
         return Choice(DTYPES[name], {})
     emulated = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
     if device.type not in DEVICES or emulated:

@@ -61,16 +61,47 @@ def policies() -> dict[Callable, dict[str, str]]:
 
 POLICIES = policies()
 DEVICES = ("cpu", "cuda")  # those of TABLE
+DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SMALLEST_SCALE, LARGEST_SCALE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
 class Float32(AbstractContextManager):
-    """Changes nothing: every operation runs in the dtype of its arguments. It has a dtype as LowPrecision has one."""
+    """Every operation runs in the dtype of its arguments. It has a dtype as LowPrecision has one.
+
+    tf32: what products of float32 do on a GPU, see `float32_products`.
+    """
 
     dtype = torch.float32
 
+    def __init__(self, tf32: bool = False):
+        self.tf32 = tf32
+        self.entered: list[AbstractContextManager] = []
+
+    def __enter__(self) -> "Float32":
+        context = float32_products(self.tf32)
+        context.__enter__()
+        self.entered.append(context)
+        return self
+
     def __exit__(self, *exception) -> None:
-        pass
+        self.entered.pop().__exit__(*exception)
+
+
+class TorchAutocast(AbstractContextManager):
+    """torch.autocast, for compiled models: torch's compiler sees through it, and not through a LowPrecision."""
+
+    def __init__(self, device: str, dtype: torch.dtype):
+        self.device = device
+        self.dtype = dtype
+        self.entered: list[torch.autocast] = []
+
+    def __enter__(self) -> "TorchAutocast":
+        self.entered.append(torch.autocast(self.device, self.dtype))
+        self.entered[-1].__enter__()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.entered.pop().__exit__(*exception)
 
 
 class Cast(NamedTuple):
@@ -157,15 +188,27 @@ def autocast(dtype: torch.dtype, model: nn.Module | None = None) -> Float32 | Lo
     return Float32() if dtype == torch.float32 else LowPrecision(dtype, model)
 
 
-@contextmanager
-def without_tf32() -> Iterator[None]:
-    """Products of float32 in float32 while a run lasts, forward and backward passes, on CUDA too.
+def by_name(name: str, model: nn.Module, *, compiled: bool = False) -> Float32 | LowPrecision | TorchAutocast:
+    """The context for the forward passes of a run whose --precision is `name`, one of DTYPES; tf32 is float32 but on CUDA.
 
-    By default cuDNN's convolutions round their arguments to TF32, which has 10 bits of mantissa instead of 23.
+    compiled: whether stages of the model are compiled.
+    """
+    device = next(model.parameters()).device.type
+    if DTYPES[name] == torch.float32:
+        return Float32(tf32=name == "tf32" and device == "cuda")
+    return TorchAutocast(device, DTYPES[name]) if compiled else LowPrecision(DTYPES[name], model)
+
+
+@contextmanager
+def float32_products(tf32: bool) -> Iterator[None]:
+    """Products of float32 on CUDA in float32, or all of them in TF32, forward and backward passes, while a run lasts.
+
+    TF32 rounds the arguments to 10 bits of mantissa instead of 23, which an Ampere or later multiplies several times as fast. By
+    torch's default convolutions do so and matrix products do not.
     """
     before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
-    torch.backends.cudnn.allow_tf32 = False
-    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
     try:
         yield
     finally:

@@ -169,7 +169,7 @@ def test_auto_on_cuda_below_ampere_does_not_measure(monkeypatch):
 @pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
 def test_by_name(device):
     assert choose("float32", torch.device(device)) == Choice(torch.float32, {})
-    with pytest.raises(ValueError, match=r"'fp16'; known are auto, float32, bfloat16, float16$"):
+    with pytest.raises(ValueError, match=r"'fp16'; known are auto, float32, tf32, bfloat16, float16$"):
         choose("fp16", torch.device(device))
     for name in ("bfloat16", "float16"):
         if device == "mps":

@@ -25,7 +25,7 @@ from minift.models.bert import Bert
 from minift.models.gpt2 import Gpt2, Gpt2Config
 from minift.optim.adamw import AdamW
 from minift.optim.groups import Group
-from minift.optim.precision import POLICIES, TABLE, Float32, LossScaler, LowPrecision, autocast, without_tf32
+from minift.optim.precision import POLICIES, TABLE, Float32, LossScaler, LowPrecision, autocast, float32_products
 
 SPACES = {"torch": torch, "F": F, "linalg": torch.linalg, "special": torch.special, "Tensor": torch.Tensor}
 
@@ -592,13 +592,13 @@ def test_autocast():
         assert model(torch.ones(1, 16)).dtype == torch.float32
 
 
-def test_without_tf32_restores_what_was_set():
+def test_float32_products_restores_what_was_set():
     before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     try:
         for allowed, matmul in ((True, "high"), (False, "highest")):
             torch.backends.cudnn.allow_tf32 = allowed
             torch.set_float32_matmul_precision(matmul)
-            with pytest.raises(ZeroDivisionError), without_tf32():
+            with pytest.raises(ZeroDivisionError), float32_products(tf32=False):
                 assert (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (False, "highest")
                 raise ZeroDivisionError
             assert (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (allowed, matmul)
@@ -612,7 +612,7 @@ def test_convolutions_on_cuda_without_tf32():
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(2, 64, 16, 16, generator=generator), torch.randn(64, 64, 3, 3, generator=generator)
     exact = F.conv2d(x.double(), weight.double())
-    with without_tf32():
+    with float32_products(tf32=False):
         y = F.conv2d(x.cuda(), weight.cuda()).cpu()
     assert (y - exact).abs().max() < 1e-3 * exact.abs().max() / 10
 

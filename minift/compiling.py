@@ -1,0 +1,42 @@
+"""--compile: every stage that trains becomes one graph of torch.compile, fused kernels for the whole of it.
+
+Stage by stage, as surgery and unfreezing act on stages, and as the layers of a transformer are one graph that is made once. Any
+number of rows and tokens fits the graph, but for 1, where torch makes another, as it does for evaluation and where nothing is
+padded. A graph takes seconds to a minute to make; where it pays is a long run on a GPU.
+
+Equal to the same run without it, but for rounding and for dropout, which draws other numbers: tests/test_compiling.py.
+"""
+
+import shutil
+
+import torch
+from torch import Tensor, nn
+
+from minift.errors import UserError, brief
+from minift.methods.surgery import trains
+
+GRAPHS = 64  # of one stage's code, in different shapes: torch's own limit of 8 is below a ResNet's
+
+
+def compile_stages(body: nn.Module, inputs: tuple[Tensor | None, ...]) -> None:
+    """Let torch compile every module of `body.walk()`, from the lowest that trains upwards. Call it after the surgery.
+
+    inputs: of a batch; one forward pass tells whether torch can compile here. Raises UserError where it cannot.
+    """
+    modules = list(body.walk())
+    lowest = next(i for i, module in enumerate(modules) if trains(module))
+    on_cpu = next(body.parameters()).device.type == "cpu"
+    if on_cpu and not any(map(shutil.which, ("g++", "clang++", "cl"))):
+        raise UserError("--compile on a CPU: torch needs a C++ compiler, and there is none on the PATH")
+    limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
+    setattr(torch._dynamo.config, limit, max(GRAPHS, getattr(torch._dynamo.config, limit)))
+    for module in modules[lowest:]:
+        module.compile(dynamic=True)
+    training = body.training
+    try:
+        with torch.inference_mode():
+            body.eval()(*inputs)
+    except torch._dynamo.exc.TorchDynamoException as error:
+        raise UserError(f"--compile: torch cannot compile this model here ({brief(error)}); leave the flag out") from None
+    finally:
+        body.train(training)
