@@ -8,6 +8,9 @@ Equal to the same run without it, but for rounding and for dropout, which draws 
 """
 
 import shutil
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +34,7 @@ def compile_stages(body: nn.Module, inputs: tuple[Tensor | None, ...]) -> None:
     limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
     setattr(torch._dynamo.config, limit, max(GRAPHS, getattr(torch._dynamo.config, limit)))
     for module in modules[lowest:]:
-        module.compile(dynamic=True)
+        module.forward = partial(whole, torch.compile(partial(fields, module.forward), dynamic=True))
     training = body.training
     try:
         with torch.inference_mode():
@@ -40,3 +43,12 @@ def compile_stages(body: nn.Module, inputs: tuple[Tensor | None, ...]) -> None:
         raise UserError(f"--compile: torch cannot compile this model here ({brief(error)}); leave the flag out") from None
     finally:
         body.train(training)
+
+
+def fields(forward: Callable, state: NamedTuple) -> tuple:
+    """What is compiled. It gives a plain tuple, as a NamedTuple that a graph has made by `_replace` is broken in torch 2.11."""
+    return tuple(forward(state))
+
+
+def whole(graph: Callable, state: NamedTuple) -> NamedTuple:
+    return type(state)(*graph(state))

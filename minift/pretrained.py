@@ -46,7 +46,7 @@ LAYOUT = 1
 HEAD = "head."
 PRETRAINED = "pretrained."
 ELSEWHERE = ("tensors", "tokenizer", "head", "heads", "grafts", "origin")  # fields of Checkpoint that do not stand in config.json
-PRECISIONS = ("float32", "bfloat16", "float16")
+PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)

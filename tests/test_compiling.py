@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import TEXTS, converted_directory, converted_resnet, photographs, rows_file, tiny_body
-from torch import nn
 
 import minift
 import train
@@ -30,7 +29,7 @@ CASES = {
 @pytest.fixture
 def graphs(monkeypatch):
     """As torch compiles, but for the code generator, which takes a minute."""
-    monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend="aot_eager"))
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
 
 
 def run(tmp_path, name: str, *flags: str) -> tuple[list[float], dict]:
@@ -92,7 +91,7 @@ def test_convolutions(tmp_path):
 
 def test_the_trace_compiles_nothing_as_it_looks_into_the_stages(tmp_path, capsys, monkeypatch):
     base, rows = converted_directory(tmp_path / "base", tiny_body()), rows_file(tmp_path / "rows.csv")
-    monkeypatch.setattr(nn.Module, "compile", None)
+    monkeypatch.setattr(torch, "compile", None)
     trace(["--train", str(rows), "--model", str(base), "--compile"])
     assert "layer 1" in capsys.readouterr().out
 

@@ -56,29 +56,32 @@ class Optimizer:
         masked = finite is not None and finite.device.type in MASKED
         if finite is not None and not masked and not finite:
             return
-        updated = []
+        updated, due = [], defaultdict(list)
         for group in self.groups:
-            due = []
             for theta in group.parameters:
                 if theta.grad is None:
                     continue
                 t, *moments = self.state.get(theta) or (0, *(torch.zeros_like(theta) for _ in self.moments))
                 self.state[theta] = (t + 1, *moments)
                 updated.append(theta)
-                due.append((t + 1, theta, self.tables.dense(theta), *moments))
-            self.update_all(factor * group.lr, group.weight_decay, due, finite if masked else None)
+                due[group.lr, group.weight_decay].append((t + 1, theta, self.tables.dense(theta), *moments))
+        for (lr, weight_decay), tensors in due.items():
+            self.update_all(factor * lr, weight_decay, tensors, finite if masked else None)
         self.tables.clear()
         if masked:
             self.verdict = Verdict(finite, updated)
 
     def update_all(self, lr: float, weight_decay: float, due: list[tuple], finite: Tensor | None) -> None:
-        """due: (t, theta, g, moments ...) of every parameter of a group. finite: if given, False keeps every bit."""
+        """due: (t, theta, g, moments ...) of parameters with one learning rate. finite: if given, False keeps every bit."""
         together, alone = defaultdict(list), []
         for t, *tensors in due:
             device, dtype = tensors[0].device, tensors[0].dtype
-            flat = in_one_piece(*tensors) if device.type in self.kernel_on and dtype in KERNEL_DTYPES else None
-            if flat:
-                together[t, device, dtype].append(flat)
+            if device.type not in self.kernel_on or dtype not in KERNEL_DTYPES:
+                same = None
+            else:
+                same = tensors if all(x.is_contiguous() for x in tensors) else in_one_piece(*tensors)
+            if same:
+                together[t, device, dtype].append(same)
             else:
                 alone.append((t, *tensors))
         for (t, _, _), tensors in together.items():
@@ -95,7 +98,7 @@ class Optimizer:
         raise NotImplementedError
 
     def kernel(self, t: int, lr: float, weight_decay: float, tensors: list[list[Tensor]], finite: Tensor | None) -> None:
-        """`update` of many parameters, by torch. tensors: all theta, all g, and all of each moment, each with one axis."""
+        """`update` of many parameters, by torch. tensors: all theta, all g, and all of each moment; each contiguous."""
         raise NotImplementedError
 
     def settle(self) -> None:

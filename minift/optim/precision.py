@@ -15,6 +15,7 @@ calls: FFTs, matrix decompositions, recurrent cells, 3-d pooling, resampling, re
 Proved by tests/reference/test_precision.py: types, values and gradients of every operation against torch.autocast, bit by bit.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
@@ -38,7 +39,8 @@ TABLE = (
     ("float32", "cpu cuda", "cross_entropy nll_loss binary_cross_entropy_with_logits kl_div mse_loss l1_loss smooth_l1_loss"),
     ("float32", "cpu cuda", "huber_loss poisson_nll_loss soft_margin_loss multi_margin_loss multilabel_margin_loss"),
     ("float32", "cpu cuda", "margin_ranking_loss hinge_embedding_loss cosine_embedding_loss triplet_margin_loss cdist prod"),
-    ("float32", "cpu", "quantile nanquantile trace"),
+    ("float32", "cpu cuda", "trace"),
+    ("float32", "cpu", "quantile nanquantile"),
     ("float32", "cuda", "softmax log_softmax softmin gumbel_softmax logsumexp softplus layer_norm group_norm rms_norm"),
     ("float32", "cuda", "norm vector_norm matrix_norm normalize cosine_similarity dist pdist renorm sum cumsum cumprod"),
     ("float32", "cuda", "exp expm1 log log1p log2 log10 pow __pow__ __rpow__ reciprocal __rdiv__ __rtruediv__ rsqrt"),
@@ -138,9 +140,10 @@ class LowPrecision(TorchFunctionMode):
         self.buffers = WeakIdKeyDictionary({buffer: None for buffer in (model.buffers() if model is not None else ())})
 
     def __torch_function__(self, func: Callable, types, args=(), kwargs=None) -> Any:
-        # Torch has switched the mode off in here: neither the casts nor what func calls inside come back.
-        kwargs = kwargs or {}
+        # Torch has switched the mode off in here: neither the casts nor what func calls inside come back. A GPU waits for this code
+        # where its kernels are short.
         policies = POLICIES.get(func)
+        kwargs = kwargs or {}
         if policies is None or kwargs.get("out") is not None:
             return func(*args, **kwargs)
         tensors = [x for x in flat((*args, *kwargs.values())) if castable(x)]
@@ -150,12 +153,14 @@ class LowPrecision(TorchFunctionMode):
         if policy == "widest":
             policy = "float32" if any(x.dtype == torch.float32 for x in tensors) else "low"
         dtype = self.dtype if policy == "low" else torch.float32
-        return func(*self.cast(args, dtype), **{key: self.cast(x, dtype) for key, x in kwargs.items()})
+        if not kwargs:
+            return func(*[self.cast(x, dtype) for x in args])
+        return func(*[self.cast(x, dtype) for x in args], **{key: self.cast(x, dtype) for key, x in kwargs.items()})
 
     def cast(self, x: Any, dtype: torch.dtype) -> Any:
-        if isinstance(x, list | tuple):
-            return [self.cast(y, dtype) for y in x]
-        if not castable(x) or x.dtype == dtype:
+        if not isinstance(x, Tensor):
+            return [self.cast(y, dtype) for y in x] if isinstance(x, list | tuple) else x
+        if x.dtype == dtype or not castable(x):
             return x
         return self.keep(x) if dtype == self.dtype and self.is_frozen(x) else x.to(dtype)
 
@@ -243,11 +248,12 @@ class LossScaler:
 
         False is no fault of the run: the loss of that step, which may be infinite or NaN itself, does not count.
         """
-        gradients = [numbers(theta) for theta in parameters if theta.grad is not None]
-        for g in gradients:
-            g.mul_(1 / self.S)
-        # One question to the device, not one for each gradient.
-        return not gradients or bool(torch.stack([g.isfinite().all() for g in gradients]).all())
+        gradients = [g for theta in parameters if theta.grad is not None and (g := numbers(theta)).numel()]
+        if not gradients:
+            return True
+        torch._foreach_mul_(gradients, 1 / self.S)
+        # The largest absolute value of each gradient, and one question to the device for all. A NaN is larger than all numbers.
+        return bool(torch.stack(torch._foreach_norm(gradients, math.inf)).isfinite().all())
 
     def update(self, finite: bool) -> None:
         """After the step, or after leaving it out. Raises ValueError if the scale cannot be halved any more."""

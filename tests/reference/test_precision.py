@@ -251,6 +251,8 @@ def autocast_without_a_device(dtype):
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_types_on_cuda_by_fake_tensors(name):
     """CUDA's half of the table, without a device: fake tensors have a device and a type, and no numbers."""
+    if name.endswith("trace"):
+        pytest.skip("on CUDA torch makes it of a sum, which is cast; fake tensors do not look inside")
     for types in TYPES.values():
         with FakeTensorMode():
             theirs = outcome(OPERATIONS[name], types, autocast_without_a_device(torch.bfloat16), "cuda", backward=False)
@@ -763,7 +765,7 @@ def test_operations_on_cuda(types, dtype):
         if isinstance(theirs, type):
             assert ours is theirs, name
         else:
-            torch.testing.assert_close(ours[0], theirs[0], msg=name)
+            torch.testing.assert_close(ours[0], theirs[0], msg=lambda message, name=name: f"{name}: {message}")
 
 
 @on_cuda
