@@ -1,8 +1,8 @@
 """Tables that a rerun goes on with: every run is appended to a JSONL file, and what is there already is not run again.
 
 A run is a dictionary of what a table needs to know, such as {"task": "rte", "seed": 0}. What was found stands beside it, and the
-device: figures of different devices do not belong in one table, so that only the runs of the device at hand count. A table is printed from
-what is there; its script ends with exit code 1 as long as a run is missing.
+device: figures of different devices do not belong in one table, so that only the runs of the device at hand count. A table is
+printed from what is there; its script ends with exit code 1 as long as a run is missing.
 """
 
 import argparse
