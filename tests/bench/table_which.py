@@ -35,7 +35,7 @@ def main() -> None:
     given = parser.parse_args()
     root, seeds = given.data.resolve(), range(given.seeds)
     full = [{"task": task, "who": "minift", "seed": seed} for task in FIGURES for seed in seeds]
-    others = [{"task": task, "method": method, "seed": seed} for task in FIGURES for seed in seeds for method in METHODS]
+    others = [{"task": task, "method": method, "seed": seed} for seed in seeds for task in FIGURES for method in METHODS]
     done = collect("table_tasks.jsonl", full, partial(table_tasks.measure, root), given.jobs)
     done += collect("table_which.jsonl", others, partial(measure, root), given.jobs)
     found = {(method, task): [] for method in ("full", *METHODS) for task in FIGURES}
