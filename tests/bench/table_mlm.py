@@ -1,4 +1,6 @@
-"""A body adapted to a domain: `python tests/bench/table_mlm.py --data ROOT`, about 50 minutes on 2 cores.
+"""A body adapted to a domain: `python tests/bench/table_mlm.py --data ROOT`.
+
+About 50 minutes on 2 cores, minutes on a GPU with --jobs 4.
 
 ROOT holds wikitext2/wiki.test.raw (62 articles of Wikipedia) and trec. The first 80 % of the articles train, the rest test, in
 blocks of 128 tokens across paragraphs, 15 % masked; not to be compared with published figures, which have another split and other
