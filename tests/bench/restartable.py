@@ -8,6 +8,7 @@ printed from what is there; its script ends with exit code 1 as long as a run is
 import argparse
 import json
 import multiprocessing
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -76,6 +77,12 @@ def cell(values: list, wanted: int, write: Callable[[list], str]) -> str:
     if len(values) == wanted:
         return write(values)
     return f"{write(values)}, {len(values)} of {wanted} seeds" if values else f"0 of {wanted} seeds"
+
+
+def spread(values: list[float]) -> str:
+    """Mean ± standard deviation (lowest to highest)."""
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{deviation} ({min(values):.1f} to {max(values):.1f})"
 
 
 def train(flags: list[str]) -> dict:

@@ -131,8 +131,8 @@ def tag_scores(right: list, greedy: list, best: list) -> dict[str, float]:
     return {"f1_lenient_greedy": at_once["lenient"], "f1_strict_greedy": at_once["strict"], "f1_strict": path["strict"]}
 
 
-def baselines(task: str, root: Path) -> tuple[dict, dict]:
-    """Scores of (the majority class, the mean or no entity; TF-IDF or the word's tag)"""
+def baselines(task: str, root: Path) -> dict[str, dict]:
+    """Scores of the majority class (the mean, no entity) and of TF-IDF (the word's tag)."""
     setting = TASKS[task]
     (x, y), (x_test, y_test) = (read(task, root / name) for name in (setting.train, setting.test))
     if setting.kind == "tags":
@@ -141,7 +141,8 @@ def baselines(task: str, root: Path) -> tuple[dict, dict]:
             for word, tag in zip(words, tags, strict=True):
                 seen[word][tag] += 1
         looked_up = [[seen[word].most_common(1)[0][0] if word in seen else "O" for word in words] for words in x_test]
-        return dict.fromkeys(setting.metrics, 0.0), tag_scores(y_test, looked_up, looked_up) | {"f1_strict": None}
+        tags = tag_scores(y_test, looked_up, looked_up) | {"f1_strict": None}
+        return {"majority": dict.fromkeys(setting.metrics, 0.0), "tfidf": tags}
     from scipy.sparse import csr_matrix, hstack
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression, Ridge
@@ -158,7 +159,12 @@ def baselines(task: str, root: Path) -> tuple[dict, dict]:
 
     model = Ridge() if setting.kind == "number" else LogisticRegression(C=10, max_iter=2000)
     found = model.fit(features(x), y).predict(features(x_test))
-    return score(setting.kind, y_test, [constant] * len(y_test)), score(setting.kind, y_test, list(found))
+    sides = {"majority": [constant] * len(y_test), "tfidf": list(found)}
+    return {name: plain_numbers(score(setting.kind, y_test, side)) for name, side in sides.items()}
+
+
+def plain_numbers(figures: dict) -> dict:
+    return {name: value if value is None else float(value) for name, value in figures.items()}
 
 
 def flags_of(task: str, root: Path) -> list[str]:
@@ -231,8 +237,13 @@ def decode(logits: list, firsts: list[dict[int, int]], right: list, labels: list
 
 
 def measure(root: Path, run: dict) -> dict:
-    figures = (run_minift if run["who"] == "minift" else run_plain)(run["task"], run["seed"], root)
-    return {name: value if value is None else float(value) for name, value in figures.items()}
+    if run["who"] == "baselines":
+        return baselines(run["task"], root)
+    return plain_numbers((run_minift if run["who"] == "minift" else run_plain)(run["task"], run["seed"], root))
+
+
+def of_one(value: float | None) -> str:
+    return "undefined" if value is None else f"{100 * value:.1f}"
 
 
 def shown(values: list[float]) -> str:
@@ -254,6 +265,7 @@ def main() -> None:
     arguments = parser.parse_args()
     seeds = {task: arguments.seeds or TASKS[task].seeds for task in arguments.only or TASKS}
     wanted = [{"task": t, "who": who, "seed": seed} for t in seeds for seed in range(seeds[t]) for who in ("minift", "plain")]
+    wanted += [{"task": task, "who": "baselines"} for task in seeds]
     tasks = [task for task in seeds if task != "wnut" or find_spec("seqeval")]
     if len(tasks) < len(seeds):
         print("WNUT-17 is skipped: seqeval, which scores its tags, is not installed", file=sys.stderr)
@@ -262,14 +274,14 @@ def main() -> None:
     print("| data | figure | majority | TF-IDF | transformers, plain loop | minift | difference over paired seeds |")
     print("|---|---|---|---|---|---|---|")
     for task in tasks:
-        simple = baselines(task, arguments.data)
+        simple = next((run for run in done if run["run"] == {"task": task, "who": "baselines"}), None)
         for metric, name in TASKS[task].metrics.items():
             sides = [
                 {run["run"]["seed"]: run[metric] for run in done if (run["run"]["task"], run["run"]["who"]) == (task, who)}
                 for who in ("plain", "minift")
             ]
             differences = [sides[1][seed] - sides[0][seed] for seed in sides[0] if seed in sides[1]]
-            cells = ["undefined" if s[metric] is None else f"{100 * s[metric]:.1f}" for s in simple]
+            cells = [of_one(simple[side][metric]) if simple else "" for side in ("majority", "tfidf")]
             cells += [cell([*side.values()], seeds[task], shown) for side in sides]
             print(f"| {TASKS[task].name} | {name} | {' | '.join(cells)} | {cell(differences, seeds[task], paired)} |")
     sys.exit(len(done) < len(wanted))
