@@ -152,7 +152,7 @@ def few(data: Path, draws: int, jobs: int) -> int:
         {"table": "few", "method": m, "each": n, "draw": d} for d in range(draws) for n in FEW if d < FEW[n] for m in FEW_METHODS
     ]
     done = collect("table_images.jsonl", wanted, partial(run_few, data=data), jobs)
-    print(f"| photographs a class | draws | {' | '.join(FEW_METHODS)} |\n|---|---|{'---|' * len(FEW_METHODS)}")
+    print(f"\n| photographs a class | draws | {' | '.join(FEW_METHODS)} |\n|---|---|{'---|' * len(FEW_METHODS)}")
     for n in FEW:
         found = {m: [r["accuracy"] for r in done if r["run"]["method"] == m and r["run"]["each"] == n] for m in FEW_METHODS}
         cells = [cell(found[m], min(draws, FEW[n]), shown) for m in FEW_METHODS]
