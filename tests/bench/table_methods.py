@@ -15,7 +15,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from restartable import collect, first_rows
+from restartable import cell, collect, first_rows, jobs_flag
 
 from minift.methods import METHODS
 
@@ -46,30 +46,40 @@ def measure(places: dict[str, Path], run: dict) -> dict:
     }
 
 
+def shown(values: list[float]) -> str:
+    return f"{statistics.mean(values):.1f} ({', '.join(f'{value:.1f}' for value in values)})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sst2", type=Path, required=True, help="directory of GLUE's SST-2")
     parser.add_argument("--trec", type=Path, required=True, help="directory of TREC's two files")
     parser.add_argument("--only", choices=[*DATA], help="run these, and print no table")
+    jobs_flag(parser)
     arguments = parser.parse_args()
-    places = {"SST-2": arguments.sst2, "TREC": arguments.trec}
-    done = {}
+    places = {"SST-2": arguments.sst2.resolve(), "TREC": arguments.trec.resolve()}
+    done, missing = {}, 0
     for data in [arguments.only] if arguments.only else DATA:
         wanted = [{"method": m, "data": data, "seed": s} for s in SEEDS[data] for m in METHODS]
-        done[data] = collect(f"table_methods-{data}.jsonl", wanted, partial(measure, places))
+        done[data] = collect(f"table_methods-{data}.jsonl", wanted, partial(measure, places), arguments.jobs)
+        missing += len(wanted) - len(done[data])
     if arguments.only:
-        return
+        sys.exit(missing > 0)
     print("| method | trainable | of all | SST-2 | TREC | seconds | memory | model/ |\n|---|---|---|---|---|---|---|---|")
     for method in METHODS:
         cells = []
-        for runs in done.values():
+        for data, runs in done.items():
             values = [run["accuracy"] for run in runs if run["run"]["method"] == method]
-            cells.append(f"{statistics.mean(values):.1f} ({', '.join(f'{value:.1f}' for value in values)})")
+            cells.append(cell(values, len(SEEDS[data]), shown))
         mine = [run for run in done["SST-2"] if run["run"]["method"] == method]
+        if not mine:
+            print(f"| `{method}` | | | {' | '.join(cells)} | | | |")
+            continue
         trainable, total, size = (mine[0][name] for name in ("trainable", "total", "bytes"))
         seconds, memory = (statistics.median(run[name] for run in mine) for name in ("seconds", "memory"))
         figures = [f"{trainable:,}", f"{trainable / total:.3%}", *cells, f"{seconds:.0f}", f"{memory:,} MB", f"{size / 1e6:.2f} MB"]
         print(f"| `{method}` | {' | '.join(figures)} |")
+    sys.exit(missing > 0)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 Every run is appended to runs/table_reviews.jsonl; a rerun goes on where it stopped.
 """
 
+import argparse
 import statistics
+import sys
 
-from restartable import collect, train
+from restartable import cell, collect, jobs_flag, spread, train
 
 ROWS = {
     "python train.py --precision float32": [],
@@ -21,13 +23,17 @@ def measure(run: dict) -> dict:
 
 
 def main() -> None:
-    done = collect("table_reviews.jsonl", [{"flags": flags, "seed": seed} for flags in ROWS.values() for seed in SEEDS], measure)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    jobs_flag(parser)
+    wanted = [{"flags": flags, "seed": seed} for flags in ROWS.values() for seed in SEEDS]
+    done = collect("table_reviews.jsonl", wanted, measure, parser.parse_args().jobs)
     print("| command | test accuracy, mean ± standard deviation (lowest to highest) | seconds, whole command |\n|---|---|---|")
     for name, flags in ROWS.items():
         mine = [d for d in done if d["run"]["flags"] == flags]
         accuracy, seconds = ([d[key] for d in mine] for key in ("accuracy", "seconds"))
-        spread = f"{statistics.mean(accuracy):.1f} ± {statistics.stdev(accuracy):.1f} ({min(accuracy):.1f} to {max(accuracy):.1f})"
-        print(f"| `{name}` | {spread} | {statistics.mean(seconds):.0f} |", flush=True)
+        mean = f"{statistics.mean(seconds):.0f}" if seconds else ""
+        print(f"| `{name}` | {cell(accuracy, len(SEEDS), spread)} | {mean} |")
+    sys.exit(len(done) < len(wanted))
 
 
 if __name__ == "__main__":

@@ -10,11 +10,12 @@ Every run is appended to runs/table_rows.jsonl; a rerun goes on where it stopped
 import argparse
 import random
 import statistics
+import sys
 import tempfile
 from functools import partial
 from pathlib import Path
 
-from restartable import collect, train
+from restartable import cell, collect, jobs_flag, train
 
 ROWS, SEEDS = (16, 50, 100, 1000), (0, 1)
 METHODS = ("TF-IDF", "probe", "prompt", "lora", "full")
@@ -49,19 +50,25 @@ def measure(root: Path, run: dict) -> dict:
     return {"accuracy": result["test"]["accuracy"], "steps": result["steps"]}
 
 
+def shown(values: list[float]) -> str:
+    return f"{statistics.mean(values):.1f} ({', '.join(f'{value:.1f}' for value in values)})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sst2", type=Path, required=True, help="directory of train.tsv and dev.tsv")
-    root = parser.parse_args().sst2
+    jobs_flag(parser)
+    given = parser.parse_args()
     wanted = [{"method": method, "rows": rows, "seed": seed} for seed in SEEDS for rows in ROWS for method in METHODS]
-    done = collect("table_rows.jsonl", wanted, partial(measure, root))
+    done = collect("table_rows.jsonl", wanted, partial(measure, given.sst2.resolve()), given.jobs)
     print(f"| rows | {' | '.join(METHODS)} |\n|---|{'---|' * len(METHODS)}")
     for rows in ROWS:
         cells = []
         for method in METHODS:
             found = [100 * d["accuracy"] for d in done if (d["run"]["method"], d["run"]["rows"]) == (method, rows)]
-            cells.append(f"{statistics.mean(found):.1f} ({', '.join(f'{x:.1f}' for x in found)})")
+            cells.append(cell(found, len(SEEDS), shown))
         print(f"| {rows:,} | {' | '.join(cells)} |")
+    sys.exit(len(done) < len(wanted))
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ where it stopped.
 """
 
 import argparse
-import statistics
+import sys
 import tempfile
 from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from restartable import collect, first_rows, train
+from restartable import cell, collect, first_rows, jobs_flag, spread, train
 
 ROWS, SEEDS = 1000, range(5)
 RATES = {"default": "2e-4", "10 times": "2e-3"}
@@ -33,10 +33,12 @@ def measure(place: Path, run: dict) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trec", type=Path, required=True, help="directory of TREC's two files")
-    place = parser.parse_args().trec
+    jobs_flag(parser)
+    given = parser.parse_args()
+    place = given.trec.resolve()
     settings = [(rate, correction, warmup) for rate in RATES for correction in (True, False) for warmup in (True, False)]
     wanted = [{"rate": r, "correction": c, "warmup": w, "seed": seed} for seed in SEEDS for r, c, w in settings]
-    done = collect("table_stability.jsonl", wanted, partial(measure, place))
+    done = collect("table_stability.jsonl", wanted, partial(measure, place), given.jobs)
     labels = [line.split(b":")[0] for line in (place / "TREC_10.label").read_bytes().splitlines()]
     majority = 100 * Counter(labels).most_common(1)[0][1] / len(labels)
     print("| rate | bias correction | warm-up | accuracy, mean ± standard deviation (lowest to highest) | collapsed |")
@@ -44,9 +46,10 @@ def main() -> None:
     for rate, correction, warmup in settings:
         key = {"rate": rate, "correction": correction, "warmup": warmup}
         mine = [d["accuracy"] for d in done if key.items() <= d["run"].items()]
-        spread = f"{statistics.mean(mine):.1f} ± {statistics.stdev(mine):.1f} ({min(mine):.1f} to {max(mine):.1f})"
         collapsed = f"{sum(a <= majority for a in mine)} of {len(mine)}"
-        print(f"| {rate} | {'on' if correction else 'off'} | {'10 %' if warmup else 'none'} | {spread} | {collapsed} |")
+        cells = [rate, "on" if correction else "off", "10 %" if warmup else "none", cell(mine, len(SEEDS), spread), collapsed]
+        print(f"| {' | '.join(cells)} |")
+    sys.exit(len(done) < len(wanted))
 
 
 if __name__ == "__main__":

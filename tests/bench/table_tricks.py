@@ -8,12 +8,12 @@ schedule, and unfreezing from the top, here one stage more every 16 steps, so th
 """
 
 import argparse
-import statistics
+import sys
 import tempfile
 from functools import partial
 from pathlib import Path
 
-from restartable import collect, first_rows, train
+from restartable import cell, collect, first_rows, jobs_flag, spread, train
 
 ROWS = 1000
 TRICKS = {
@@ -47,17 +47,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sst2", type=Path, required=True, help="directory of GLUE's SST-2")
     parser.add_argument("--trec", type=Path, required=True, help="directory of TREC's two files")
+    jobs_flag(parser)
     arguments = parser.parse_args()
-    places = {"SST-2": arguments.sst2, "TREC": arguments.trec}
+    places = {"SST-2": arguments.sst2.resolve(), "TREC": arguments.trec.resolve()}
     wanted = [{"configuration": c, "data": d, "seed": s} for s in SEEDS for c in CONFIGURATIONS for d in DATA]
-    done = collect("table_tricks.jsonl", wanted, partial(measure, places))
+    done = collect("table_tricks.jsonl", wanted, partial(measure, places), arguments.jobs)
     print(f"| | {' | '.join(DATA)} |\n|---|{'---|' * len(DATA)}")
     for configuration in CONFIGURATIONS:
         cells = []
         for data in DATA:
             mine = [d["accuracy"] for d in done if (d["run"]["configuration"], d["run"]["data"]) == (configuration, data)]
-            cells.append(f"{statistics.mean(mine):.1f} ± {statistics.stdev(mine):.1f} ({min(mine):.1f} to {max(mine):.1f})")
+            cells.append(cell(mine, len(SEEDS), spread))
         print(f"| {configuration} | {' | '.join(cells)} |")
+    sys.exit(len(done) < len(wanted))
 
 
 if __name__ == "__main__":
