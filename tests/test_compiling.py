@@ -37,9 +37,10 @@ def run(tmp_path, name: str, *flags: str) -> tuple[list[float], dict]:
     if not (tmp_path / "base").exists():
         converted_directory(tmp_path / "base", tiny_body(**NO_DROPOUT))
         rows_file(tmp_path / "rows.csv")
-    usual = ["--train", str(tmp_path / "rows.csv"), "--model", str(tmp_path / "base"), "--epochs", "2", "--lr", "0.01", "--quiet"]
+    usual = ["--train", str(tmp_path / "rows.csv"), "--model", str(tmp_path / "base"), "--epochs", "2", "--quiet"]
+    recipe = ["--optimizer", "sgd", "--lr", "0.1", "--batch-size", "7"]  # AdamW makes a step of the rounding of a small gradient
     torch._dynamo.reset()
-    train.main([*usual, "--batch-size", "7", *flags, "--out", str(tmp_path / name)])
+    train.main([*usual, *recipe, *flags, "--out", str(tmp_path / name)])
     events = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
     return [event["loss"] for event in events], load_file(tmp_path / name / "model" / "model.safetensors")
 
@@ -49,7 +50,7 @@ def compare(tmp_path, flags: list[str]) -> None:
     bound = 2e-2 if "bfloat16" in flags else 1e-5
     assert ours == pytest.approx(theirs, abs=bound) and len(set(theirs)) > 4
     for name, tensor in expected.items():
-        torch.testing.assert_close(weights[name], tensor, rtol=0, atol=10 * bound)
+        torch.testing.assert_close(weights[name], tensor, rtol=0, atol=bound)
     assert len(minift.load(tmp_path / "compiled").predict(TEXTS)) == len(TEXTS)
 
 

@@ -247,12 +247,20 @@ def autocast_without_a_device(dtype):
         torch.clear_autocast_cache()
 
 
+def left_to_its_inside(name: str) -> bool:
+    """rms_norm is cast as a whole from the torch on that lists it; before, what it is made of is."""
+    listed = torch._C._dispatch_get_registrations_for_dispatch_key("AutocastCUDA")
+    return name.endswith("rms_norm") and not any("rms_norm" in one for one in listed)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_types_on_cuda_by_fake_tensors(name):
     """CUDA's half of the table, without a device: fake tensors have a device and a type, and no numbers."""
     if name.endswith("trace"):
         pytest.skip("on CUDA torch makes it of a sum, which is cast; fake tensors do not look inside")
+    if left_to_its_inside(name):
+        pytest.skip("this torch does not list it")
     for types in TYPES.values():
         with FakeTensorMode():
             theirs = outcome(OPERATIONS[name], types, autocast_without_a_device(torch.bfloat16), "cuda", backward=False)
@@ -265,7 +273,7 @@ def test_types_on_cuda_by_fake_tensors(name):
 
 # Registered with autocast and not in the table: see the docstring of minift/optim/precision.py.
 LEFT_OUT = {
-    "decompositions": r"cholesky.*|geqrf|inverse|lu_solve|orgqr|ormqr|pinverse|svd|triangular_solve",
+    "decompositions": r"cholesky.*|geqrf|qr|inverse|lu_solve|orgqr|ormqr|pinverse|svd|triangular_solve",
     "decompositions of torch.linalg": r"linalg_(?!vec|vector|matrix_norm).*",
     "transforms": r"fft_.*|stft|polar|view_as_complex",
     "resampling and padding": r"grid_sampler.*|upsample_.*|reflection_pad.*|replication_pad.*",
@@ -760,6 +768,8 @@ def test_scaling_saves_gradients_that_float16_cannot_hold():
 def test_operations_on_cuda(types, dtype):
     low = [dtype if t == torch.bfloat16 else t for t in TYPES[types]]
     for name, operation in OPERATIONS.items():
+        if left_to_its_inside(name):
+            continue
         theirs = outcome(operation, low, torch.autocast("cuda", dtype), "cuda", backward=False)
         ours = outcome(operation, low, LowPrecision(dtype), "cuda", backward=False)
         if isinstance(theirs, type):
