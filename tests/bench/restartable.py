@@ -86,13 +86,20 @@ def spread(values: list[float]) -> str:
 
 
 def train(flags: list[str]) -> dict:
-    """result.json of `python train.py` with these flags, and the seconds of the whole command."""
+    """result.json of `python train.py` with these flags, the figures of the last epoch, and the seconds of the whole command."""
     with tempfile.TemporaryDirectory() as directory:
         start = time.perf_counter()
         command = [sys.executable, "train.py", *flags, "--out", f"{directory}/run"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start
-        return json.loads(Path(directory, "run", "result.json").read_text()) | {"command_seconds": seconds}
+        run = Path(directory, "run")
+        return json.loads((run / "result.json").read_text()) | {"last_epoch": last_epoch(run), "command_seconds": seconds}
+
+
+def last_epoch(run: Path) -> dict:
+    """The figures of the validation rows after the last epoch of a run of minift, which need not be the one that it keeps."""
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return next((event for event in reversed(events) if event["split"] == "valid"), {})
 
 
 def first_rows(source: Path, rows: int, header: bool, directory: Path) -> Path:
