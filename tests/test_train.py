@@ -395,6 +395,10 @@ def command(*arguments: str, **options) -> subprocess.CompletedProcess:
 def test_in_a_process_of_its_own_a_mistake_is_one_line_and_exit_code_2(tmp_path):
     done = command("train.py", "--train", str(tmp_path / "gone.csv"))
     assert (done.returncode, done.stderr) == (2, f"train: {tmp_path / 'gone.csv'}: no such file\n")
+    done = command("-S", "train.py")  # a Python without packages
+    assert (
+        done.returncode == 2 and "has no torch; in the checkout: pip install -e ." in done.stderr and done.stderr.count("\n") == 1
+    )
     done = command("-m", "minift.predict", str(tmp_path / "gone"), "text")
     assert done.returncode == 2 and done.stderr.startswith("predict: ") and done.stderr.count("\n") == 1
 
