@@ -66,7 +66,8 @@ def main(argv: list[str]) -> int | None:
         "--interpolate",
         type=float,
         metavar="SHARE",
-        help="with --to minift: the run part of the way back to what it started from; 1: as it is, 0: pretrained below its head",
+        help="with --to minift: interpolate the weights (WiSE-FT) between the checkpoint that the run started from (0) and the run "
+        "(1); the head stays the run's",
     )
     parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
     parser.add_argument(
@@ -330,7 +331,7 @@ def tell_how(checkpoint, out: Path, load: str) -> None:
     """How the other library loads what was written, over the same base."""
     rows = f", num_labels={len(checkpoint.head['weight'])}" if checkpoint.head else ""
     other = ", ignore_mismatched_sizes=True" if checkpoint.origin.task and checkpoint.head else ""
-    print(f"written  {out}; for BASE, what it goes onto: {spelled('convert')} {checkpoint.base_name} --to hf --out BASE")
+    print(f"written  {out}; its base model, BASE: {spelled('convert')} {checkpoint.base_name} --to hf --out BASE")
     print(f"         model = transformers.{auto_class(checkpoint)}.from_pretrained('BASE'{rows}{other})")
     print(f"         {load}")
 

@@ -1,4 +1,4 @@
-"""The commands that a wheel installs (minift-train, -convert, -predict, -evaluate), and how the user calls them.
+"""The commands that a wheel installs (minift-train, -convert, -predict, ...), and how the user calls them.
 
 train.py and convert.py lie at the top of a checkout; in a wheel they are modules of this package.
 """
@@ -51,3 +51,19 @@ def predict() -> None:
 
 def evaluate() -> None:
     run("evaluate")
+
+
+def report() -> None:
+    run("report")
+
+
+def trace() -> None:
+    run("trace")
+
+
+def generate() -> None:
+    run("generate")
+
+
+def prompting() -> None:
+    run("prompting")

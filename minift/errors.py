@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 LONGEST = 2000  # characters of a message
+PACKAGES = ("torch", "torchvision", "PIL", "tokenizers", "safetensors", "numpy", "tqdm")  # that minift needs
 
 
 class UserError(Exception):
@@ -69,6 +70,10 @@ def command(main: Callable[[list[str]], int | None], name: str) -> None:
         for number in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)
         code = 141
+    except ModuleNotFoundError as error:
+        if error.name not in PACKAGES:
+            raise
+        code = say(f"{name}: this Python, {sys.executable}, has no {error.name}; in the checkout: pip install -e .", 2)
     except OSError as error:  # a directory that may not be written, a full disk
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO):
             raise

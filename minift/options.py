@@ -16,9 +16,9 @@ class Options:
     valid: str | None = flag(None, "validation file or directory; unset: 10 % of the training rows; none: keep the last epoch")
     test: str | None = flag(None, "test file or directory, scored once at the end")
     train_rows: int | None = flag(None, "rows drawn from --train, as many of each class as it has there; unset: all", least=2)
-    test_rows: int | None = flag(None, "the same of --test", least=2)
-    split_seed: int = flag(0, "of the split where --valid is unset, and of drawn rows; --seed has no part in it", least=0)
-    task: str = flag("text-classification", f"what is learned: {', '.join(FLAGS)}; --task NAME --help shows its own flags")
+    test_rows: int | None = flag(None, "rows drawn from --test in the same way; unset: all", least=2)
+    split_seed: int = flag(0, "seed of the split where --valid is unset, and of drawn rows; --seed does not change them", least=0)
+    task: str = flag("text-classification", f"the task: {', '.join(FLAGS)}; --task NAME --help shows its own flags")
     model: str | None = flag(
         None,
         "converted directory, its name under weights/, or a finished run; unset: the task's own; with --init random also "
@@ -26,7 +26,9 @@ class Options:
     )
     init: str = flag("pretrained", "pretrained, or random: the same architecture from scratch", choices=("pretrained", "random"))
     reinit: int = flag(
-        0, "stages from the top, and the pooler, that start from new weights all the same, as the highest are too special", least=0
+        0,
+        "stages from the top, and the pooler, that start from new random weights instead of the pretrained ones",
+        least=0,
     )
     method: str = flag("full", "what trains: full, probe, lora:rank=4, ..., joined by +; help lists them")
     epochs: int | None = flag(
@@ -35,8 +37,8 @@ class Options:
         least=0,
         several=True,
     )
-    batch_size: int = flag(32, "rows of a batch", least=1, most=1_000_000, several=True)
-    accumulate: int = flag(1, "batches of a step, which is equal to that of one large batch", least=1, most=1_000_000)
+    batch_size: int = flag(32, "rows per batch", least=1, most=1_000_000, several=True)
+    accumulate: int = flag(1, "batches per step: their gradient is that of one batch of all their rows", least=1, most=1_000_000)
     optimizer: str | None = flag(None, "adamw, sgd, with options as in sgd:momentum=0.9,nesterov=True; unset: the task's own")
     lr: float | None = flag(
         None,
@@ -48,11 +50,14 @@ class Options:
     head_lr: float | None = flag(None, "peak learning rate of the head; unset: as --lr", above=0, most=1e6)
     layer_decay: float = flag(1.0, "factor on the learning rate from a stage to the one below; ULMFiT: 0.385", above=0, most=1)
     weight_decay: float | None = flag(
-        None, "of weights; biases and normalisation layers have none; unset: 0.01, for images 1e-4", least=0, most=1e6
+        None,
+        "decay of the weights; biases and normalisation layers have none; unset: 0.01, for images 1e-4",
+        least=0,
+        most=1e6,
     )
     decay_rule: str = flag(
         "type",
-        "what decays: type: weights, by the type of their module; hf: as transformers' Trainer",
+        "which parameters decay; type: weights, by the type of their module; hf: as in transformers' Trainer",
         choices=("type", "hf"),
     )
     schedule: str = flag("linear", "constant, linear, cosine, polynomial:power=2,end=0, inverse-sqrt, slanted-triangular")
@@ -64,12 +69,12 @@ class Options:
     source_data: str | None = flag(
         None, "file or directory of the task that --model, a run, was trained on: how much of it is forgotten is measured"
     )
-    rehearse: str | None = flag(None, "file of that task, whose rows train along, through the head that --model has")
-    rehearse_share: float = flag(0.1, "of the rows of a step: those of --rehearse", above=0, below=1)
+    rehearse: str | None = flag(None, "file of that task: its rows are mixed into every step and go through the head of --model")
+    rehearse_share: float = flag(0.1, "share of the rows of a step that --rehearse gives", above=0, below=1)
     target_data: str | None = flag(
         None, "rows of another domain, whose labels are not read: training makes its features alike for both (DANN)"
     )
-    clip: float = flag(1.0, "largest norm of all gradients together", above=0)
+    clip: float = flag(1.0, "largest norm of the gradient of all parameters together; a longer one is scaled down", above=0)
     cache: str = flag(
         "auto",
         "output of the stages below all that train, kept in memory, on disk, or off; auto: where it fits",
@@ -79,8 +84,8 @@ class Options:
     average: str | None = flag(
         None, "weights that are scored and saved: ema:decay=0.99, a moving average; last:epochs=3, the mean over the last epochs"
     )
-    monitor: str | None = flag(None, "metric that chooses the epoch to keep; unset: the task's first")
-    patience: int | None = flag(None, "epochs without a better one after which training stops; unset: never", least=1)
+    monitor: str | None = flag(None, "metric that chooses the epoch to keep; unset: the task's first metric")
+    patience: int | None = flag(None, "stop after so many epochs without a better --monitor; unset: never stop early", least=1)
     checkpoint_activations: bool = flag(False, "compute activations again in the backward pass: less memory, more time")
     on_nonfinite: str = flag(
         "stop",
@@ -92,22 +97,22 @@ class Options:
         "float32, tf32 (of CUDA), bfloat16, float16; auto: bfloat16 where products of the model's shapes are faster in it",
         choices=("auto", "float32", "tf32", "bfloat16", "float16"),
     )
-    compile: bool = flag(False, "make a graph of every stage that trains by torch.compile: for long runs on a GPU")
-    seed: int = flag(42, "of the head's start, the order of the rows and dropout", least=0, below=2**62)
-    seeds: int = flag(1, "runs with this seed and the following ones, in OUT/seed-S, and what they have in common", least=1)
+    compile: bool = flag(False, "compile every stage that trains with torch.compile: for long runs on a GPU")
+    seed: int = flag(42, "seed of the head's initial weights, the order of the rows and dropout", least=0, below=2**62)
+    seeds: int = flag(1, "runs with --seed and the seeds after it, in OUT/seed-S; prints mean and deviation", least=1)
     plan: bool = flag(False, "show stages, learning rates, steps, estimates of time and memory; then stop")
-    by: str | None = flag(None, "column for whose values the figures of the last split are given too; the embedded sample: kind")
-    quiet: bool = flag(False, "print no tables of the model, the settings and the labels, and no worst rows")
+    by: str | None = flag(None, "column: the figures of the last split also for each of its values; the embedded sample: kind")
+    quiet: bool = flag(False, "print no tables of the model, the settings and the labels, and no rows with the largest loss")
     verbose: bool = flag(False, "print all settings, also those that are at their defaults")
     device: str | None = flag(None, "cpu, cuda, ...; unset: cuda where there is one")
-    threads: int | None = flag(None, "of a CPU; unset: as OMP_NUM_THREADS says, else one for each core", least=1, below=1025)
+    threads: int | None = flag(None, "CPU threads; unset: OMP_NUM_THREADS, else one for each core", least=1, below=1025)
     out: str | None = flag(None, "directory of the run; unset: runs/DATA-MODEL-METHOD")
     save_minutes: float = flag(
-        10.0, "from one checkpoint to the next, 0: after every step; --resume RUN continues from them", least=0
+        10.0, "minutes from one checkpoint to the next, 0: after every step; --resume RUN continues from the last", least=0
     )
     keep: int | None = flag(
         None,
-        "checkpoints that stay, also when the run has finished, so that --epochs can be raised; unset: 1, until then",
+        "checkpoints to keep when the run has finished, so that --epochs can be raised; unset: one, deleted at the end",
         least=1,
     )
 

@@ -515,11 +515,11 @@ DARK = ("#6cb2f2", "#f09a63", "#6fcf8d", "#c79be8", "#f08299", "#5fd0d2", "#d9c6
 
 STYLE = """
 :root { color-scheme: light dark; --page: #ffffff; --ink: #1c2128; --dim: #57606a; --line: #d0d7de; --bar: #cfe3f5;
-  --accent: 31 111 180;
+  --accent: 31 111 180; --shade: #00000059;
   --both: #c9ecd3; --right: #cfe3f5; --predicted: #fbd5d0; LIGHT }
 @media (prefers-color-scheme: dark) { :root {
   --page: #14181d; --ink: #e3e8ee; --dim: #9aa5b1; --line: #343c46; --bar: #1f4566;
-  --accent: 108 178 242; --both: #1f4d2e; --right: #1f4566; --predicted: #662a25; DARK } }
+  --accent: 108 178 242; --shade: #ffffff66; --both: #1f4d2e; --right: #1f4566; --predicted: #662a25; DARK } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
 main { max-width: 1120px; margin: 0 auto; padding: 16px; }
@@ -529,7 +529,14 @@ p { margin: 6px 0; max-width: 80ch; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(340px, 100%), 1fr)); gap: 20px; }
 figure { margin: 0; } figcaption { font-weight: 600; margin-bottom: 4px; }
 svg { width: 100%; height: auto; display: block; } svg text { font-family: system-ui, sans-serif !important; }
-.scroll { overflow-x: auto; margin: 12px 0; }
+/* A table wider than the page scrolls by itself: a shadow stands at each edge behind which there is more, and a bar below. The two
+   covers move with the table and hide the shadow of an edge that is reached. */
+.scroll { overflow-x: auto; margin: 12px 0; background:
+  linear-gradient(to right, var(--page) 40%, transparent) left / 36px 100% no-repeat local,
+  linear-gradient(to left, var(--page) 40%, transparent) right / 36px 100% no-repeat local,
+  linear-gradient(to right, var(--shade), transparent) left / 18px 100% no-repeat scroll,
+  linear-gradient(to left, var(--shade), transparent) right / 18px 100% no-repeat scroll; }
+.scroll::-webkit-scrollbar { height: 8px; } .scroll::-webkit-scrollbar-thumb { background: var(--dim); border-radius: 4px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 3px 10px; border-bottom: 1px solid var(--line); text-align: left; overflow-wrap: normal; max-width: 40ch; }
 th { color: var(--dim); font-weight: 600; vertical-align: bottom; }
@@ -599,7 +606,7 @@ def grid_as_html(grid: Grid) -> str:
             style = f' style="{style}"' if style else ""
             cells.append(f'<td class="{css}"{style}>{html.escape(cell(value))}</td>')
         lines.append("<tr>" + "".join(cells) + "</tr>")
-    return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+    return f'<div class="scroll" tabindex="0"><table>{"".join(lines)}</table></div>'
 
 
 def is_number(value) -> bool:

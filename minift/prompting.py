@@ -53,7 +53,9 @@ class Prompt:
 def main(argv: list[str]) -> None:
     from minift.data.layout import TextLayout
 
-    parser = Parser("python -m minift.prompting", "Label texts by prompts, without training.")
+    parser = Parser(
+        "python -m minift.prompting", "Score few-shot prompts on labelled texts: accuracy and macro F1, without training."
+    )
     parser.add_argument("--model", required=True, help="converted decoder, BERT or RoBERTa, or a run of causal-lm or masked-lm")
     parser.add_argument("--train", required=True, help="file of labelled rows, of which some are shown to the model")
     parser.add_argument("--test", required=True, help="file of labelled rows to score")
@@ -103,7 +105,7 @@ def main(argv: list[str]) -> None:
         preferred = ", ".join(f"{label} {value:.3f}" for label, value in zip(labels, prior, strict=True))
         print(f"{counted(number, 'shot')}: without a text the labels have {preferred}", file=sys.stderr)
     print(f"{arguments.test}: {len(test):,} rows; no weight of {arguments.model} has moved\n")
-    print(table(["shots", "labels", "accuracy", "f1_macro", "texts cut", "seconds"], rows))
+    print(table(["shots", "probabilities", "accuracy", "f1_macro", "texts cut", "seconds"], rows))
 
 
 def shots_of(given: str) -> list[int]:

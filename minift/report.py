@@ -106,7 +106,7 @@ def print_settings(given, options, origins: dict[str, str]) -> None:
             ).replace("\0", " ")
         )
     if not options.verbose:
-        print("all others at their defaults, which --verbose shows")
+        print("all other flags are at their defaults; --verbose shows them")
     print()
 
 
@@ -177,7 +177,7 @@ def print_worst(run, examples, task, training, losses: np.ndarray, options) -> N
     worst = np.argsort(-losses, kind="stable")[:5]
     rows = examples.take(worst)
     data = task.prepare(rows, run.template)
-    print("worst of the validation rows")
+    print("validation rows with the largest loss")
     made = predictions(training.model, task, data, options.batch_size, training.precision)
     for i, (loss, prediction, content) in enumerate(zip(losses[worst], made, rows.inputs(), strict=True)):
         head = f"  {rows.place(i)}loss {loss:.2f}, {task.compare(rows, i, prediction)}  "

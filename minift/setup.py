@@ -128,28 +128,28 @@ def resolve(given, start: Start, directory: Path | None = None) -> tuple[object,
     task, method = start.task, names_of(given.method)
     model = task.MODEL if given.model is None else given.model
     optimizer = task.OPTIMIZER if given.optimizer is None else given.optimizer
-    decay = (task.WEIGHT_DECAY, f"{given.task}'s own")
+    decay = (task.WEIGHT_DECAY, f"default of {given.task}")
     for one in penalties_of(given):
         if one.func.REPLACES_DECAY:
             if given.weight_decay:
                 raise UserError(f"--weight-decay {given.weight_decay:g} with --penalty {given.penalty}: it pulls to 0 what the "
                                 "penalty keeps near the pretrained weights; leave it out")  # fmt: skip
-            decay = (0.0, "the penalty's place")
+            decay = (0.0, "set by --penalty")
         if one.keywords.get("authors") and any(getattr(given, name, None) for name in ("dropout", "attention_dropout")):
             raise UserError(f"--dropout or --attention-dropout with --penalty {given.penalty}: it stands in their place")
     out = directory or from_first(lambda: choose_directory(given.out, Path(given.train or "reviews"), model, given.method))
     lr = default_lr(given.method, optimizer.partition(":")[0], start.checkpoint.width)
     defaults = task.defaults(method, start.checkpoint) | {
-        "model": (model, f"{given.task}'s own"),
-        "optimizer": (optimizer, f"{given.task}'s own"),
-        "lr": (lr, f"{method}'s own"),
+        "model": (model, f"default of {given.task}"),
+        "optimizer": (optimizer, f"default of {given.task}"),
+        "lr": (lr, f"default of {method}"),
         "weight_decay": decay,
-        "monitor": (next(iter(task.METRICS)), f"first of {given.task}"),
-        "device": (str(start.device), "found"),
-        "out": (str(out), "free"),
+        "monitor": (next(iter(task.METRICS)), f"default of {given.task}"),
+        "device": (str(start.device), "detected"),
+        "out": (str(out), "next free name"),
     }
     if given.train is None:
-        defaults["by"] = ("kind", "the embedded sample's")
+        defaults["by"] = ("kind", "default of the sample")
     defaults = {name: default for name, default in defaults.items() if getattr(given, name) is None}
     options = replace(given, **{name: value for name, (value, _) in defaults.items()})
     known = ("loss", *task.METRICS)
@@ -179,12 +179,12 @@ def choose_epochs(options, train: Data) -> tuple[object, dict[str, str], int]:
     """(the options with --epochs, where its value comes from if it was unset, steps of an epoch)"""
     steps = math.ceil(len(train.order(options.batch_size, options.seed, 0)) / options.accumulate)
     if getattr(options, "solver", "gradient") == "lbfgs":
-        return replace(options, epochs=0), {"epochs": "none for lbfgs"}, steps
+        return replace(options, epochs=0), {"epochs": "not used by lbfgs"}, steps
     if options.epochs is not None:
         return options, {}, steps
     own = default_epochs(options.method)
     epochs = max(own, math.ceil(LEAST_STEPS / steps))
-    why = f"{names_of(options.method)}'s own" if epochs == own else f"few rows: at least {LEAST_STEPS} steps"
+    why = f"default of {names_of(options.method)}" if epochs == own else f"few rows: at least {LEAST_STEPS} steps"
     return replace(options, epochs=epochs), {"epochs": why}, steps
 
 
@@ -356,7 +356,7 @@ def with_precision(options, training: Setup) -> tuple[object, dict[str, str]]:
     if options.precision != "auto":
         return options, {}
     name = str(training.precision.dtype).removeprefix("torch.")
-    return replace(options, precision=name), {"precision": "measured" if training.seconds else "found"}
+    return replace(options, precision=name), {"precision": "measured" if training.seconds else "chosen"}
 
 
 def inputs_like(data: Data, rows: int, device: torch.device) -> tuple[Tensor | None, ...]:

@@ -19,7 +19,7 @@ def rows_by(examples: Examples, column: str) -> dict[str, np.ndarray]:
     """
     if column not in examples.columns:
         known = ", ".join(examples.columns) or "none"
-        raise UserError(f"--by {column}: no such column of {examples.path} besides those of the task; there are: {known}")
+        raise UserError(f"--by {column}: {examples.path} has no such column besides those of the task; others: {known}")
     rows: dict[str, list[int]] = {}
     for i, value in enumerate(examples.columns[column]):
         rows.setdefault(str(value), []).append(i)

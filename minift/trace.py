@@ -230,7 +230,7 @@ def tokens(traced: Traced) -> str:
         shown = [[at, traced.tokenizer.id_to_token(ids[at]) or "", str(ids[at]), expected.get(at, "")] for at in real]
         lines.append(table(["at", "token", "id", "expected"], shown[:TOKENS]))
         lines += [f"... {len(shown) - TOKENS} more"] if len(shown) > TOKENS else []
-        lines += [f"{len(ids) - len(real)} of padding, which no token sees"] if len(real) < len(ids) else []
+        lines += [f"{len(ids) - len(real)} padding positions follow, to which no token attends"] if len(real) < len(ids) else []
     return "\n".join(lines)
 
 
@@ -272,7 +272,7 @@ def loss(traced: Traced) -> str:
     if not taken.updated:
         return f"nothing counts in this batch, or its gradients overflow: no update ({units})"
     return (
-        f"{taken.loss.item():.6g}: the sum over the batch by {taken.count:g}, which is what counts in its units ({units})\n"
+        f"{taken.loss.item():.6g}: the sum over the batch divided by {taken.count:g}, the sum of what each unit counts ({units})\n"
         f"norm of all gradients {taken.norm.item():.6g}, clipped at --clip {traced.options.clip:g}\n"
         f"{traced.after:.6g} on the same batch after an update with the peak learning rate, without penalties"
     )

@@ -216,6 +216,7 @@ def fit(
     """
     model, task, saving, averaged = training.model, training.task, saving or Saving(), nullcontext
     scaler = LossScaler() if training.precision.dtype == torch.float16 else None
+    every, told = max(1, options.epochs // 20), -math.inf  # of more than 39 epochs, those of less than a second are not all printed
     saving.begin(training, scaler, progress)
     if options.epochs == 0:
         from_first(lambda: run.save(model, task))
@@ -233,7 +234,7 @@ def fit(
         if training.average:
             training.average.after_epoch(epoch + 1, options.epochs)
             averaged = training.average.in_place
-        better, ranked = valid is None, None
+        better, ranked, why_not = valid is None, None, ""
         if valid is not None:
             with saving.scoring(), averaged():
                 scores = evaluate(model, task, valid, options.batch_size, training.precision)
@@ -250,8 +251,10 @@ def fit(
             else:
                 progress.best, progress.best_epoch, progress.best_step = ranked, epoch + 1, progress.step
                 line += "  kept"
-        with suppress(OSError):  # a log on a full disk, or a closed pipe, costs the line and not the run
-            print(line, flush=True)
+        if why_not or (epoch + 1) % every == 0 or epoch + 1 == options.epochs or time.perf_counter() - told > 1:
+            told = time.perf_counter()
+            with suppress(OSError):  # a log on a full disk, or a closed pipe, costs the line and not the run
+                print(line, flush=True)
         progress.epoch = epoch + 1
         progress.batches, progress.total, progress.count, progress.left_out = 0, 0.0, 0.0, 0
         saving.after_epoch()

@@ -43,7 +43,7 @@ def test_across_documents_the_figures_name_tokens_words_bytes_and_the_length_of_
     said = next(line for line in out.splitlines() if line.startswith("perplexity over"))
     assert " tokens, ends of text counted, " in said and " words, " in said
     assert "bytes; blocks of at most 40 tokens across documents" in said
-    assert "worst of the validation rows" not in out, "a block across documents is no row"
+    assert "validation rows with the largest loss" not in out, "a block across documents is no row"
 
 
 def test_what_cannot_be_is_said_in_one_line(tmp_path):

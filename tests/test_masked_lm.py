@@ -107,7 +107,7 @@ def test_a_run_says_what_is_new_and_shows_the_worst_documents(place, capsys):
     run(place, "said")
     said = capsys.readouterr().out
     assert "newly initialised: head\n" in said and "a document a line" in said
-    assert "worst of the validation rows\n  line " in said and "of at most 24 tokens within documents" in said
+    assert "validation rows with the largest loss\n  line " in said and "of at most 24 tokens within documents" in said
     result = json.loads((place / "said" / "result.json").read_text())
     assert set(result["valid"]) == {"loss", "perplexity", "accuracy"}
 
@@ -117,7 +117,7 @@ def test_a_run_says_what_is_new_and_shows_the_worst_documents(place, capsys):
 def test_every_way_of_blocks_and_masks_trains_and_scores_as_it_did(place, capsys, blocks, masking):
     directory = run(place, f"{blocks}-{masking}", "--blocks", blocks, "--masking", masking, "--valid", str(place / "docs.txt"))
     said = capsys.readouterr().out
-    assert ("worst of the" in said) == (blocks == "within")
+    assert ("rows with the largest loss" in said) == (blocks == "within")
     result = json.loads((directory / "result.json").read_text())["valid"]
     tuned = minift.load(directory)
     again = tuned.score(tuned.task.read(str(place / "docs.txt"), tuned.layout))[0].metrics

@@ -129,6 +129,9 @@ def test_the_page_is_whole_and_what_comes_from_data_is_text(gradual):
     assert sum(tag == "svg" for tag, _ in found.elements) == 4
     assert any("<b>positive</b>" in words for words in found.words)
     assert not re.findall("#ab0c..", text), "a colour that is no variable of the page"
+    grids = [at for at, (tag, _) in enumerate(found.elements) if tag == "table"]
+    for tag, attributes in (found.elements[at - 1] for at in grids):  # a wide table scrolls, by the keyboard too, and not the page
+        assert (tag, attributes) == ("div", {"class": "scroll", "tabindex": "0"})
     identifiers = [value for _, attributes in found.elements for name, value in attributes.items() if name == "id"]
     shared = {one for one in identifiers if identifiers.count(one) > 1}
     assert not [one for one in shared if f"#{one}" in text], "a chart would use a part of another one"

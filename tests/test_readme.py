@@ -5,6 +5,7 @@ import json
 import re
 import sys
 import textwrap
+from fnmatch import fnmatch
 from itertools import takewhile
 from pathlib import Path
 
@@ -96,6 +97,15 @@ def test_every_file_that_the_tables_name_exists_and_no_mechanism_is_forgotten():
     gone = [name for name in named if not any(CHECKOUT.glob(name))]
     assert not gone, f"tests/README.md names {gone}"
     forgotten = [str(path.relative_to(CHECKOUT)) for path in MECHANISMS if str(path.relative_to(CHECKOUT)) not in named]
+    assert not forgotten, f"tests/README.md does not name {forgotten}"
+
+
+def test_every_test_of_a_part_is_in_the_tables():
+    named = {name for names in files_in_tables().values() for name in names}
+    folders = ("reference", "data", "formats", "methods", "models", "optim")
+    paths = [path for folder in folders for path in sorted((CHECKOUT / "tests" / folder).glob("test_*.py"))]
+    tests = [str(path.relative_to(CHECKOUT)) for path in paths]
+    forgotten = [test for test in tests if not any(fnmatch(test, name) for name in named)]
     assert not forgotten, f"tests/README.md does not name {forgotten}"
 
 

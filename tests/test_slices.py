@@ -44,8 +44,8 @@ def test_the_figures_of_all_values_are_the_figure_of_all_rows(tmp_path, base, ca
 def test_columns_that_cannot_be_are_one_line_before_training(tmp_path, base):
     test = with_sources(tmp_path / "test.csv")
     for flags, said in (
-        ({"test": test, "by": "sauce"}, "--by sauce: no such column of"),
-        ({"test": test, "by": "label"}, "besides those of the task; there are: source"),
+        ({"test": test, "by": "sauce"}, "has no such column"),
+        ({"test": test, "by": "label"}, "besides those of the task; others: source"),
         ({"by": "source", "valid": "none"}, "no split is scored"),
     ):
         with pytest.raises(UserError, match=said):

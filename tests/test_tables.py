@@ -86,7 +86,7 @@ def test_a_run_says_how_far_it_has_come(tmp_path, monkeypatch, capsys):
 
 def test_the_worst_rows_have_the_probability_of_the_right_label_and_the_loss(tmp_path, capsys):
     directory = run(tmp_path, converted_directory(tmp_path / "base", pool="mean"))
-    worst = capsys.readouterr().out.split("worst of the validation rows\n")[1].split("\n\n")[0].splitlines()
+    worst = capsys.readouterr().out.split("validation rows with the largest loss\n")[1].split("\n\n")[0].splitlines()
     found = [re.search(r"line \d+: loss (\S+), (?:positive|negative) ([\d.]+)", line) for line in worst]
     losses, right = zip(*((float(one[1]), float(one[2])) for one in found), strict=True)
     assert list(losses) == sorted(losses, reverse=True)
@@ -100,4 +100,4 @@ def test_settings_at_their_defaults_are_shown_with_verbose(tmp_path, capsys):
         run(tmp_path, base, f"run-{there}", epochs=0, **flags)
         said = capsys.readouterr().out
         assert "--lr 0.01" in said and "--monitor accuracy" in said
-        assert ("--clip 1.0" in said) is there and ("which --verbose shows" in said) is not there
+        assert ("--clip 1.0" in said) is there and ("--verbose shows them" in said) is not there

@@ -86,7 +86,7 @@ def test_what_a_run_leaves(tmp_path, base, capsys):
     for wanted in (
         "layer 2",
         "trainable",
-        "worst of the validation rows",
+        "validation rows with the largest loss",
         "minift.predict",
         "minift.evaluate",
         "--to hf",
@@ -94,6 +94,13 @@ def test_what_a_run_leaves(tmp_path, base, capsys):
         "--lr 0.01",
     ):
         assert wanted in printed
+
+
+def test_a_line_for_every_epoch_but_where_many_pass_in_a_moment(tmp_path, base, capsys):
+    run(tmp_path, base, method="probe", epochs=60)
+    shown = [line.split("/")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ") and "/60 " in line]
+    assert shown[0] == "epoch 1" and shown[-1] == "epoch 60" and {f"epoch {n}" for n in range(3, 61, 3)} <= {*shown}
+    assert len(shown) < 60, "an epoch of the cached features takes milliseconds"
 
 
 def test_the_printed_settings_can_be_typed(tmp_path, base, capsys):
@@ -388,6 +395,10 @@ def command(*arguments: str, **options) -> subprocess.CompletedProcess:
 def test_in_a_process_of_its_own_a_mistake_is_one_line_and_exit_code_2(tmp_path):
     done = command("train.py", "--train", str(tmp_path / "gone.csv"))
     assert (done.returncode, done.stderr) == (2, f"train: {tmp_path / 'gone.csv'}: no such file\n")
+    done = command("-S", "train.py")  # a Python without packages
+    assert (
+        done.returncode == 2 and "has no torch; in the checkout: pip install -e ." in done.stderr and done.stderr.count("\n") == 1
+    )
     done = command("-m", "minift.predict", str(tmp_path / "gone"), "text")
     assert done.returncode == 2 and done.stderr.startswith("predict: ") and done.stderr.count("\n") == 1
 

@@ -28,6 +28,11 @@ head -n 101 "$site/minift/samples/reviews.tsv" > rows.tsv
 minift-train --train rows.tsv --epochs 0 --max-length 16 --out run > train.log
 has "$(minift-predict run good)" good
 has "$(minift-evaluate run --data rows.tsv)" accuracy
+minift-report run > report.log
+test -s run/report.html || has "$(cat report.log)" matplotlib  # without it the report is printed
+has "$(minift-trace --train rows.tsv --max-length 16 --batch-size 4)" loss
+has "$(minift-generate --help)" "usage: python -m minift.generate"
+has "$(minift-prompting --help)" "usage: python -m minift.prompting"
 minift-convert run --to hf --out hf > /dev/null
 has "$(minift-convert hf)" "written  $work/cache/minift/hf"
 minift-train --train rows.tsv --model hf --epochs 0 --max-length 16 --out refused 2> refused.log && fail "took an unconverted directory"

@@ -1,6 +1,6 @@
 """Sentences as words with a tag each: CoNLL columns, JSON lines, and plain sentences for predictions.
 
-conll   a word a line, columns parted by tabs or by blanks: the word first, its tag last; without labels one column is enough.
+conll   a word a line, columns separated by tabs or by blanks: the word first, its tag last; without labels one column is enough.
         A blank line ends a sentence, also one that holds blanks or tabs (2,394 of those of WNUT-17's training file do; a reader
         that splits at empty lines makes 1,000 sentences of its 3,394). -DOCSTART- begins a document and is no word
 jsonl   one object a line: {"tokens": ["John", "left"], "tags": ["B-person", "O"]}
@@ -205,8 +205,8 @@ def read_columns(
     word_at = column_number(path, text_column, "text", 1, width)
     tag_at = column_number(path, label_column, "label", width, width) if labelled else -1
     if labelled and width == 1:
-        raise UserError(f"{path}:{first}: one column, parted by {parted}, where a word and its tag are expected")
-    decided.append(f"{width} columns parted by {parted}, word = {word_at + 1}" + (f", tag = {tag_at + 1}" if labelled else ""))
+        raise UserError(f"{path}:{first}: one column, separated by {parted}, where a word and its tag are expected")
+    decided.append(f"{width} columns separated by {parted}, word = {word_at + 1}" + (f", tag = {tag_at + 1}" if labelled else ""))
 
     words, tags, begins, documents = [], [], [], []
     document, open_sentence, blank = 0, False, 0
@@ -221,7 +221,8 @@ def read_columns(
         cells = split_line(line, tabs)
         if len(cells) != width:
             raise UserError(
-                f"{path}:{n}: {len(cells)} columns, parted by {parted}, where line {first} has {width}; a blank line ends sentence"
+                f"{path}:{n}: {len(cells)} columns, separated by {parted}, where line {first} has {width}; a blank line ends a "
+                "sentence"
             )
         if not cells[word_at].strip():
             raise UserError(f"{path}:{n}: the word is empty, column {word_at + 1}")

@@ -85,7 +85,7 @@ def from_plain_text(source: str | Path, layout: DocumentLayout, filled: bool) ->
         else:
             texts.append(lines[i])
             starts.append(i + 1)
-    decided.insert(0, "documents parted by blank lines" if parted else "a document a line")
+    decided.insert(0, "documents separated by blank lines" if parted else "a document a line")
     if not parted and (blank := len(lines) - len(full)):
         decided.append(f"{blank:,} blank lines skipped")
     decided += idle(layout, TABULAR + LABELLED, "plain text")

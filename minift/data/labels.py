@@ -83,7 +83,7 @@ def leave_out_unlabelled(table: Table, labels: list, name: str, skip: bool) -> t
     if not without and not undecided:
         return table, labels
     if without:
-        table.decided.append(f"{len(without):,} rows without a label left out")
+        table.decided.append(f"{len(without):,} row{'s' * (len(without) != 1)} without a label left out")
     if undecided:
         table.decided.append(f"{len(undecided):,} rows left out whose gold_label is '-': the annotators did not agree")
     left_out = undecided.union(without)

@@ -43,8 +43,8 @@ class DocumentLayout(Layout):
 
     documents: str = flag(
         "auto",
-        "of plain text: lines, a document a line; blank-lines, which part them; file: one document; auto: blank-lines where there "
-        "are any",
+        "of plain text: lines, a document a line; blank-lines: blank lines separate them; file: one document; auto: blank-lines "
+        "where there are any",
         choices=("auto", "lines", "blank-lines", "file"),
     )
 

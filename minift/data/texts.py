@@ -121,7 +121,7 @@ def texts_of(table: Table, pick: dict[str, list[int]], empty: Counter) -> tuple[
 def empties(empty: Counter) -> list[str]:
     """What to tell of them."""
     told = [f"{name} is empty in {n:,} rows" for name, n in empty.items() if name and n]
-    return told + ([f"{empty['']} rows with an empty text"] if empty[""] else [])
+    return told + ([f"{empty['']} row{'s' * (empty[''] != 1)} with an empty text"] if empty[""] else [])
 
 
 def column_flags(table: Table, layout: TextLayout, labelled: bool) -> dict[str, str | None]:
@@ -162,7 +162,7 @@ def from_folders(path: Path, layout: TextLayout, labelled: bool, label: str) -> 
     decided += not_for_directories(layout)
     texts = read_files(files, layout.encoding, decided)
     empty = sum(not text.strip() for text in texts)
-    decided += [f"{empty} rows with an empty text"] if empty else []
+    decided += [f"{empty} row{'s' * (empty != 1)} with an empty text"] if empty else []
     labels, shortened = keep_part(labels, layout.label_part) if labels else (None, 0)
     return Texts(path, texts, None, labels, shortened, files, decided=decided, columns={"file": list(map(str, files))})
 

@@ -45,7 +45,9 @@ class EWC(Penalty):
         if not anchored.pretrained:
             raise ValueError("no pretrained weight trains, so there is nothing to hold")
         if source is None or source.task is None or (source.data is None and not data):
-            raise ValueError("what the weights matter for is told by rows of the source's task; add --source-data FILE")
+            raise ValueError(
+                "the Fisher information is computed from rows of the task that --model was trained on; add --source-data FILE"
+            )
         if labels not in source.task.FISHER:
             raise ValueError(f"labels={labels}: of this source's task there are {', '.join(source.task.FISHER)}")
         self.pretrained, self.names, self.source = anchored.pretrained, anchored.names, source

@@ -30,7 +30,7 @@ class ClassificationFlags(LabelFlags):
         "gradient: steps of the optimizer; lbfgs: a probe solved exactly, its L2 penalty chosen by validation",
         choices=("gradient", "lbfgs"),
     )
-    l2: float | None = flag(None, "penalty of lbfgs; unset: the best of at most 45", above=0)
+    l2: float | None = flag(None, "L2 penalty of --solver lbfgs; unset: the best of at most 45 on the validation rows", above=0)
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class MultiLabelFlags(LabelFlags):
 class DropoutFlags:
     """Of what is trained on a model of texts."""
 
-    dropout: float | None = flag(None, "share of hidden values that training sets to 0; unset: the checkpoint's", least=0, below=1)
-    attention_dropout: float | None = flag(None, "the same of attention weights; unset: the checkpoint's", least=0, below=1)
+    dropout: float | None = flag(None, "dropout probability of hidden states; unset: the checkpoint's", least=0, below=1)
+    attention_dropout: float | None = flag(None, "dropout probability of attention; unset: the checkpoint's", least=0, below=1)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ class TextFlags(DropoutFlags, TextLayout):
     )
     augment: str | None = flag(
         None,
-        "anew in each epoch of training: eda:deletion=0.1,swap=0.1 (words out, exchanged); cutoff:rate=0.1 (tokens hidden)",
+        "changes to the training rows, new in each epoch: eda:deletion=0.1,swap=0.1 (words deleted, exchanged); cutoff:rate=0.1 "
+        "(tokens hidden)",
     )
     paraphrases: str | None = flag(
         None, "table with the columns text and paraphrase: a training row is then its text or one of its paraphrases, by chance"

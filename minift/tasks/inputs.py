@@ -49,7 +49,7 @@ class OfTexts(Pooled):
     @classmethod
     def defaults(cls, method: str, checkpoint) -> dict[str, tuple]:
         recorded = checkpoint.pool if method == "probe" else None
-        pool = (recorded or checkpoint.usual_pool, "the checkpoint's" if recorded else "default")
+        pool = (recorded or checkpoint.usual_pool, "from the checkpoint" if recorded else "default")
         return text_defaults(checkpoint) | {"pool": pool}
 
     @classmethod
@@ -108,8 +108,8 @@ class OfImages(Pooled):
         if checkpoint.preprocessing is None:
             raise UserError(f"{checkpoint.source} is a model of texts; expected one of images, as --model efficientnet-lite0")
         return {
-            "augment": ("none" if method == "probe" else "standard", f"{method}'s own"),
-            "workers": (processes(None), "found"),
+            "augment": ("none" if method == "probe" else "standard", f"default of {method}"),
+            "workers": (processes(None), "detected"),
         }
 
     def prepare(self, examples: Images, checkpoint, options=None, workers: int = 0) -> Pictures:

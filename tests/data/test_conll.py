@@ -134,7 +134,7 @@ def test_what_was_decided_is_said(tmp_path):
     found = read_conll(write(tmp_path / "a.txt", "a NN O\nb NN O\n\nc NN O\n"))
     assert found.decided == [
         "conll",
-        "3 columns parted by blanks, word = 1, tag = 3",
+        "3 columns separated by blanks, word = 1, tag = 3",
         "2 sentences, 3 words",
         "no entity: every tag is O",
     ]
@@ -215,11 +215,16 @@ WRONG = {
     "blank jsonl": ("a.jsonl", "\n\n", {}, "the file is empty"),
     "broken UTF-8": ("a.conll", "a\tO\nOrléans\tO\n".encode("latin-1"), {}, "a.conll:2:4: byte 0xe9 is not utf-8"),
     "zero bytes": ("a.conll", "a\tO\nb\0\tO\n", {}, "zero bytes"),
-    "ragged": ("a.conll", "a\tO\n\nb\tO\nc\tO\tO\n", {}, "a.conll:4: 3 columns, parted by tabs, where line 1 has 2"),
-    "a tab missing": ("a.conll", "a\tO\nb O\n", {}, "a.conll:2: 1 columns, parted by tabs"),
+    "ragged": ("a.conll", "a\tO\n\nb\tO\nc\tO\tO\n", {}, "a.conll:4: 3 columns, separated by tabs, where line 1 has 2"),
+    "a tab missing": ("a.conll", "a\tO\nb O\n", {}, "a.conll:2: 1 columns, separated by tabs"),
     "a word without a tag": ("a.conll", "a\tO\nb\t\n", {}, "a.conll:2: a word without a tag"),
     "a tag without a word": ("a.conll", "a\tO\n\tO\n", {}, "a.conll:2: the word is empty"),
-    "no tags at all": ("a.conll", "a\nb\n", {}, "a.conll:1: one column, parted by blanks, where a word and its tag are expected"),
+    "no tags at all": (
+        "a.conll",
+        "a\nb\n",
+        {},
+        "a.conll:1: one column, separated by blanks, where a word and its tag are expected",
+    ),
     "a header": ("a.conll", "token\ttag\na\tO\n", {}, "a.conll:1: 'tag' is no tag: O, or B, I, E, S, L or U with a hyphen"),
     "a tag of another scheme": ("a.conll", "a\tO\n\nb\tM-X\n", {}, "a.conll:3: 'M-X' is no tag"),
     "a prefix without a type": ("a.conll", "a\tB-\n", {}, "a.conll:1: 'B-' is no tag"),

@@ -33,7 +33,7 @@ def test_blank_lines_part_documents_also_those_that_hold_blanks(tmp_path):
     path = written(tmp_path, PARTED)
     found = read(path)
     assert found.texts == [" = A = ", "first line\nsecond line", "third"] and found.lines == [2, 4, 8]
-    assert found.decided == ["documents parted by blank lines"]
+    assert found.decided == ["documents separated by blank lines"]
     lines = read(path, documents="lines")
     assert lines.texts == [" = A = ", "first line", "second line", "third"]
     assert read(path, format="lines").texts == lines.texts

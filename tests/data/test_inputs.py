@@ -158,7 +158,7 @@ def test_class_folders_of_texts(tmp_path):
         "the folder unsup left out: it is no class",
         "1 texts beside the class folders left out: they have no class",
         "1 files left out: 1 .md",
-        "1 rows with an empty text",
+        "1 row with an empty text",
     ]
     some = rows.take([3])
     assert (some.texts, some.where(0), some.columns["file"]) == (

@@ -170,7 +170,7 @@ def test_what_was_decided_is_said(tmp_path):
         "delimiter ';'",
         "header",
         "columns text = Review, label = stars",
-        "1 rows with an empty text",
+        "1 row with an empty text",
     ]
 
 
