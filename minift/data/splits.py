@@ -1,5 +1,6 @@
 """Which rows train, validate and test."""
 
+from array import array
 from pathlib import Path
 
 import numpy as np
@@ -69,9 +70,12 @@ def split(examples: Examples, share: float, seed: int) -> tuple[np.ndarray, np.n
     strata, groups = examples.strata(), examples.groups()
     if strata is None:
         strata = [""] * len(examples)
-    rows: dict[str, list[int]] = {}  # stratum -> its rows
+    numbers: dict[str, array] = {}
     for i, stratum in enumerate(strata):
-        rows.setdefault(stratum, []).append(i)
+        if stratum not in numbers:
+            numbers[stratum] = array("q")
+        numbers[stratum].append(i)
+    rows = {name: np.array(some) for name, some in numbers.items()}  # stratum -> its rows
     wanted = {name: min(round(len(rows[name]) * share), len(rows[name]) - 1) for name in rows}
     if not any(wanted.values()):
         wanted = {name: min(1, len(rows[name]) - 1) for name in rows}
