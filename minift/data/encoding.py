@@ -252,12 +252,11 @@ def packed(raw: bytes) -> str | None:
     return next((what for signature, what in SIGNATURES.items() if raw.startswith(signature)), None)
 
 
-def read_files(files: list[Path], encoding: str, decided: list[str]) -> list[str]:
+def read_files(files: list[Path], encoding: str, decided: list[str]) -> Iterator[str]:
     """The text of each file, without the ends of lines around it. What is to be told of them is added to `decided`, once."""
-    texts = []
     for file in files:
         said: list[str] = []
         name, raw = read_bytes(file)
-        texts.append(decode(name, raw, encoding, said).strip("\n"))
+        text = decode(name, raw, encoding, said).strip("\n")
         decided += [one for one in said if one not in decided]
-    return texts
+        yield text

@@ -42,10 +42,18 @@ class Stored:
                 starts.append(starts[-1] + file.write(marshal.dumps(some, 2)))
                 count += len(some)
             file.flush()
+        except ValueError:
+            place = f"one of the rows {count + 1:,} to {count + len(some):,}"
+            raise UserError(f"{place}: JSON that is nested too deep; one flat object a line is expected") from None
         except OSError as error:
-            raise UserError(f"{tempfile.gettempdir()}: no place for the rows of a large file ({error.strerror}); "
+            raise UserError(f"{tempfile.gettempdir()}: no room for the rows of a large file ({error.strerror}); "
                             "the environment variable TMPDIR names another directory") from None  # fmt: skip
         return cls(file, np.array(starts), range(count))
+
+    @property
+    def size(self) -> int:
+        """Bytes of these values in the file, if all are of the same length."""
+        return int(self.starts[-1]) * len(self) // max(BLOCK * (len(self.starts) - 1), 1)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -112,11 +120,24 @@ class Few(Sequence):
         return taken
 
 
+def itself(value):
+    return value
+
+
+def keep(values: Iterable, size: int) -> Sequence:
+    """The values as a list, or as a view where the file that they come from has so many bytes that it is large."""
+    return list(values) if size < LARGE else View(Stored.of(values), itself)
+
+
+def is_large(rows: Sequence) -> bool:
+    return isinstance(rows, View) and rows.stored.size >= LARGE
+
+
 def mapped(rows: Iterable, made: Callable) -> Sequence:
     """What a function makes of each row: of a view a view, else a list."""
     if isinstance(rows, View):
         before = rows.made
-        return View(rows.stored, lambda value: made(before(value)))
+        return View(rows.stored, made if before is itself else lambda value: made(before(value)))
     return [made(row) for row in rows]
 
 

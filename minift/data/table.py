@@ -23,7 +23,7 @@ import numpy as np
 from minift.data.encoding import Text, not_text
 from minift.data.examples import check_characters
 from minift.data.layout import Layout
-from minift.data.stored import LARGE, Stored, View, mapped, take
+from minift.data.stored import keep, mapped, take
 from minift.errors import UserError
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
@@ -128,12 +128,8 @@ def read_table(path: str | Path, layout: Layout) -> Table:
     """Read a file, or standard input for `-`, into memory; a large one into a temporary file. Otherwise as `open_table`."""
     text, table = open_table(path, layout)
     with closing(text):
-        if text.size < LARGE:
-            lines, rows = map(list, zip(*table.rows.numbered(), strict=True))
-        else:
-            stored = Stored.of(table.rows.numbered())
-            lines, rows = View(stored, itemgetter(0)), View(stored, itemgetter(1))
-    return replace(table, lines=lines, rows=rows)
+        numbered = keep(table.rows.numbered(), text.size)
+    return replace(table, lines=mapped(numbered, itemgetter(0)), rows=mapped(numbered, itemgetter(1)))
 
 
 def open_table(path: str | Path, layout: Layout) -> tuple[Text, Table]:

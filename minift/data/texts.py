@@ -13,7 +13,7 @@ from minift.data.examples import Blocks, Examples, check_characters, listed
 from minift.data.folders import Kind, all_files, class_folders
 from minift.data.labels import alike, keep_part, read_labels, strata_of
 from minift.data.layout import TextLayout, not_for_directories
-from minift.data.stored import mapped, zipped
+from minift.data.stored import keep, mapped, zipped
 from minift.data.table import Table, open_table, read_table
 from minift.errors import UserError
 
@@ -161,7 +161,8 @@ def from_folders(path: Path, layout: TextLayout, labelled: bool, label: str) -> 
     else:
         files, decided = all_files(path, TEXT_FILES)
     decided += not_for_directories(layout)
-    texts = read_files(files, layout.encoding, decided)
+    size = sum(file.stat().st_size for file in files if file.exists())
+    texts = keep(read_files(files, layout.encoding, decided), size)
     empty = sum(not text.strip() for text in texts)
     decided += [f"{empty} rows with an empty text"] if empty else []
     labels, shortened = keep_part(labels, layout.label_part) if labels else (None, 0)

@@ -14,7 +14,7 @@ from minift.data.examples import Blocks, Examples
 from minift.data.images import Images
 from minift.data.layout import ImageLayout, TextLayout
 from minift.data.loading import Pictures, Preprocessing
-from minift.data.stored import View
+from minift.data.stored import is_large
 from minift.data.texts import Texts, texts_in_blocks
 from minift.data.token_files import tokenised
 from minift.data.tokenising import Encoded, encode
@@ -81,8 +81,7 @@ class OfTexts(Pooled):
             raise UserError(f"{examples.path}: the run was trained on {trained}")
         filler = checkpoint.config["pad_token_id"]
         rows = (checkpoint.tokenizer, examples.texts, examples.pairs, self.max_length, filler)
-        many = isinstance(examples.texts, View)
-        tokens, types, uncut = tokenised(*rows, examples.decided) if many else encode(*rows)
+        tokens, types, uncut = tokenised(*rows, examples.decided) if is_large(examples.texts) else encode(*rows)
         targets = () if examples.labels is None else (self.targets(examples),)
         encoded = Encoded(
             tokens,
