@@ -1,7 +1,8 @@
 """The rows of a large file: in a temporary file that is gone with the process, and read again as they are asked for.
 
 A row in memory costs several times its length, as each of its cells is an object. On disk it costs at most 4 bytes, the number
-of the row in a split. Proved by tests/data/test_stored.py.
+of the row in a split. The file is where the system has temporary ones; where these lie in memory, as /tmp may, TMPDIR should
+name another directory. Proved by tests/data/test_stored.py.
 """
 
 import marshal
@@ -16,7 +17,7 @@ import numpy as np
 
 from minift.errors import UserError
 
-LARGE = 4 << 20  # bytes of a file from which on: about 80,000 short rows, 50 MB in memory, 3 seconds of tokenising
+LARGE = 4 << 20  # bytes: about 80,000 short rows, which would take 50 MB of memory, and 2 to 3 seconds to tokenise
 BLOCK = 64  # rows that are read and written together
 
 

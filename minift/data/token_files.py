@@ -62,7 +62,7 @@ def tokenised(
         return found
     try:
         damaged = place.exists()
-        write(place, item, encoded_chunks(tokenizer, texts, pairs, max_length, filler))
+        write(place, item, len(texts), encoded_chunks(tokenizer, texts, pairs, max_length, filler))
         decided.append(f"{rows} {'were damaged, made anew' if damaged else 'kept for the next start'} in {place.parent}")
     except OSError as error:
         decided.append(f"{rows} not kept for the next start: {place.parent}: {error.strerror}")
@@ -107,27 +107,26 @@ def hash_of(file, size: int, T: int, cut: int) -> bytes:
     return digest.digest()
 
 
-def write(place: Path, item: np.dtype, chunks: Iterator[tuple[np.ndarray, ...]]) -> None:
+def write(place: Path, item: np.dtype, N: int, chunks: Iterator[tuple[np.ndarray, ...]]) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     delete_unused(place.parent)
     handle, name = tempfile.mkstemp(dir=place.parent, prefix="unfinished-")
     try:
         with open(handle, "w+b") as file:
-            T, lengths, uncut = 0, [], []
-            for ids, types, n, before in chunks:
+            T, row, lengths = 0, 0, np.empty((2, N), "<i4")  # of each row, and before it was cut
+            for ids, types, *both in chunks:
                 tokens = np.empty(len(ids), item)
                 tokens["id"] = ids
                 if len(types):
                     tokens["type"] = types
                 file.write(tokens)
                 T += len(tokens)
-                lengths.append(n)
-                uncut.append(before)
-            cut = int(any((a != b).any() for a, b in zip(lengths, uncut, strict=True)))
-            for n in lengths + uncut * cut:
-                file.write(n.astype("<i4"))
+                lengths[:, row : row + len(both[0])] = both
+                row += len(both[0])
+            cut = int((lengths[0] != lengths[1]).any())
+            file.write(lengths[: 1 + cut])
             size = file.tell()
-            file.seek(0)
+            file.seek(0)  # the hash is made of what can be read, up to where the end is then written
             file.write(END.pack(T, cut, hash_of(file, size, T, cut)))
         os.replace(name, place)
     finally:

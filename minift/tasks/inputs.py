@@ -82,11 +82,14 @@ class OfTexts(Pooled):
         filler = checkpoint.config["pad_token_id"]
         rows = (checkpoint.tokenizer, examples.texts, examples.pairs, self.max_length, filler)
         tokens, types, uncut = tokenised(*rows, examples.decided) if is_large(examples.texts) else encode(*rows)
+        lengths = np.diff(tokens.starts).astype(np.int32)
+        if np.array_equal(uncut, lengths):
+            uncut = lengths  # once in memory
         targets = () if examples.labels is None else (self.targets(examples),)
         encoded = Encoded(
             tokens,
             types,
-            np.diff(tokens.starts).astype(np.int32),
+            lengths,
             targets,
             filler,
             self.max_length,
