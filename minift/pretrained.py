@@ -31,6 +31,7 @@ from torch.overrides import TorchFunctionMode
 
 from minift.adapting import adapt_saved
 from minift.cli import CHECKOUT, is_checkout, spelled
+from minift.data.stored import user_cache
 from minift.errors import UserError, brief, look_up
 from minift.fields import fits, ranged, read_fields, shown
 from minift.flags import check_ranges
@@ -224,7 +225,7 @@ def weights_directory() -> Path:
         return Path(named)
     if is_checkout():
         return CHECKOUT / "weights"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "minift"
+    return user_cache()
 
 
 def is_converted(directory: Path) -> bool:

@@ -45,8 +45,10 @@ def print_data(parts: dict, data: dict, task, notes: list[str]) -> None:
     print(table(["split", "rows", *task.columns(parts["train"]), *data["train"].describe()], rows))
     for note in notes:
         print(f"note: {note}")
-    seen = {str(row) for row in parts["train"].inputs()}  # a row may hold a list of words
-    for split in [split for split in parts if split != "train"]:
+    others = [split for split in parts if split != "train"]
+    held = {str(row) for split in others for row in parts[split].inputs()}  # a row may hold a list of words
+    seen = held.intersection(map(str, parts["train"].inputs()))  # of these there are few, where the training rows may be many
+    for split in others:
         shared = sum(str(row) in seen for row in parts[split].inputs())
         if shared:
             print(f"note: {shared:,} of the {len(parts[split]):,} {split} rows are in the training rows too")

@@ -13,6 +13,7 @@ Axes: B units of a batch, S its longest row. Proved by tests/data/test_augmentin
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
+from itertools import chain
 
 import numpy as np
 import torch
@@ -146,8 +147,8 @@ def augmented(encoded: Encoded, examples: Texts, tokenizer: Tokenizer, options) 
     """The training rows as --augment and --paraphrases say. Raises UserError for paraphrases none of which is of a training row."""
     paraphrases = read_paraphrases(options.paraphrases) if options.paraphrases else {}
     if paraphrases:
-        trained = {*examples.texts, *(examples.pairs or ())}
-        others = len(paraphrases.keys() - trained)
+        trained = {text for text in chain(examples.texts, examples.pairs or ()) if text in paraphrases}
+        others = len(paraphrases) - len(trained)
         if others == len(paraphrases):
             raise UserError(
                 f"{options.paraphrases}: none of the {others:,} texts is that of a training row; expected the same text"

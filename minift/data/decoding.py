@@ -23,6 +23,7 @@ from PIL import ExifTags, Image, ImageFile
 
 from minift.bar import each
 from minift.data.images import Images
+from minift.data.stored import user_cache
 from minift.errors import UserError, brief, one_line
 
 NARROWEST = 50  # longer side by shorter one: resized by its shorter side, such a picture takes 700 MB
@@ -314,7 +315,7 @@ def processes(given: int | None) -> int:
 
 def cache_file() -> Path:
     """Where sound files are noted: of the user, not of a run, since many runs read the same pictures."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "minift" / "images.jsonl"
+    return user_cache() / "images.jsonl"
 
 
 def sound(images: Images, workers: int, skip_bad: bool) -> Images:

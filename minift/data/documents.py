@@ -109,7 +109,7 @@ def from_table(source: str | Path, layout: DocumentLayout, filled: bool) -> Docu
 
 def from_directory(path: Path, layout: DocumentLayout, filled: bool) -> Documents:
     files, decided = all_files(path, TEXT_FILES)
-    texts = read_files(files, layout.encoding, decided)
+    texts = list(read_files(files, layout.encoding, decided))
     decided += ["a document a file", *not_for_directories(layout), *idle(layout, ("documents",), "a directory")]
     columns = {"file": list(map(str, files))}
     return without_blanks(Documents(path, texts, [], decided=decided, columns=columns), filled)

@@ -97,6 +97,8 @@ class Text:
         """decided: is told what to say of the encoding."""
         self.path, self.file = open_bytes(path)
         self.status = self.look()
+        self.size = self.file.seek(0, io.SEEK_END)  # bytes
+        self.file.seek(0)
         self.encoding = encoding_of(self.path, read(self.path, self.file, 64), encoding, decided)
         decided += doubts(encoding, self.pieces())
 
@@ -124,12 +126,16 @@ class Text:
         for text in decoded(self.path, self.pieces(), self.encoding):
             first, *others = text.split("\n")
             parts.append(first)
-            for line in others:
-                if ended := "".join(parts):
-                    yield from repeat("", empty)
-                    yield ended
-                empty = 0 if ended else empty + 1
-                parts = [line]
+            if not others:
+                continue
+            whole = ["".join(parts), *others[:-1]]
+            parts = others[-1:]
+            behind = next((i for i, line in enumerate(reversed(whole)) if line), len(whole))  # empty lines at the end of the piece
+            if behind < len(whole):
+                yield from repeat("", empty)
+                yield from whole[: len(whole) - behind]
+                empty = 0
+            empty += behind
         if ended := "".join(parts):
             yield from repeat("", empty)
             yield ended
@@ -246,12 +252,11 @@ def packed(raw: bytes) -> str | None:
     return next((what for signature, what in SIGNATURES.items() if raw.startswith(signature)), None)
 
 
-def read_files(files: list[Path], encoding: str, decided: list[str]) -> list[str]:
+def read_files(files: list[Path], encoding: str, decided: list[str]) -> Iterator[str]:
     """The text of each file, without the ends of lines around it. What is to be told of them is added to `decided`, once."""
-    texts = []
     for file in files:
         said: list[str] = []
         name, raw = read_bytes(file)
-        texts.append(decode(name, raw, encoding, said).strip("\n"))
+        text = decode(name, raw, encoding, said).strip("\n")
         decided += [one for one in said if one not in decided]
-    return texts
+        yield text

@@ -1,26 +1,28 @@
 """What a file holds, row by row, before it becomes numbers."""
 
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
+from minift.data.stored import take
 from minift.errors import UserError
 
 
 @dataclass
 class Examples:
-    """The rows of one source. A subclass holds one kind of input, as lists with an entry for each row.
+    """The rows of one source. A subclass holds one kind of input, as lists with an entry for each row, or as what stands in
+    their place where a file is large (stored.py).
 
     Such a subclass names its lists in ROWS, the first of which is always there; the others may be None.
     """
 
     path: Path  # the file or directory that was named; of inputs that come from none, as predict() gets them, what errors call them
     decided: list[str] = field(default_factory=list, kw_only=True)  # how it was read: what to tell the user
-    lines: list[int] | None = field(default=None, kw_only=True)  # line of the file on which each row begins; None: no such file
-    columns: dict[str, list] = field(default_factory=dict, kw_only=True)  # the row's other cells, as an id, for predictions
+    lines: Sequence[int] | None = field(default=None, kw_only=True)  # line of the file on which each row begins; None: no such file
+    columns: dict[str, Sequence] = field(default_factory=dict, kw_only=True)  # the row's other cells, as an id, for predictions
     given: bool = field(default=False, kw_only=True)  # the inputs were given one by one, not by a file
 
     ROWS: ClassVar[tuple[str, ...]]
@@ -32,12 +34,12 @@ class Examples:
 
     def take(self, rows: np.ndarray) -> "Examples":
         """The rows with these numbers, in this order."""
-        rows = np.asarray(rows).tolist()
         lists = {name: getattr(self, name) for name in (*self.ROWS, "lines")}
-        taken = {name: [values[i] for i in rows] for name, values in lists.items() if values is not None}
-        return replace(self, **taken, columns={name: [values[i] for i in rows] for name, values in self.columns.items()})
+        taken = take(lists | {(name,): values for name, values in self.columns.items()}, rows)
+        columns = {name: taken.pop((name,)) for name in self.columns}
+        return replace(self, **taken, columns=columns)
 
-    def inputs(self) -> list[dict]:
+    def inputs(self) -> Sequence[dict]:
         """The input of each row, as predictions repeat it."""
         raise NotImplementedError
 

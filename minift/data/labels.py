@@ -9,21 +9,23 @@ names     any number of labels a row: a JSON list, a cell `a|b`, or several colu
 import json
 import math
 import re
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from minift.data.encoding import decode, read_bytes
 from minift.data.examples import Examples, check_characters
 from minift.data.layout import Layout
+from minift.data.stored import Few, View
 from minift.data.table import Table
 from minift.errors import UserError
 
 MISSING = {"nan", "na", "n/a", "<na>", "null", "none", "-"}  # words that mostly stand for no label
 
 
-def read_labels(table: Table, columns: list[int], layout: Layout, label: str = "name") -> tuple[list, Table, int]:
+def read_labels(table: Table, columns: list[int], layout: Layout, label: str = "name") -> tuple[Sequence, Table, int]:
     """(label of each row, the table without the rows that have none, labels of which --label-part has kept a part)
 
     A row has no label where its cell is empty, null or JSON's NaN: an error, or left out with --skip-unlabelled; and where the
@@ -37,27 +39,32 @@ def read_labels(table: Table, columns: list[int], layout: Layout, label: str = "
     labels = from_flags(table, columns) if columns[1:] else each(table, name, table.cells(columns[0]), KINDS[label])
     labels, shortened = keep_part(labels, layout.label_part)
     table, labels = leave_out_unlabelled(table, labels, name, layout.skip_unlabelled)
+    if isinstance(table.rows, View):
+        labels = array("d", labels) if label == "number" else Few(labels)
     if label != "number":
         if label == "names" and (none := sum(not several for several in labels)):
             table.decided.append(f"{none:,} rows without any label")
-        several = labels if label == "names" else [[one] for one in labels]
-        for row, names in enumerate(several):
-            for one in names:
-                if not one.isascii():
-                    check_characters(one, f"{table.where(row)}: column {name}")
-        table.decided += notes_on(Counter(one for names in several for one in names))
+        counts: Counter = Counter()
+        for row, one in enumerate(labels):
+            for each_name in one if label == "names" else (one,):
+                if not each_name.isascii():
+                    check_characters(each_name, f"{table.where(row)}: column {name}")
+                counts[each_name] += 1
+        table.decided += notes_on(counts)
     return labels, table, shortened
 
 
-def each(table: Table, name: str, cells: list, read: Callable) -> list:
+def each(table: Table, name: str, cells: Iterable, read: Callable) -> list:
     """What `read` makes of each cell; None: no label. Its ValueError says what is wrong with a cell."""
-    labels = []
+    labels, same = [], {}  # equal labels are one object; of a large file they would fill the memory
     for row, cell in enumerate(cells):
         try:
-            labels.append(read(cell))
+            label = read(cell)
         except ValueError as error:
             header = "; if this row is a header, add --header yes" if row == 0 and not table.columns else ""
             raise UserError(f"{table.where(row)}: column {name}: {error}{header}") from None
+        key = tuple(label) if isinstance(label, list) else label
+        labels.append(same.setdefault(key, label) if isinstance(label, str | list) else label)
     return labels
 
 
@@ -306,7 +313,7 @@ def label_ids(examples: Examples, names: list[str], complete: bool = False) -> n
     Raises UserError for a label that training has not seen, with its place, and for a missing one.
     """
     ids = known_ids(examples, names, complete)
-    return np.array([ids[label] for label in examples.labels], dtype=np.int64)
+    return np.fromiter((ids[label] for label in examples.labels), np.int64, len(examples))
 
 
 def label_sets(examples: Examples, names: list[str]) -> np.ndarray:

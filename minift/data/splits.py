@@ -1,5 +1,6 @@
 """Which rows train, validate and test."""
 
+from array import array
 from pathlib import Path
 
 import numpy as np
@@ -69,9 +70,12 @@ def split(examples: Examples, share: float, seed: int) -> tuple[np.ndarray, np.n
     strata, groups = examples.strata(), examples.groups()
     if strata is None:
         strata = [""] * len(examples)
-    rows: dict[str, list[int]] = {}  # stratum -> its rows
+    numbers: dict[str, array] = {}
     for i, stratum in enumerate(strata):
-        rows.setdefault(stratum, []).append(i)
+        if stratum not in numbers:
+            numbers[stratum] = array("I")
+        numbers[stratum].append(i)
+    rows = {name: np.frombuffer(some, dtype=np.uintc) for name, some in numbers.items()}  # stratum -> its rows
     wanted = {name: min(round(len(rows[name]) * share), len(rows[name]) - 1) for name in rows}
     if not any(wanted.values()):
         wanted = {name: min(1, len(rows[name]) - 1) for name in rows}
@@ -81,7 +85,7 @@ def split(examples: Examples, share: float, seed: int) -> tuple[np.ndarray, np.n
             examples.decided.append(f"{share * 100:g} % rounds to no {examples.UNIT}{of}: {n:,} held back{each}")
     random = np.random.default_rng(seed)
     if groups is None or len(set(groups)) == len(groups):
-        held = [random.permutation(rows[name])[: wanted[name]] for name in sorted(rows)]
+        held = [random.permutation(rows[name])[: wanted[name]].copy() for name in sorted(rows)]
         held = np.sort(np.concatenate(held)) if held else np.array([], dtype=np.int64)
     else:
         held = whole_groups(groups, strata, wanted, {name: len(some) for name, some in rows.items()}, random)
@@ -89,7 +93,9 @@ def split(examples: Examples, share: float, seed: int) -> tuple[np.ndarray, np.n
     if not len(held):
         raise UserError(f"{examples.path}: {len(examples)} {examples.UNIT}s are too few to hold {share * 100:g} % back for "
                         "validation; give --valid or --valid none")  # fmt: skip
-    return np.setdiff1d(np.arange(len(examples)), held), held.astype(np.int64)
+    kept = np.ones(len(examples), dtype=bool)
+    kept[held] = False
+    return np.flatnonzero(kept), held.astype(np.int64)
 
 
 def whole_groups(

@@ -10,15 +10,20 @@ lines         a text a line and nothing else, for predictions
 import csv
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
+
+import numpy as np
 
 from minift.data.encoding import Text, not_text
 from minift.data.examples import check_characters
 from minift.data.layout import Layout
+from minift.data.stored import keep, mapped, take
 from minift.errors import UserError
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
@@ -53,8 +58,8 @@ class Table:
     path: Path  # for messages
     kind: str  # the format
     columns: list[str] | None  # names of the columns; None: no header
-    lines: list[int] | Rows  # line of the file on which each row begins
-    rows: list[list] | list[dict] | Rows  # the cells of each row; of JSON lines the objects, an absent key being an empty cell
+    lines: Sequence[int] | Rows  # line of the file on which each row begins
+    rows: Sequence[list | dict] | Rows  # the cells of each row; of JSON lines the objects, an absent key being an empty cell
     decided: list[str] = field(default_factory=list)  # how it was read: what to tell the user
 
     @property
@@ -65,17 +70,17 @@ class Table:
         """As the user may write it in a flag, and in one line."""
         return self.columns[column].replace("\n", " ") if self.columns else str(column + 1)
 
-    def cells(self, column: int) -> list:
+    def cells(self, column: int) -> Sequence:
         if isinstance(self.rows[0], dict):
             key = self.columns[column]
-            return [row.get(key) for row in self.rows]
-        return [row[column] for row in self.rows]
+            return mapped(self.rows, lambda row: row.get(key))
+        return mapped(self.rows, itemgetter(column))
 
-    def texts(self, column: int, null_is_empty: bool = False) -> list[str]:
+    def texts(self, column: int, null_is_empty: bool = False) -> Sequence[str]:
         """The cells, all of which must be texts that UTF-8 can hold. null_is_empty: of JSON null counts as ''."""
         cells = self.cells(column)
         if null_is_empty:
-            cells = ["" if cell is None else cell for cell in cells]
+            cells = mapped(cells, lambda cell: "" if cell is None else cell)
         for row, cell in enumerate(cells):
             if not isinstance(cell, str):
                 found = json.dumps(cell)[:60]
@@ -87,8 +92,8 @@ class Table:
     def where(self, row: int) -> str:
         return f"{self.path}:{self.lines[row]}"
 
-    def take(self, rows: list[int]) -> "Table":
-        return replace(self, lines=[self.lines[i] for i in rows], rows=[self.rows[i] for i in rows])
+    def take(self, rows: np.ndarray | Sequence[int] | slice) -> "Table":
+        return replace(self, **take({"lines": self.lines, "rows": self.rows}, rows))
 
     def blocks(self, size: int) -> Iterator["Table"]:
         """All rows in order, in tables of so many rows that are in memory and decide nothing of their own."""
@@ -101,11 +106,9 @@ class Table:
         """Make the first row the header, or not, and check that every row is as wide as the first. For tables without columns."""
         self.decided.append("header" if header else "no header")
         if header:
-            self.columns, self.rows, self.lines = (
-                [cell.strip().replace("\n", " ") for cell in self.rows[0]],
-                self.rows[1:],
-                self.lines[1:],
-            )
+            self.columns = [cell.strip().replace("\n", " ") for cell in self.rows[0]]
+            below = self.take(slice(1, None))
+            self.rows, self.lines = below.rows, below.lines
             if not self.rows:
                 raise UserError(f"{self.path}: there is a header and no row below it")
         width, again = self.width, None
@@ -122,11 +125,11 @@ class Table:
 
 
 def read_table(path: str | Path, layout: Layout) -> Table:
-    """Read a file, or standard input for `-`, into memory. Otherwise as `open_table`."""
+    """Read a file, or standard input for `-`, into memory; a large one into a temporary file. Otherwise as `open_table`."""
     text, table = open_table(path, layout)
-    lines, rows = map(list, zip(*table.rows.numbered(), strict=True))
-    text.close()
-    return replace(table, lines=lines, rows=rows)
+    with closing(text):
+        numbered = keep(table.rows.numbered(), text.size)
+    return replace(table, lines=mapped(numbered, itemgetter(0)), rows=mapped(numbered, itemgetter(1)))
 
 
 def open_table(path: str | Path, layout: Layout) -> tuple[Text, Table]:
@@ -179,7 +182,7 @@ class Survey:
             self.width = self.width or len(cells)
             if isinstance(cells, dict):
                 self.keys |= dict.fromkeys(cells)
-            elif not self.spaced:
+            elif not self.spaced and ' "' in "".join(cells):
                 self.spaced = any(cell.startswith(' "') for cell in cells)
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from minift.data.examples import Blocks, Examples, check_characters, listed
 from minift.data.folders import Kind, all_files, class_folders
 from minift.data.labels import alike, keep_part, read_labels, strata_of
 from minift.data.layout import TextLayout, not_for_directories
+from minift.data.stored import keep, mapped, zipped
 from minift.data.table import Table, open_table, read_table
 from minift.errors import UserError
 
@@ -24,18 +25,18 @@ TEXT_FILES = Kind(frozenset({".txt"}), "texts", "review.txt", IMAGES_HINT)
 class Texts(Examples):
     """Texts, or pairs of texts, with their labels. `lines` where a table lists them, `files` where each is a file of its own."""
 
-    texts: list[str]
-    pairs: list[str] | None = None
-    labels: list[str] | list[float] | list[list[str]] | None = None  # by the kind of label that was asked for
+    texts: Sequence[str]
+    pairs: Sequence[str] | None = None
+    labels: Sequence[str] | Sequence[float] | Sequence[list[str]] | None = None  # by the kind of label that was asked for
     shortened: int = 0  # labels of which --label-part has kept a part
     files: list[Path] | None = None
 
     ROWS = ("texts", "pairs", "labels", "files")
 
-    def inputs(self) -> list[dict[str, str]]:
+    def inputs(self) -> Sequence[dict[str, str]]:
         if self.pairs is None:
-            return [{"text": text} for text in self.texts]
-        return [{"text": text, "pair": pair} for text, pair in zip(self.texts, self.pairs, strict=True)]
+            return mapped(self.texts, lambda text: {"text": text})
+        return mapped(zipped([self.texts, self.pairs]), lambda both: {"text": both[0], "pair": both[1]})
 
     def example(self) -> str:
         return '"some text"' if self.pairs is None else '"some text" --pair "another text"'
@@ -111,7 +112,7 @@ def settled(table: Table, layout: TextLayout, labelled: bool, label: str) -> dic
     return pick
 
 
-def texts_of(table: Table, pick: dict[str, list[int]], empty: Counter) -> tuple[list[str], list[str] | None]:
+def texts_of(table: Table, pick: dict[str, list[int]], empty: Counter) -> tuple[Sequence[str], Sequence[str] | None]:
     """(texts, the second texts where rows are pairs). empty: counts the cells of joined columns, and the texts, that are empty."""
     texts, pairs = (as_texts(table, pick[role], empty) if role in pick else None for role in ("text", "pair"))
     empty[""] += sum(not text.strip() for text in texts)
@@ -140,13 +141,13 @@ def check_first_label(table: Table, labels: list, layout: TextLayout, label: str
                         "add --header yes, else --header no")  # fmt: skip
 
 
-def as_texts(table: Table, columns: list[int], empty: Counter) -> list[str]:
+def as_texts(table: Table, columns: list[int], empty: Counter) -> Sequence[str]:
     """The text of each row; of several columns those that are not empty, joined by a blank, and the others counted in `empty`."""
     if columns[1:]:
         several = [table.texts(i, null_is_empty=True) for i in columns]
         for i, cells in zip(columns, several, strict=True):
             empty[table.name(i)] += sum(not cell.strip() for cell in cells)
-        return [" ".join(filter(str.strip, cells)) for cells in zip(*several, strict=True)]
+        return mapped(zipped(several), lambda cells: " ".join(filter(str.strip, cells)))
     return table.texts(columns[0])
 
 
@@ -160,7 +161,8 @@ def from_folders(path: Path, layout: TextLayout, labelled: bool, label: str) -> 
     else:
         files, decided = all_files(path, TEXT_FILES)
     decided += not_for_directories(layout)
-    texts = read_files(files, layout.encoding, decided)
+    size = sum(file.stat().st_size for file in files if file.exists())
+    texts = keep(read_files(files, layout.encoding, decided), size)
     empty = sum(not text.strip() for text in texts)
     decided += [f"{empty} row{'s' * (empty != 1)} with an empty text"] if empty else []
     labels, shortened = keep_part(labels, layout.label_part) if labels else (None, 0)

@@ -6,7 +6,7 @@ Axes: B rows of a batch, S its longest row.
 import functools
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -20,12 +20,27 @@ from minift.data.batching import Batch, Labelled
 CHUNK = 1000  # rows a call: what the tokenizer holds of a row besides its ids is many times as large
 
 
+@dataclass(eq=False)
+class Ragged(Sequence):
+    """Rows of different lengths that lie one behind the other: row i is values[starts[i] : starts[i + 1]]."""
+
+    values: np.ndarray  # (T)
+    starts: np.ndarray  # (N + 1)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        row = range(len(self))[row]  # raises IndexError, and counts from the end
+        return self.values[self.starts[row] : self.starts[row + 1]]
+
+
 @dataclass
 class Encoded(Labelled):
     """Texts or pairs of texts as token ids, one unit a row."""
 
-    tokens: list[np.ndarray]  # one array of ids a row
-    token_types: list[np.ndarray] | None  # likewise, where rows are pairs
+    tokens: Sequence[np.ndarray]  # one array of ids a row
+    token_types: Sequence[np.ndarray] | None  # likewise, where rows are pairs
     lengths: np.ndarray  # (N)
     targets: tuple[np.ndarray, ...]  # what a batch has as targets, (N, ...) each; () in prediction
     pad: int  # id of the padding token
@@ -47,7 +62,7 @@ class Encoded(Labelled):
             yield replace(self.outline(units, epoch), inputs=inputs).to(device)
 
 
-def pad(tokens: list[np.ndarray], value: int, token_types: list[np.ndarray] | None = None) -> tuple[Tensor | None, ...]:
+def pad(tokens: Sequence[np.ndarray], value: int, token_types: Sequence[np.ndarray] | None = None) -> tuple[Tensor | None, ...]:
     """Rows of ids as the body takes them: tokens (B, S), mask (B, S) or None where no row is padded, token types (B, S) or None."""
     lengths = np.array([len(ids) for ids in tokens])
     real = np.arange(lengths.max()) < lengths[:, None]  # (B, S)
@@ -56,37 +71,60 @@ def pad(tokens: list[np.ndarray], value: int, token_types: list[np.ndarray] | No
     return ids, None if real.all() else torch.from_numpy(real), types
 
 
-def padded(rows: list[np.ndarray], real: np.ndarray, value: int) -> Tensor:
+def padded(rows: Sequence[np.ndarray], real: np.ndarray, value: int) -> Tensor:
     filled = np.full(real.shape, value, dtype=np.int64)
-    filled[real] = np.concatenate(rows)
+    filled[real] = np.concatenate(list(rows))
     return torch.from_numpy(filled)
 
 
 def encode(
-    tokenizer: Tokenizer, texts: list[str], pairs: list[str] | None, max_length: int, filler: int
-) -> tuple[list[np.ndarray], list[np.ndarray] | None, np.ndarray]:
+    tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int, filler: int
+) -> tuple[Ragged, Ragged | None, np.ndarray]:
     """(ids of each row with the special tokens, token types where rows are pairs, (N) tokens of each row before it was cut)
 
     A text longer than max_length is cut at its end; of a pair the longer text is cut first, a token at a time. filler: the id that
     stands for a text without any token, as an empty one of a GPT-2.
     """
+    chunks = list(encoded_chunks(tokenizer, texts, pairs, max_length, filler))
+    ids, types, lengths, before = map(np.concatenate, zip(*chunks, strict=True)) if chunks else [np.zeros(0, np.int32)] * 4
+    starts = starts_of(lengths)
+    return Ragged(ids, starts), None if pairs is None else Ragged(types, starts), before
+
+
+def starts_of(lengths: np.ndarray) -> np.ndarray:
+    """(N) -> (N + 1), in the least room."""
+    total = int(lengths.sum())
+    starts = np.zeros(len(lengths) + 1, dtype=np.uint32 if total < 2**32 else np.int64)
+    np.cumsum(lengths, out=starts[1:])
+    return starts
+
+
+def encoded_chunks(
+    tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int, filler: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """The same of CHUNK rows at a time: (their ids, their token types, which are none where rows are no pairs, (n) tokens of each
+    row, (n) tokens of each row before it was cut)"""
     cutting = truncating(tokenizer, max_length)
-    rows = texts if pairs is None else list(zip(texts, pairs, strict=True))
     special = tokenizer.num_special_tokens_to_add(is_pair=False)
-    tokens, types, before = [], None if pairs is None else [], []
-    for start in range(0, len(rows), CHUNK):
-        chunk = rows[start : start + CHUNK]
+    rows = iter(texts if pairs is None else zip(texts, pairs, strict=True))
+    while chunk := list(itertools.islice(rows, CHUNK)):
         encodings = cutting.encode_batch_fast(chunk)
-        tokens += [np.array(e.ids or [filler], dtype=np.int64) for e in encodings]
-        if types is None:
-            before += [len(e.ids) + sum(len(rest.ids) - special for rest in e.overflowing) for e in encodings]
-            continue
-        types += [np.array(e.type_ids, dtype=np.int64) for e in encodings]
-        cut = [i for i, e in enumerate(encodings) if e.overflowing]
-        whole = uncut(tokenizer).encode_batch_fast([chunk[i] for i in cut]) if cut else []
-        lengths = dict(zip(cut, map(len, whole), strict=True))
-        before += [lengths.get(i, len(e.ids)) for i, e in enumerate(encodings)]
-    return tokens, types, np.array(before, dtype=np.int64)
+        ids = [e.ids for e in encodings]
+        before = np.fromiter(map(len, ids), np.int32, len(ids))
+        if not before.all():
+            ids = [some or [filler] for some in ids]
+        types = [] if pairs is None else [e.type_ids for e in encodings]
+        lengths = np.maximum(before, 1)
+        if cut := [i for i, e in enumerate(encodings) if e.overflowing]:
+            if pairs is None:
+                before[cut] += [sum(len(rest.ids) - special for rest in encodings[i].overflowing) for i in cut]
+            else:
+                before[cut] = list(map(len, uncut(tokenizer).encode_batch_fast([chunk[i] for i in cut])))
+        yield flat(ids, np.int32), flat(types, np.uint8), lengths, before
+
+
+def flat(rows: list[list[int]], dtype: type) -> np.ndarray:
+    return np.fromiter(itertools.chain.from_iterable(rows), dtype)
 
 
 @functools.lru_cache(maxsize=8)

@@ -14,7 +14,9 @@ from minift.data.examples import Blocks, Examples
 from minift.data.images import Images
 from minift.data.layout import ImageLayout, TextLayout
 from minift.data.loading import Pictures, Preprocessing
+from minift.data.stored import is_large
 from minift.data.texts import Texts, texts_in_blocks
+from minift.data.token_files import tokenised
 from minift.data.tokenising import Encoded, encode
 from minift.errors import UserError
 from minift.fields import ranged
@@ -78,12 +80,16 @@ class OfTexts(Pooled):
             )
             raise UserError(f"{examples.path}: the run was trained on {trained}")
         filler = checkpoint.config["pad_token_id"]
-        tokens, types, uncut = encode(checkpoint.tokenizer, examples.texts, examples.pairs, self.max_length, filler)
+        rows = (checkpoint.tokenizer, examples.texts, examples.pairs, self.max_length, filler)
+        tokens, types, uncut = tokenised(*rows, examples.decided) if is_large(examples.texts) else encode(*rows)
+        lengths = np.diff(tokens.starts).astype(np.int32)
+        if np.array_equal(uncut, lengths):
+            uncut = lengths  # once in memory
         targets = () if examples.labels is None else (self.targets(examples),)
         encoded = Encoded(
             tokens,
             types,
-            np.array([len(ids) for ids in tokens], dtype=np.int64),
+            lengths,
             targets,
             filler,
             self.max_length,
