@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from contract.tasks import numbers_file, sets_file
 from test_train import run
 from tiny import TEXTS, byte_checkpoint, converted_directory, rows_file
@@ -179,7 +180,7 @@ def test_tasks(tmp_path, place, base, monkeypatch, task, file, label):
         monkeypatch.setattr(stored, "LARGE", size)
         examples = read_texts(path, TextLayout(), label=label)
         data = task.prepare(examples.take(np.arange(40)[::-1]), checkpoint)
-        batches = data.batches(data.order(7, 1, 0), "cpu", 0)
+        batches = data.batches(data.order(7, 1, 0), torch.device("cpu"), 0)
         prepared.append([[None if x is None else x.tolist() for x in (*one.inputs, *one.targets)] for one in batches])
         prepared[-1].append((data.describe(), data.lengths.tolist()))
         assert place.exists() == (size == 0)
