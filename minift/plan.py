@@ -53,7 +53,7 @@ def print_plan(training, data: dict[str, Data], options) -> None:
         loading, scoring = seconds_of_scoring(training, data["valid"], frozen, options, device)
         scoring = loading + scoring * options.epochs if kept else (loading + scoring) * options.epochs
         seconds += scoring
-        print(f"validate  {scoring:,.1f} s in all, {options.epochs} times{', the frozen stages once' if kept else ''}")
+        print(f"validate  {scoring:,.1f} s for {counted(options.epochs, 'time')}{', the frozen stages once' if kept else ''}")
     memory = peak_memory_mb(device)
     several = f" a seed, {seconds * options.seeds:,.0f} s for {options.seeds}" if options.seeds > 1 else ""
     print(

@@ -557,7 +557,7 @@ def test_a_plan_trains_nothing_and_leaves_nothing(tmp_path, base, capsys):
         directory = run(tmp_path, base, plan=None, method=method)
         printed = capsys.readouterr().out
         assert not directory.exists() and "in all    about" in printed and "█" in printed and "highest 0.0" in printed
-        assert ("s, 2 times\n" if method == "full" else " times, the frozen stages once\n") in printed  # of scoring
+        assert ("s for 2 times\n" if method == "full" else " times, the frozen stages once\n") in printed  # of scoring
 
 
 def test_a_plan_of_several_seeds(tmp_path, base, capsys):
