@@ -64,7 +64,7 @@ class TextRegression(OfTexts):
             f"targets of the training rows: mean {self.mean:.4g}, deviation {self.deviation:.4g}, from {min(targets):g} to "
             f"{max(targets):g}; {'scaled to mean 0 and deviation 1' if self.scaled else 'not scaled'}"
         ]
-        if len({*targets}) == 2:
+        if len(np.unique(targets)) == 2:
             notes.append("the targets have two values only; for two classes there is --task text-classification")
         return notes
 
