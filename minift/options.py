@@ -74,6 +74,7 @@ class Options:
     target_data: str | None = flag(
         None, "rows of another domain, whose labels are not read: training makes its features alike for both (DANN)"
     )
+    target_strength: float = flag(1.0, "largest factor on the reversed gradient of --target-data", least=0)
     clip: float = flag(1.0, "largest norm of the gradient of all parameters together; a longer one is scaled down", above=0)
     cache: str = flag(
         "auto",
@@ -186,6 +187,8 @@ def check(options) -> None:
         raise UserError("--patience with --valid none: without validation rows no epoch is better than another")
     if options.rehearse is None and is_set(options, "rehearse_share"):
         raise UserError(f"--rehearse-share {options.rehearse_share:g} without --rehearse: there is nothing to rehearse")
+    if options.target_data is None and is_set(options, "target_strength"):
+        raise UserError(f"--target-strength {options.target_strength:g} without --target-data: there is no other domain")
     if options.patience is not None and (options.average or "").startswith("last"):
         raise UserError(f"--average {options.average} with --patience: which epochs are the last is not known beforehand")
     described = sorted(name for name in {*READING, "valid", "test", "split_seed"} if is_set(options, name))

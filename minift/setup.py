@@ -333,7 +333,8 @@ def make_adversary(options, target: Data, model: nn.Module, groups: list[Group],
     if not any(p.requires_grad for p in model.body.parameters()):
         raise UserError(f"--target-data {options.target_data} with --method {options.method}: nothing of the body trains, so its "
                         "features cannot be made alike")  # fmt: skip
-    adversary = DANN(target, model.body.config.width, options.batch_size * options.accumulate, steps, options.seed)
+    rows, strength = options.batch_size * options.accumulate, options.target_strength
+    adversary = DANN(target, model.body.config.width, rows, steps, options.seed, strength)
     adversary.head.to(next(model.parameters()).device)
     for name, parameter in adversary.head.named_parameters():
         decay = options.weight_decay if parameter.ndim > 1 else 0.0

@@ -1,7 +1,12 @@
 """What holds for all tests."""
 
 import gc
+import os
 import signal
+
+# Before torch is imported, and for every process that a test starts: tensors of a few numbers gain nothing from threads, which on a
+# busy machine wait for each other most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_configure():

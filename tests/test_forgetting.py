@@ -174,6 +174,7 @@ REFUSED = {
     "rehearsal of labels that the head does not know": (["--rehearse", "topics.csv"], "topics.csv:2"),
     "rehearsal of a frozen body": (["--rehearse", "rows.csv", "--method", "probe"], "nothing of the body trains"),
     "a share of nothing": (["--rehearse-share", "0.2"], "--rehearse-share 0.2 without --rehearse"),
+    "a strength of nothing": (["--target-strength", "0.2"], "--target-strength 0.2 without --target-data"),
     "logits without a head": (["--model", "base", "--penalty", "distill:of=logits"], "no head that chooses one label"),
     "distillation of a frozen body": (["--penalty", "distill", "--method", "probe"], "nothing of the body trains"),
     "distillation of random weights": (["--penalty", "distill", "--init", "random"], "the weights are random"),

@@ -33,28 +33,29 @@ class DANN(Penalty):
         mean over the step's rows of -log(1 - d(R(f)))  +  mean over as many rows of --target-data of -log d(R(f))
 
     so that d learns to tell the domains apart, with its full gradient, and the body, whose gradient is reversed and multiplied by
-    lambda, learns features from which it cannot. lambda = 2 / (1 + exp(-10 p)) - 1, where p counts the updates from 0 to 1
-    (section 5.2.2). The head of the task sees rows of the training file alone. The labels of --target-data are never read, and the
-    epoch is chosen by validation rows of the training file: to choose it by the target's labels would need them.
+    lambda, learns features from which it cannot. lambda = largest (2 / (1 + exp(-10 p)) - 1), where p counts the updates from 0
+    to 1 (section 5.2.2, where largest is 1). The head of the task sees rows of the training file alone. The labels of --target-data
+    are never read, and the epoch is chosen by validation rows of the training file: to choose it by the target's labels would need
+    them.
 
     d has one hidden layer and trains with the learning rate of the head. The rows of the target come in epochs of their own, in an
     order that depends on (seed, step) alone, in a forward pass of their own: a BatchNorm takes its statistics from each domain
     apart, and its running ones move with both. An accuracy of d near 1 to the end, or of 1/2 from the start, says that the
     reversal has done nothing: it is told after every epoch, of rows as training saw them.
 
-    width: D. rows: of a step. steps: of the run.
+    width: D. rows: of a step. steps: of the run. largest: 0 or more; at 1 a pretrained body may lose what tells the classes apart.
     Proved by tests/optim/test_penalties.py: lambda, the sign and the size of both gradients.
     """
 
-    def __init__(self, target, width: int, rows: int, steps: int, seed: int):
-        self.target, self.steps = Beside(target, rows, seed), steps
+    def __init__(self, target, width: int, rows: int, steps: int, seed: int, largest: float = 1.0):
+        self.target, self.steps, self.largest = Beside(target, rows, seed), steps, largest
         self.head = nn.Sequential(nn.Linear(width, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1))
         self.right, self.seen = 0, 0
 
     def strength(self, progress) -> float:
         """lambda"""
         p = progress.step / max(1, self.steps - 1)
-        return 2 / (1 + math.exp(-10 * p)) - 1
+        return self.largest * (2 / (1 + math.exp(-10 * p)) - 1)
 
     def losses(self, f: Tensor, domain: float, progress) -> Tensor:
         """(B, D) -> (B); domain: 0 of the training file, 1 of the target."""

@@ -53,7 +53,7 @@ REMEDIES = {
 }
 
 
-DOMAINS = ("source only", "DANN", "target, supervised")
+DOMAINS = ("source only", "DANN", "target, supervised", "DANN, strength 0.1")
 
 
 def name_of(rows: int, seed: int, which: str) -> Path:
@@ -128,7 +128,8 @@ def adapted(root: Path, run: dict) -> dict:
         supervised = run["domain"] == DOMAINS[2]
         source = files["train"] if supervised else root / "sst2" / "train.tsv"
         data = ["--train", str(source), *([] if supervised else ["--train-rows", str(run["rows"])]), "--test", str(files["test"])]
-        target = ["--target-data", str(files["train"])] if run["domain"] == "DANN" else []
+        target = ["--target-data", str(files["train"])] if run["domain"].startswith("DANN") else []
+        target += ["--target-strength", "0.1"] if run["domain"].endswith("0.1") else []
         result = train([*data, *target, *SAME, "--lr", "1e-4", "--epochs", "3", "--seed", str(run["seed"])])
     return {"task": result["test"]["accuracy"]}
 

@@ -363,15 +363,16 @@ def test_rehearsal_is_one_batch_of_rows_of_both_tasks():
 # ---- DANN ----
 
 
-def test_the_reversal_is_in_the_gradient_of_the_features_alone():
-    """lambda = 2 / (1 + exp(-10 p)) - 1 at p = 1/4: of f it takes -lambda, of the domain head 1 times the plain gradient."""
+@pytest.mark.parametrize("largest", [1.0, 0.25])
+def test_the_reversal_is_in_the_gradient_of_the_features_alone(largest):
+    """lambda = largest (2 / (1 + exp(-10 p)) - 1) at p = 1/4: f has -lambda times the plain gradient, the domain head 1 times."""
     torch.manual_seed(0)
-    penalty = DANN(SimpleNamespace(order=lambda *_: [0]), 4, rows=2, steps=101, seed=0)
+    penalty = DANN(SimpleNamespace(order=lambda *_: [0]), 4, rows=2, steps=101, seed=0, largest=largest)
     penalty.head.double()
     f = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     progress = Progress(step=25)
-    assert [penalty.strength(Progress(step=s)) for s in (0, 100)] == [0.0, pytest.approx(1, abs=1e-4)]
-    strength = 2 / (1 + math.exp(-2.5)) - 1
+    assert [penalty.strength(Progress(step=s)) for s in (0, 100)] == [0.0, pytest.approx(largest, abs=1e-4)]
+    strength = largest * (2 / (1 + math.exp(-2.5)) - 1)
     reversed_ = penalty.losses(f, 1.0, progress).sum()
     plain = nn.functional.softplus(-penalty.head(f)).sum()  # -log sigmoid(z)
     assert reversed_.item() == pytest.approx(plain.item(), abs=1e-12)
