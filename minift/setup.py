@@ -242,14 +242,15 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int)
     precision = by_name(chosen, model, compiled=options.compile)
     check_lone(options, body, train, start.device)
     frozen = cache.depth(body)
+    nothing_trains = frozen == len(list(body.walk()))
     if options.cache != "auto" and not frozen:
         raise UserError(f"--cache {options.cache} with --method {options.method}: the lowest stage trains, so nothing can be kept")
     if options.checkpoint_activations:
-        if frozen == len(list(body.walk())):
+        if nothing_trains:
             raise UserError(f"--checkpoint-activations with --method {options.method}: no stage trains, so none keeps activations")
         checkpoint_activations(body, precision)
     if options.compile:
-        if frozen == len(list(body.walk())):
+        if nothing_trains:
             raise UserError(f"--compile with --method {options.method}: no stage trains, so none is compiled")
         with precision:
             compile_stages(body, inputs)

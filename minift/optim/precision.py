@@ -67,20 +67,15 @@ DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfl
 SMALLEST_SCALE, LARGEST_SCALE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
-class Float32(AbstractContextManager):
-    """Every operation runs in the dtype of its arguments. It has a dtype as LowPrecision has one.
+class Renewed(AbstractContextManager):
+    """Enters a new context of torch's each time, so that it may be entered within itself, as recomputation does."""
 
-    tf32: what products of float32 do on a GPU, see `float32_products`.
-    """
-
-    dtype = torch.float32
-
-    def __init__(self, tf32: bool = False):
-        self.tf32 = tf32
+    def __init__(self, new: Callable[[], AbstractContextManager]):
+        self.new = new
         self.entered: list[AbstractContextManager] = []
 
-    def __enter__(self) -> "Float32":
-        context = float32_products(self.tf32)
+    def __enter__(self) -> "Renewed":
+        context = self.new()
         context.__enter__()
         self.entered.append(context)
         return self
@@ -89,21 +84,24 @@ class Float32(AbstractContextManager):
         self.entered.pop().__exit__(*exception)
 
 
-class TorchAutocast(AbstractContextManager):
+class Float32(Renewed):
+    """Every operation runs in the dtype of its arguments. It has a dtype as LowPrecision has one.
+
+    tf32: what products of float32 do on a GPU, see `float32_products`.
+    """
+
+    dtype = torch.float32
+
+    def __init__(self, tf32: bool = False):
+        super().__init__(lambda: float32_products(tf32))
+
+
+class TorchAutocast(Renewed):
     """torch.autocast, for compiled models: torch's compiler sees through it, and not through a LowPrecision."""
 
     def __init__(self, device: str, dtype: torch.dtype):
-        self.device = device
+        super().__init__(lambda: torch.autocast(device, dtype))
         self.dtype = dtype
-        self.entered: list[torch.autocast] = []
-
-    def __enter__(self) -> "TorchAutocast":
-        self.entered.append(torch.autocast(self.device, self.dtype))
-        self.entered[-1].__enter__()
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.entered.pop().__exit__(*exception)
 
 
 class Cast(NamedTuple):
