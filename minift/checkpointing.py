@@ -14,16 +14,14 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from minift.methods.surgery import trains
+from minift.methods.surgery import from_lowest
 
 
 def checkpoint_activations(body: nn.Module, precision: AbstractContextManager) -> None:
     """Let every module of `body.walk()`, from the lowest that trains upwards, compute its activations again. Call it after the
     surgery. precision: the context of the run, which the second forward needs too.
     """
-    modules = list(body.walk())
-    lowest = next((i for i, module in enumerate(modules) if trains(module)), len(modules))
-    for module in modules[lowest:]:
+    for module in from_lowest(body):
         module.forward = partial(checkpointed, module, module.forward, precision)
 
 

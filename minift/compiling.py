@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from minift.errors import UserError, brief
-from minift.methods.surgery import trains
+from minift.methods.surgery import from_lowest
 
 GRAPHS = 64  # of one stage's code, in different shapes: torch's own limit of 8 is below a ResNet's
 
@@ -26,14 +26,12 @@ def compile_stages(body: nn.Module, inputs: tuple[Tensor | None, ...]) -> None:
 
     inputs: of a batch; one forward pass tells whether torch can compile here. Raises UserError where it cannot.
     """
-    modules = list(body.walk())
-    lowest = next(i for i, module in enumerate(modules) if trains(module))
     on_cpu = next(body.parameters()).device.type == "cpu"
     if on_cpu and not any(map(shutil.which, ("g++", "clang++", "cl"))):
         raise UserError("--compile on a CPU: torch needs a C++ compiler, and there is none on the PATH")
     limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
     setattr(torch._dynamo.config, limit, max(GRAPHS, getattr(torch._dynamo.config, limit)))
-    for module in modules[lowest:]:
+    for module in from_lowest(body):
         module.forward = partial(whole, torch.compile(partial(fields, module.forward), dynamic=True))
     training = body.training
     try:

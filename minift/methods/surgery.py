@@ -78,6 +78,12 @@ def trains(module: nn.Module) -> bool:
     return any(p.requires_grad for p in module.parameters())
 
 
+def from_lowest(body: nn.Module) -> list[nn.Module]:
+    """The modules of `body.walk()`, from the lowest that trains upwards."""
+    modules = list(body.walk())
+    return modules[next((i for i, module in enumerate(modules) if trains(module)), len(modules)) :]
+
+
 def lengthened(body: nn.Module) -> int:
     """How many positions of the model the wrappers take before the text's own: each says so in `lengthens`."""
     return sum(module.lengthens for module in body.modules() if isinstance(module, Wrapper))
