@@ -162,12 +162,13 @@ def run_once(given, record: dict | None = None) -> dict | None:
         progress = Progress(seconds_training=seconds)
         if getattr(options, "solver", "gradient") == "lbfgs":
             solve(training, seen["train"], seen.get("valid"), run, options, progress)
+            known = None
         else:
             with signals.patiently(), report.rows_named(parts["train"], checkpoints):
-                fit(training, seen["train"], seen.get("valid"), run, options, progress, checkpoints)
+                known = fit(training, seen["train"], seen.get("valid"), run, options, progress, checkpoints)
 
         # Results of what was saved
-        task, scores = run.score(training, seen, options, progress)
+        task, scores = run.score(training, seen, options, progress, known)
         by = run.score_by(training, task, parts, options) if options.by and scores else {}
         forgotten = None
         if options.source_data:

@@ -188,8 +188,13 @@ class Run:
         for name, tensor in tensors.items():
             state[name].copy_(tensor)
 
-    def score(self, training, data: dict[str, Data], options, progress: Progress) -> tuple[object, dict[str, Scores]]:
-        """(the task, tuned on the validation rows where it has something to tune; the scores of the epoch that was kept)"""
+    def score(
+        self, training, data: dict[str, Data], options, progress: Progress, valid: Scores | None = None
+    ) -> tuple[object, dict[str, Scores]]:
+        """(the task, tuned on the validation rows where it has something to tune; the scores of the epoch that was kept)
+
+        valid: those of its validation rows, where they are known.
+        """
 
         def scored(split: str) -> Scores:
             scores = evaluate(training.model, task, data[split], options.batch_size, training.precision)
@@ -200,7 +205,7 @@ class Run:
         self.restore(training.model)
         task, scores = training.task, {}
         if "valid" in data:
-            scores["valid"] = scored("valid")
+            scores["valid"] = valid or scored("valid")
             check_recorded(scores["valid"].metrics, options.monitor, progress, next(training.model.parameters()).device)
             tuned = from_first(lambda: task.tune(scores["valid"].meter))
             if tuned != task:

@@ -26,6 +26,7 @@ from minift.methods.surgery import delta, lengthened, plain_name, terms
 from minift.models import MODELS
 from minift.optim import OPTIMIZERS
 from minift.optim.averaging import AVERAGING, Average
+from minift.optim.dropout import cheap_dropout
 from minift.optim.groups import Group, make_groups
 from minift.optim.measure import choose
 from minift.optim.precision import by_name
@@ -222,8 +223,9 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int)
         lr_factors=lr_factors(options.method),
         plain_name=plain_name,
     )
-    if not options.compile:  # torch compiles no gradients of some rows
+    if not options.compile:  # torch compiles no gradients of some rows, and draws the bits of a compiled dropout by itself
         by_rows(model)
+        cheap_dropout(model)
     stages = list(dict.fromkeys(group.stage for group in groups))
     adversary = None if target is None else make_adversary(options, target, model, groups, options.epochs * steps_per_epoch)
     if stages == ["head"]:

@@ -207,9 +207,10 @@ def seed_dropout(device: torch.device, *key: int) -> None:
 
 def fit(
     training: Training, train: Data, valid: Data | None, run, options, progress: Progress, saving: Saving | None = None
-) -> None:
+) -> "Scores | None":
     """Train, score after every epoch, keep the best: what lies in the run's model/ at the end is the epoch that `monitor` chose.
 
+    Returns its scores; None where it was not scored here, but nowhere or before the run was interrupted.
     valid: None keeps the last epoch. run: takes events and weights. options: epochs, batch_size, accumulate, clip, seed, monitor,
     patience, on_nonfinite. progress: where to go on. saving: what the run can be resumed from; None: nothing.
     A tie in the monitored metric goes to the lower loss, then to the earlier epoch.
@@ -218,6 +219,7 @@ def fit(
     scaler = LossScaler() if training.precision.dtype == torch.float16 else None
     every, told = max(1, options.epochs // 20), -math.inf  # of more than 39 epochs, those of less than a second are not all printed
     saving.begin(training, scaler, progress)
+    kept = scores = None
     if options.epochs == 0:
         from_first(lambda: run.save(model, task))
     for epoch in range(progress.epoch, options.epochs):
@@ -249,7 +251,7 @@ def fit(
             if why_not:
                 line += f"  not kept: {why_not}"
             else:
-                progress.best, progress.best_epoch, progress.best_step = ranked, epoch + 1, progress.step
+                progress.best, progress.best_epoch, progress.best_step, kept = ranked, epoch + 1, progress.step, scores
                 line += "  kept"
         if why_not or (epoch + 1) % every == 0 or epoch + 1 == options.epochs or time.perf_counter() - told > 1:
             told = time.perf_counter()
@@ -260,6 +262,7 @@ def fit(
         saving.after_epoch()
     if options.epochs and progress.skipped + progress.nonfinite == progress.step:
         raise UserError(f"no step has updated a parameter{': try --precision bfloat16' if scaler else ''}")
+    return kept
 
 
 def saved(run, model: nn.Module, task) -> str:
