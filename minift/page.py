@@ -34,7 +34,7 @@ from minift.methods.surgery import merge, mergeable, plain_tensors
 from minift.optim.unfreezing import UNFREEZING
 from minift.options import layout_of, options_of
 from minift.pretrained import read, read_object
-from minift.report import as_flag
+from minift.printing import as_flag
 from minift.runs import fingerprints, read_record, repeated
 from minift.source import changed_by_stage
 from minift.specs import parse

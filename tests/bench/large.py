@@ -28,7 +28,7 @@ def resident() -> float:
 def minift_side(file: str) -> None:
     import torch
 
-    from minift import report, setup
+    from minift import printing, setup
     from minift.data.splits import read_splits
     from minift.data.tokenising import encode
     from minift.options import layout_of, options_of
@@ -41,7 +41,7 @@ def minift_side(file: str) -> None:
     parts = read_splits(options, start.task, layout_of(options, start.task.LAYOUT))
     task = start.task.learn(parts["train"], options)
     data = setup.prepare(options, task, parts, start.checkpoint)
-    report.print_data(parts, data, task, task.review(parts, options))
+    printing.print_data(parts, data, task, task.review(parts, options))
     order = data["train"].order(options.batch_size, options.seed, 0)
     next(iter(data["train"].batches(order, torch.device("cpu"), 0)))
     print("\n", time.process_time() - began, resident() - before)
