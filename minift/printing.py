@@ -13,13 +13,15 @@ from torch.nn import BatchNorm2d
 
 from minift.cli import spelled as command_of
 from minift.distributed import count
-from minift.errors import Diverged, look_up
+from minift.errors import Diverged, UserError, look_up
 from minift.finetuned import predictions
 from minift.flags import spelled
+from minift.formats import adapters, peft
 from minift.formats.huggingface import why_no_export
 from minift.methods import METHODS
 from minift.methods.surgery import lengthened, mergeable
 from minift.models import MODELS
+from minift.pretrained import read
 from minift.runs import describe_device
 from minift.slices import table_by
 from minift.source import table_of as source_table
@@ -162,13 +164,27 @@ def print_results(
     if task.WRITES:
         print(f'generate  python -m minift.generate {quoted} "text"')
     print(f"evaluate  python -m minift.evaluate {quoted} --data {'DATA' if scored in (None, 'none') else shlex.quote(scored)}")
-    reason = why_no_export(run.template)
-    timm = reason and run.template.architecture == "efficientnet"
-    if not mergeable(training.model.body):
-        timm, reason = False, f"{options.method} cannot be merged into plain layers"
-    to, out = ("timm", f"{run.directory}.safetensors") if timm else ("hf", f"{run.directory}-hf")
-    command = f"{command_of('convert')} {quoted} --to {to} --out {shlex.quote(out)}"
-    print(f"export    {f'not as a plain model of transformers: {reason}' if reason and not timm else command}")
+    print(f"export    {export_of(run, training.model.body)}")
+
+
+def export_of(run, body) -> str:
+    """The command that writes the run for another library, or why there is none."""
+    reason, method = why_no_export(run.template), run.template.method
+    to, suffix = "hf", "-hf"
+    if not mergeable(body):
+        to, library = ("adapters", adapters) if method.partition(":")[0] in adapters.KINDS else ("peft", peft)
+        suffix = f"-{to}"
+        try:
+            if not reason:
+                library.check_writable(read(run.directory / "model"))
+        except UserError as error:
+            reason = f"{method} cannot be merged into plain layers; nor with --to {to}: {error}"
+    elif reason and run.template.architecture == "efficientnet":
+        reason, to, suffix = None, "timm", ".safetensors"
+    if reason:
+        return f"not as a plain model of transformers: {reason}"
+    place, out = (shlex.quote(f"{run.directory}{end}") for end in ("", suffix))
+    return f"{command_of('convert')} {place} --to {to} --out {out}"
 
 
 def print_worst(run, examples, task, training, losses: np.ndarray, options) -> None:

@@ -15,11 +15,13 @@ import pytest
 import torch
 from tiny import TEXTS, converted_directory, rows_file, tiny_body
 
+import convert
 import minift
 import minift.training
 import train
 from minift import evaluate, predict
 from minift.errors import Diverged, UserError
+from minift.methods import METHODS
 from minift.options import options_of
 from minift.pretrained import read
 from minift.tasks.text_classification import TextClassification
@@ -584,20 +586,34 @@ def test_a_plan_of_several_seeds(tmp_path, base, capsys):
 
 
 @pytest.mark.parametrize(
-    ("method", "pool", "reason"),
+    ("method", "pool", "to", "reason"),
     [
-        ("houlsby", "cls", "houlsby cannot be merged into plain layers"),
-        ("full", "mean", "the head reads pool=mean, which transformers' classifier cannot; train with --pool cls"),
-        ("lora", "cls", None),
+        *((method, "cls", "hf", None) for method in ("full", "partial:stages=1", "probe", "bitfit", "lora", "dora", "ia3")),
+        *((method, "cls", "adapters", None) for method in ("houlsby:norms=False", "pfeiffer")),
+        *((method, "cls", "peft", None) for method in ("prefix:shift=true", "prompt:pooler=all")),
+        ("houlsby", "cls", None, "train with houlsby:norms=False"),
+        ("prefix", "cls", None, "train with prefix:shift=true"),
+        ("prompt", "cls", None, "train with prompt:pooler=all"),
+        ("prefix:shift=true+lora", "cls", None, "a directory of peft's holds one of"),
+        ("pfeiffer", "mean", None, "train with --pool cls"),
+        ("full", "mean", None, "the head reads pool=mean, which transformers' classifier cannot; train with --pool cls"),
     ],
 )
-def test_why_a_run_cannot_be_exported(tmp_path, base, capsys, method, pool, reason):
-    run(tmp_path, base, method=method, pool=pool, epochs=0)
+def test_the_command_at_the_end_brings_the_run_out(tmp_path, base, capsys, method, pool, to, reason):
+    """Of every method: what is printed works, or says how to train so that it would."""
+    run(tmp_path, base, method=method, pool=pool, epochs=0, max_length=12)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("export    ")]
     if reason:
-        assert line == f"export    not as a plain model of transformers: {reason}"
-    else:
-        assert "--to hf --out" in line
+        assert line.startswith("export    not as a plain model of transformers: ") and reason in line
+        return
+    python, script, *arguments = shlex.split(line.removeprefix("export    "))
+    assert (python, script, arguments[1:3]) == ("python", "convert.py", ["--to", to])
+    assert not convert.main(arguments) and any(Path(arguments[-1]).iterdir())
+
+
+def test_every_method_has_a_command_at_the_end():
+    (mark,) = test_the_command_at_the_end_brings_the_run_out.pytestmark
+    assert {case[0].partition(":")[0] for case in mark.args[1] if case[2]} == {*METHODS}
 
 
 def test_precision_and_checkpointing_reach_the_run(tmp_path, base, capsys):
