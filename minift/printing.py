@@ -164,12 +164,12 @@ def print_results(
     if task.WRITES:
         print(f'generate  python -m minift.generate {quoted} "text"')
     print(f"evaluate  python -m minift.evaluate {quoted} --data {'DATA' if scored in (None, 'none') else shlex.quote(scored)}")
-    print(f"export    {export_of(run, training.model.body)}")
+    print(f"export    {export_of(run, training.model.body, options.method)}")
 
 
-def export_of(run, body) -> str:
-    """The command that writes the run for another library, or why there is none."""
-    reason, method = why_no_export(run.template), run.template.method
+def export_of(run, body, method: str) -> str:
+    """The command that writes the run for another library, or why there is none. method: as it was given."""
+    reason = why_no_export(run.template)
     to, suffix = "hf", "-hf"
     if not mergeable(body):
         to, library = ("adapters", adapters) if method.partition(":")[0] in adapters.KINDS else ("peft", peft)
@@ -178,7 +178,8 @@ def export_of(run, body) -> str:
             if not reason:
                 library.check_writable(read(run.directory / "model"))
         except UserError as error:
-            reason = f"{method} cannot be merged into plain layers; nor with --to {to}: {error}"
+            why = str(error).removeprefix(f"--method {run.template.method}: ")  # with all its options
+            reason = f"{method} cannot be merged into plain layers; nor with --to {to}: {why}"
     elif reason and run.template.architecture == "efficientnet":
         reason, to, suffix = None, "timm", ".safetensors"
     if reason:
