@@ -52,7 +52,7 @@ def begin(argv: list[str], named) -> None:
     else:
         given = options(**flags)
     if given.method == "help":
-        from minift.report import list_methods
+        from minift.printing import list_methods
 
         list_methods()
         return
@@ -102,7 +102,7 @@ def run_once(given, record: dict | None = None) -> dict | None:
 
     import torch
 
-    from minift import cache, report, setup
+    from minift import cache, printing, setup
     from minift.checkpoints import Checkpoints, Signals
     from minift.data.splits import read_splits
     from minift.distributed import rank
@@ -129,7 +129,7 @@ def run_once(given, record: dict | None = None) -> dict | None:
     parts = read_splits(options, start.task, layout_of(options, start.task.LAYOUT))
     task = start.task.learn(parts["train"], options)
     data = setup.prepare(options, task, parts, start.checkpoint)
-    report.print_data(parts, data, task, task.review(parts, options))
+    printing.print_data(parts, data, task, task.review(parts, options))
     if options.by:
         rows_by(list(parts.values())[-1], options.by)  # a column that is not there is told before training
     options, why, steps_per_epoch = setup.choose_epochs(options, data["train"])
@@ -138,8 +138,8 @@ def run_once(given, record: dict | None = None) -> dict | None:
     training = setup.build(options, given, start, task, data["train"], steps_per_epoch)
     options, measured = setup.with_precision(options, training)
     if not options.quiet:
-        report.print_model(training, start, options)
-        report.print_settings(given, options, origins | why | measured)
+        printing.print_model(training, start, options)
+        printing.print_settings(given, options, origins | why | measured)
     if options.plan:
         print_plan(training, data, options)
         return None
@@ -151,7 +151,7 @@ def run_once(given, record: dict | None = None) -> dict | None:
         run = Run.create(options, given, start, training, parts)
     with closing(run), stopped_in(run.directory), Signals() as signals, float32_products(options.precision == "tf32"):
         checkpoints = Checkpoints(run, options, signals)
-        report.print_work(training, start.device, options)
+        printing.print_work(training, start.device, options)
         setup_seconds = time.perf_counter() - started
         body, kept = training.model.body, run.record.get("kept")
         for penalty in training.penalties:
@@ -164,7 +164,7 @@ def run_once(given, record: dict | None = None) -> dict | None:
             solve(training, seen["train"], seen.get("valid"), run, options, progress)
             known = None
         else:
-            with signals.patiently(), report.rows_named(parts["train"], checkpoints):
+            with signals.patiently(), printing.rows_named(parts["train"], checkpoints):
                 known = fit(training, seen["train"], seen.get("valid"), run, options, progress, checkpoints)
 
         # Results of what was saved
@@ -176,7 +176,7 @@ def run_once(given, record: dict | None = None) -> dict | None:
         if rank():  # the first process alone has the figures of all rows
             return None
         result = run.finish(training, seen, scores, by, progress, setup_seconds, start.device, forgotten)
-    report.print_results(run, parts, task, training, scores, by, progress, options, forgotten)
+    printing.print_results(run, parts, task, training, scores, by, progress, options, forgotten)
     return result
 
 

@@ -4,9 +4,12 @@ import csv
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from minift.data.examples import Examples
 from minift.errors import UserError, say
+
+if TYPE_CHECKING:  # it needs numpy
+    from minift.data.examples import Examples
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
@@ -21,7 +24,7 @@ def check_out(out: str | None) -> None:
         raise UserError(f"--out {out}: exists already; give another name or delete it")
 
 
-def by_row(rows: Examples, made: Iterable[dict]) -> Iterator[dict]:
+def by_row(rows: "Examples", made: Iterable[dict]) -> Iterator[dict]:
     """The input of each row, the other cells that its file has, and what was made of it.
 
     A cell whose column is called as one of the others is named `data_NAME`.

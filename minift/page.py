@@ -34,7 +34,7 @@ from minift.methods.surgery import merge, mergeable, plain_tensors
 from minift.optim.unfreezing import UNFREEZING
 from minift.options import layout_of, options_of
 from minift.pretrained import read, read_object
-from minift.report import as_flag
+from minift.printing import as_flag
 from minift.runs import fingerprints, read_record, repeated
 from minift.source import changed_by_stage
 from minift.specs import parse
@@ -206,7 +206,7 @@ def results(runs: list[Recorded]) -> list:
             seconds = [[run.name, *(round(run.result["seconds"][phase]) for phase in phases)] for run in done]
             parts.append(Grid(["run", *(f"{phase}, s" for phase in phases)], seconds))
         counts = [(*run.result["parameters"].values(), run.result["peak_memory_mb"]) for run in done]
-        header = ["run", "trainable parameters", "of", "peak memory, MB"]
+        header = ["run", "trainable parameters", "all parameters", "peak memory, MB"]
         parts.append(Grid(header, [[run.name, *count] for run, count in zip(done, counts, strict=True)]))
     return parts
 
@@ -270,7 +270,7 @@ def metric_curves(runs: list[Recorded]) -> list[Chart]:
             line = Line(name, epochs, values, True) if one else Line(run.name, epochs, values, True, number)
             small = one and all(not abs(value) > 1 for value in values)
             found.setdefault("metrics" if small else name, []).append(line)
-    return [Chart(f"Validation: {name}", "epoch", "" if name == "metrics" else name, lines) for name, lines in found.items()]
+    return [Chart(f"Validation: {name}", "epoch", "metric" if name == "metrics" else name, lines) for name, lines in found.items()]
 
 
 def learning_rates(run: Recorded) -> list[Chart]:
@@ -303,6 +303,7 @@ def learning_rates(run: Recorded) -> list[Chart]:
             continue
         y = np.where(trains, logged * rate, math.nan)[picked]
         lines.append(Line(spans(stages, list(rates)), [events[i]["step"] for i in picked], y.tolist()))
+    lines.reverse()  # what is unfrozen last is drawn last: it would be hidden behind an equal learning rate of a longer line
     return [Chart("Learning rate", "step", "learning rate", lines, marks)]
 
 
@@ -534,8 +535,8 @@ svg { width: 100%; height: auto; display: block; } svg text { font-family: syste
 .scroll { overflow-x: auto; margin: 12px 0; background:
   linear-gradient(to right, var(--page) 40%, transparent) left / 36px 100% no-repeat local,
   linear-gradient(to left, var(--page) 40%, transparent) right / 36px 100% no-repeat local,
-  linear-gradient(to right, var(--shade), transparent) left / 18px 100% no-repeat scroll,
-  linear-gradient(to left, var(--shade), transparent) right / 18px 100% no-repeat scroll; }
+  linear-gradient(to right, var(--shade), transparent) left top / 18px calc(100% - 1px) no-repeat scroll,
+  linear-gradient(to left, var(--shade), transparent) right top / 18px calc(100% - 1px) no-repeat scroll; }
 .scroll::-webkit-scrollbar { height: 8px; } .scroll::-webkit-scrollbar-thumb { background: var(--dim); border-radius: 4px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 3px 10px; border-bottom: 1px solid var(--line); text-align: left; overflow-wrap: normal; max-width: 40ch; }
@@ -543,10 +544,10 @@ th { color: var(--dim); font-weight: 600; vertical-align: bottom; }
 th.n, td.n { text-align: right; } td { white-space: nowrap; }
 td.long { white-space: normal; min-width: 30ch; overflow-wrap: anywhere; }
 td.bar { min-width: 110px; background: linear-gradient(to right, var(--bar) var(--w), transparent var(--w)); }
-article { border-top: 1px solid var(--line); padding: 10px 0; display: flow-root; }
+article { border-top: 1px solid var(--line); padding: 10px 0; display: flow-root; } article p { display: flow-root; }
 article img { float: left; margin: 0 12px 6px 0; max-width: 160px; }
 @media (max-width: 600px) { body { font-size: 14px; } th, td { padding: 3px 6px; } td.bar { min-width: 80px; } }
-.name { color: var(--dim); margin-right: 6px; }
+.name { color: var(--dim); margin-right: 6px; } .flag { white-space: nowrap; }
 mark { color: inherit; border-radius: 3px; padding: 0 2px; } mark small { color: var(--dim); margin-left: 4px; }
 mark.both { background: var(--both); } mark.right { background: var(--right); border-bottom: 2px dashed; }
 mark.predicted { background: var(--predicted); border-bottom: 2px solid; }
@@ -586,7 +587,8 @@ def section_as_html(section: Section, number: int) -> str:
 
 def part_as_html(part: Text | Grid | Row) -> str:
     if isinstance(part, Text):
-        return f"<p>{html.escape(part.text)}</p>"
+        text = re.sub(r"(?<!\S)--[a-z][a-z0-9-]*", r"<span class=flag>\g<0></span>", html.escape(part.text))  # broken at no hyphen
+        return f"<p>{text}</p>"
     return grid_as_html(part) if isinstance(part, Grid) else row_as_html(part)
 
 
@@ -685,7 +687,12 @@ def drawn(chart: Chart):
         if x - written > 0.06 * (high - low):
             axes.annotate(what, (x, 0.98), (3, 0), axes.get_xaxis_transform(), "offset points", rotation=90, va="top", fontsize=8)
             written = x
-    axes.ticklabel_format(axis="y", scilimits=(-3, 4))
+    low, high = axes.get_ylim()
+    if chart.marks:  # room for them above the lines: a letter of 8 points takes about 0.03 of the height
+        high = low + (high - low) / (1 - min(0.5, 0.03 * max(len(what) for _, what in chart.marks)))
+        axes.set_ylim(low, high)
+    if not 1e-3 <= max(abs(low), abs(high)) < 1e4:
+        axes.yaxis.set_major_formatter(lambda y, _: with_exponent(y, max(abs(low), abs(high))))
     axes.set_xlabel(chart.x)
     axes.set_ylabel(chart.y)
     if chart.x in ("step", "epoch"):
@@ -693,6 +700,13 @@ def drawn(chart: Chart):
     if len(chart.lines) > 1 or chart.diagonal:
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return figure
+
+
+def with_exponent(y: float, largest: float) -> str:
+    """A tick, as 1.5e-4, whole beside the axis: matplotlib would write the power of ten in a corner. largest: of the axis."""
+    power = math.floor(math.log10(largest))
+    digits = round(y / 10**power, 6)
+    return f"{digits:g}e{power}" if digits else "0"
 
 
 def short(label: str) -> str:

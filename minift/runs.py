@@ -1,4 +1,14 @@
-"""The directory that a run leaves: config.json, metrics.jsonl, result.json and model/; checkpoints/ until it has finished."""
+"""The directory that a run leaves.
+
+config.json     written at the start: the flags as given and as resolved, the sha256 of data and base, versions, threads
+metrics.jsonl   a line for each step (split "train") and each scored epoch (split "valid"). Step n is the n-th update, from 1 on;
+                its `loss` is from before that update, its `lr` that with which the update was made: the schedule at n - 1 (less
+                the steps that were left out before), which with warm-up is 0 for step 1. Of several learning rates it is that of
+                the head, or of the top stage if the head has no weights
+result.json     written at the end: metrics of each split, seconds, memory, parameters and learning rates by stage, the best epoch
+model/          the best epoch: weights of body and head, how to read and decode a row (layout in minift/pretrained.py)
+checkpoints/    weights, optimizer and position, from which --resume goes on (minift/checkpoints.py); deleted at the end
+"""
 
 import hashlib
 import importlib.metadata

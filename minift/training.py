@@ -315,7 +315,8 @@ def train_epoch(
             progress.seconds_training = before + time.perf_counter() - start
             saving.after_step(log)
     mean = progress.total / progress.count if progress.count else math.nan
-    line = f"{heading}  {units / (time.perf_counter() - start):,.0f} rows/s  train loss {mean:.4f}"
+    speed = f"{units / (time.perf_counter() - start):,.0f} rows/s  " if units else ""  # resumed behind the last step
+    line = f"{heading}  {speed}train loss {mean:.4f}"
     if progress.left_out:
         why = "gradients beyond float16" if scaler else "nothing in them counts"
         why = "loss or gradient not finite" if progress.nonfinite else why

@@ -61,7 +61,7 @@ def group_lives(group: int) -> bool:
 NURSERY = """
 import json, os, signal, sys
 import torch, torchvision.transforms.v2
-import train, minift.plan, minift.report, minift.setup, minift.solve, minift.checkpoints, minift.data.loading
+import train, minift.plan, minift.printing, minift.setup, minift.solve, minift.checkpoints, minift.data.loading
 import minift.tasks.text_classification, minift.tasks.image_classification, minift.methods.lora
 import minift.tasks.token_classification, minift.tasks.masked_lm, minift.tasks.text_regression, minift.tasks.question_answering
 from minift.errors import command

@@ -269,3 +269,18 @@ def test_every_part_is_shown_in_both():
     assert "a &lt; b" in page.part_as_html(shown[0]) and "&lt;n&gt;" in page.part_as_html(shown[2])
     chart = Chart("Loss", "step", "loss", [page.Line("a", [1, 2], [1.0, math.nan])])
     assert "step 1 to 1: from 1 to 1" in page.part_as_text(chart)
+
+
+def test_ticks_are_whole_numbers_beside_the_axis():
+    assert [page.with_exponent(y, 2.1e-4) for y in (0, 1e-20, 2.5e-5, 2e-4, -1e-4)] == ["0", "0", "0.25e-4", "2e-4", "-1e-4"]
+    line = page.Line("head", [1, 2, 3], [0, 2e-4, 1e-4])
+    rates = page.Chart("Learning rate", "step", "learning rate", [line], [(2, "+ layer 5")])
+    axes = page.drawn(rates).axes[0]
+    assert axes.yaxis.get_major_formatter()(1e-4, None) == "1e-4" and axes.get_ylim()[1] > 2.5e-4  # room for what is written above
+    usual = page.drawn(page.Chart("Loss", "step", "loss", [page.Line("valid", [1, 2], [0.7, 0.5])])).axes[0]
+    assert usual.yaxis.get_major_formatter().get_offset() == ""
+
+
+def test_a_flag_is_not_broken_at_its_hyphens():
+    shown = page.part_as_html(page.Text("Given: --train-rows 300 --out a--b"))
+    assert shown == "<p>Given: <span class=flag>--train-rows</span> 300 <span class=flag>--out</span> a--b</p>"

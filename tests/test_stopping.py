@@ -88,6 +88,17 @@ def test_the_step_is_finished_saved_and_the_command_told(tmp_path, flags, monkey
     assert not (tmp_path / "b" / "checkpoints").exists()
 
 
+def test_an_epoch_that_was_stopped_behind_its_last_step_has_no_speed(tmp_path, flags, monkeypatch, capsys):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(patch, 11)
+        start(*flags, "--out", tmp_path / "run")
+    capsys.readouterr()
+    start("--resume", tmp_path / "run")
+    printed = capsys.readouterr().out.splitlines()
+    first, second = (next(line for line in printed if line.startswith(f"epoch {n}/3")) for n in (1, 2))
+    assert first.startswith("epoch 1/3  train loss ") and "rows/s" not in first and "rows/s" in second
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_exit_codes_of_a_process(tmp_path, flags, number, code):
     arguments = [sys.executable, "train.py", *flags, "--epochs", "5000", "--out", str(tmp_path / "run")]

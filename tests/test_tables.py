@@ -12,7 +12,7 @@ from tiny import converted_directory
 
 import minift.bar
 from minift.bar import bar, each
-from minift.report import beside
+from minift.printing import beside
 from minift.tables import table, width_of
 
 HEADER = ["label", "precision", "recall", "text", "rows"]

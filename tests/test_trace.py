@@ -10,7 +10,7 @@ from contract.test_tasks import Started, bases, toy  # noqa: F401  (fixtures)
 from tiny import rows_file
 
 import train
-from minift import trace
+from minift import trace, tracing
 from minift.errors import UserError
 from minift.optim.rows import numbers
 from minift.training import seed_dropout
@@ -26,7 +26,7 @@ TITLES = ("row", "batch", "tokens of the first", "stages", "loss", "gradients an
 def test_it_shows_what_happens(tmp_path, bases, name, model, method, capsys):  # noqa: F811
     room = {"max_length": 30} if method.startswith("prompt") else {}
     by_hand = Started(tmp_path, bases, name, model, method=method, **room)
-    traced = trace.trace(by_hand.given)
+    traced = tracing.trace(by_hand.given)
     batch, network, options = traced.batch, by_hand.model, by_hand.options
     (again,) = by_hand.data["train"].batches([by_hand.data["train"].order(options.batch_size, options.seed, 0)[0]], CPU, 0)
     assert all(torch.equal(a, b) for a, b in zip(batch.targets, again.targets, strict=True))
@@ -53,7 +53,7 @@ def test_it_shows_what_happens(tmp_path, bases, name, model, method, capsys):  #
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
     assert bool(traced.seen.weights) == (model != "resnet")
     # all of it is printed
-    trace.show(traced)
+    tracing.show(traced)
     said = capsys.readouterr().out
     assert all(f"==== {title}\n" in said for title in TITLES)
     assert ("==== what is attended" in said) == (model != "resnet")
@@ -61,7 +61,7 @@ def test_it_shows_what_happens(tmp_path, bases, name, model, method, capsys):  #
 
 @pytest.mark.parametrize("name", ["token-classification", "masked-lm"])
 def test_what_is_expected_is_what_counts(tmp_path, bases, name):  # noqa: F811
-    traced = trace.trace(Started(tmp_path, bases, name, "bert").given)
+    traced = tracing.trace(Started(tmp_path, bases, name, "bert").given)
     for unit, count in enumerate(traced.batch.counts.tolist()):
         assert len(traced.training.task.expected(traced.batch, unit, traced.tokenizer)) == count > 0
 
@@ -75,7 +75,7 @@ def test_the_attention_is_that_of_the_layer(tmp_path, bases):  # noqa: F811
     tokens, mask = torch.tensor([[2, 5, 6, 0], [2, 5, 6, 7]]), torch.tensor([[True, True, True, False], [True] * 4])
     body(tokens, mask, torch.zeros_like(tokens))
     ((inputs, output),) = given
-    weights = trace.attention_of(*inputs)
+    weights = tracing.attention_of(*inputs)
     assert torch.equal(weights[:, :, 3], torch.zeros(4, 4))
     torch.testing.assert_close(weights @ inputs[2][0], output[0])
 
@@ -104,9 +104,9 @@ def test_a_run_is_traced_with_its_weights(tmp_path, bases, capsys):  # noqa: F81
 
 
 def test_stages_that_are_not_yet_on_stand_still(tmp_path, bases, capsys):  # noqa: F811
-    traced = trace.trace(Started(tmp_path, bases, "text-classification", "bert", unfreeze="gradual").given)
+    traced = tracing.trace(Started(tmp_path, bases, "text-classification", "bert", unfreeze="gradual").given)
     assert {name.partition(".")[0] for name in traced.seen.gradients} == {"head"}
-    assert {mode for *_, mode in map(str.split, trace.stops(traced).splitlines()[1:-1])} == {"frozen"}
+    assert {mode for *_, mode in map(str.split, tracing.stops(traced).splitlines()[1:-1])} == {"frozen"}
 
 
 def test_what_is_added_to_the_loss_is_there_too(tmp_path, bases, capsys):  # noqa: F811

@@ -15,11 +15,13 @@ import pytest
 import torch
 from tiny import TEXTS, converted_directory, rows_file, tiny_body
 
+import convert
 import minift
 import minift.training
 import train
 from minift import evaluate, predict
 from minift.errors import Diverged, UserError
+from minift.methods import METHODS
 from minift.options import options_of
 from minift.pretrained import read
 from minift.tasks.text_classification import TextClassification
@@ -395,20 +397,35 @@ def command(*arguments: str, **options) -> subprocess.CompletedProcess:
 def test_in_a_process_of_its_own_a_mistake_is_one_line_and_exit_code_2(tmp_path):
     done = command("train.py", "--train", str(tmp_path / "gone.csv"))
     assert (done.returncode, done.stderr) == (2, f"train: {tmp_path / 'gone.csv'}: no such file\n")
-    done = command("-S", "train.py")  # a Python without packages
-    assert (
-        done.returncode == 2 and "has no torch; in the checkout: pip install -e ." in done.stderr and done.stderr.count("\n") == 1
-    )
     done = command("-m", "minift.predict", str(tmp_path / "gone"), "text")
     assert done.returncode == 2 and done.stderr.startswith("predict: ") and done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [["train.py"], ["convert.py"], ["-m", "minift.evaluate"], ["-m", "minift.predict"]])
-def test_help_needs_no_torch(arguments):
-    done = command("-X", "importtime", *arguments, "--help")
-    assert done.returncode == 0 and "usage:" in done.stdout
-    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert not imported & {"torch", "tokenizers", "safetensors", "transformers", "huggingface_hub"}
+COMMANDS = {  # every file that is run -> what brings it as far as its first package
+    "train": [],
+    "convert": ["gone", "--to", "hf", "--out", "out"],
+    "evaluate": ["gone", "--data", "gone"],
+    "generate": ["gone", "text"],
+    "predict": ["gone", "text"],
+    "prompting": ["--model", "gone", "--train", "gone", "--test", "gone"],
+    "report": ["gone"],
+    "trace": [],
+}
+
+
+def test_every_command_is_known():
+    files = [CHECKOUT / "train.py", CHECKOUT / "convert.py", *(CHECKOUT / "minift").rglob("*.py")]
+    assert {file.stem for file in files if "__main__" in file.read_text(encoding="utf-8")} == {*COMMANDS}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_without_packages_a_command_says_what_to_install(name):
+    start = [f"{name}.py"] if (CHECKOUT / f"{name}.py").is_file() else ["-m", f"minift.{name}"]
+    shown = command("-S", *start, "--help")  # a Python without packages
+    assert shown.returncode == 0 and "usage:" in shown.stdout and not shown.stderr
+    done = command("-S", *start, *COMMANDS[name])
+    assert done.returncode == 2 and not done.stdout and done.stderr.count("\n") == 1
+    assert re.fullmatch(rf"{name}: this Python, .+, has no (torch|numpy|tqdm); in the checkout: pip install -e \.\n", done.stderr)
 
 
 def test_help_shows_what_a_flag_takes(capsys):
@@ -418,7 +435,7 @@ def test_help_shows_what_a_flag_takes(capsys):
     assert all(flag in shown for flag in ("--batch-size N", "--lr X", "--pool {cls,mean,last}", "--train VALUE"))
 
 
-COMMANDS = """
+IN_PROCESS = """
 import sys, train, convert
 from minift import evaluate, predict
 rows, base, out = sys.argv[1:]
@@ -431,7 +448,7 @@ print([name for name in ("torch._dynamo", "torch._inductor") if name in sys.modu
 
 def test_no_command_waits_for_torch_s_compiler(tmp_path, base):
     """Its import takes longer than all else that predict does."""
-    done = command("-c", COMMANDS, str(rows_file(tmp_path / "rows.csv")), str(base), str(tmp_path / "run"))
+    done = command("-c", IN_PROCESS, str(rows_file(tmp_path / "rows.csv")), str(base), str(tmp_path / "run"))
     assert done.returncode == 0 and done.stdout.endswith("\n[]\n"), done.stdout + done.stderr
 
 
@@ -569,20 +586,34 @@ def test_a_plan_of_several_seeds(tmp_path, base, capsys):
 
 
 @pytest.mark.parametrize(
-    ("method", "pool", "reason"),
+    ("method", "pool", "to", "reason"),
     [
-        ("houlsby", "cls", "houlsby cannot be merged into plain layers"),
-        ("full", "mean", "the head reads pool=mean, which transformers' classifier cannot; train with --pool cls"),
-        ("lora", "cls", None),
+        *((method, "cls", "hf", None) for method in ("full", "partial:stages=1", "probe", "bitfit", "lora", "dora", "ia3")),
+        *((method, "cls", "adapters", None) for method in ("houlsby:norms=False", "pfeiffer")),
+        *((method, "cls", "peft", None) for method in ("prefix:shift=true", "prompt:pooler=all")),
+        ("houlsby", "cls", None, "train with houlsby:norms=False"),
+        ("prefix", "cls", None, "train with prefix:shift=true"),
+        ("prompt", "cls", None, "train with prompt:pooler=all"),
+        ("prefix:shift=true+lora", "cls", None, "a directory of peft's holds one of"),
+        ("pfeiffer", "mean", None, "train with --pool cls"),
+        ("full", "mean", None, "the head reads pool=mean, which transformers' classifier cannot; train with --pool cls"),
     ],
 )
-def test_why_a_run_cannot_be_exported(tmp_path, base, capsys, method, pool, reason):
-    run(tmp_path, base, method=method, pool=pool, epochs=0)
+def test_the_command_at_the_end_brings_the_run_out(tmp_path, base, capsys, method, pool, to, reason):
+    """Of every method: what is printed works, or says how to train so that it would."""
+    run(tmp_path, base, method=method, pool=pool, epochs=0, max_length=12)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("export    ")]
     if reason:
-        assert line == f"export    not as a plain model of transformers: {reason}"
-    else:
-        assert "--to hf --out" in line
+        assert line.startswith("export    not as a plain model of transformers: ") and reason in line
+        return
+    python, script, *arguments = shlex.split(line.removeprefix("export    "))
+    assert (python, script, arguments[1:3]) == ("python", "convert.py", ["--to", to])
+    assert not convert.main(arguments) and any(Path(arguments[-1]).iterdir())
+
+
+def test_every_method_has_a_command_at_the_end():
+    (mark,) = test_the_command_at_the_end_brings_the_run_out.pytestmark
+    assert {case[0].partition(":")[0] for case in mark.args[1] if case[2]} == {*METHODS}
 
 
 def test_precision_and_checkpointing_reach_the_run(tmp_path, base, capsys):

@@ -11,14 +11,14 @@ import math
 import re
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from minift.data.encoding import decode, read_bytes
 from minift.data.examples import Examples, check_characters
 from minift.data.layout import Layout
-from minift.data.stored import Few, View
+from minift.data.stored import Few, View, mapped
 from minift.data.table import Table
 from minift.errors import UserError
 
@@ -36,11 +36,14 @@ def read_labels(table: Table, columns: list[int], layout: Layout, label: str = "
     if columns[1:] and label != "names":
         raise UserError(f"--label-column {layout.label_column}: several columns; one is expected for this task")
     name = ", ".join(table.name(i) for i in columns)
-    labels = from_flags(table, columns) if columns[1:] else each(table, name, table.cells(columns[0]), KINDS[label])
+    large = isinstance(table.rows, View)
+    found = from_flags(table, columns) if columns[1:] else each(table, name, table.cells(columns[0]), KINDS[label])
+    # of a large file no list, whose numbers would take 32 bytes each
+    labels = array("d", (math.nan if x is None else x for x in found)) if large and label == "number" else list(found)
     labels, shortened = keep_part(labels, layout.label_part)
     table, labels = leave_out_unlabelled(table, labels, name, layout.skip_unlabelled)
-    if isinstance(table.rows, View):
-        labels = array("d", labels) if label == "number" else Few(labels)
+    if large:  # numbers are read again as they are asked for
+        labels = mapped(table.cells(columns[0]), float) if label == "number" else Few(labels)
     if label != "number":
         if label == "names" and (none := sum(not several for several in labels)):
             table.decided.append(f"{none:,} rows without any label")
@@ -54,9 +57,9 @@ def read_labels(table: Table, columns: list[int], layout: Layout, label: str = "
     return labels, table, shortened
 
 
-def each(table: Table, name: str, cells: Iterable, read: Callable) -> list:
+def each(table: Table, name: str, cells: Iterable, read: Callable) -> Iterator:
     """What `read` makes of each cell; None: no label. Its ValueError says what is wrong with a cell."""
-    labels, same = [], {}  # equal labels are one object; of a large file they would fill the memory
+    same: dict = {}  # equal labels are one object; of a large file they would fill the memory
     for row, cell in enumerate(cells):
         try:
             label = read(cell)
@@ -64,8 +67,7 @@ def each(table: Table, name: str, cells: Iterable, read: Callable) -> list:
             header = "; if this row is a header, add --header yes" if row == 0 and not table.columns else ""
             raise UserError(f"{table.where(row)}: column {name}: {error}{header}") from None
         key = tuple(label) if isinstance(label, list) else label
-        labels.append(same.setdefault(key, label) if isinstance(label, str | list) else label)
-    return labels
+        yield same.setdefault(key, label) if isinstance(label, str | list) else label
 
 
 def keep_part(labels: list, part: str | None) -> tuple[list, int]:
@@ -80,9 +82,9 @@ def keep_part(labels: list, part: str | None) -> tuple[list, int]:
     return [list(dict.fromkeys(filter(None, map(cut, one)))) if isinstance(one, list) else cut(one) for one in labels], shortened
 
 
-def leave_out_unlabelled(table: Table, labels: list, name: str, skip: bool) -> tuple[Table, list]:
+def leave_out_unlabelled(table: Table, labels: Sequence, name: str, skip: bool) -> tuple[Table, list]:
     undecided = {i for i, one in enumerate(labels) if one == "-"} if name.lower() == "gold_label" else set()
-    without = [i for i, one in enumerate(labels) if one is None]
+    without = [i for i, one in enumerate(labels) if one is None or (isinstance(one, float) and math.isnan(one))]
     if without and not skip:
         more = f" (and {len(without) - 1} more rows)" if without[1:] else ""
         raise UserError(f"{table.where(without[0])}: a row without a label, column {name}{more}; label it, take it out, "
@@ -147,13 +149,12 @@ def as_flag(cell) -> bool | None:
     return known[text]
 
 
-def from_flags(table: Table, columns: list[int]) -> list[list[str] | None]:
+def from_flags(table: Table, columns: list[int]) -> Iterator[list[str] | None]:
     """The labels of each row from columns of 0 and 1, which bear the labels' names; None where one of its cells is empty."""
     names = [table.name(i) for i in columns]
-    flags = [each(table, name, table.cells(i), as_flag) for i, name in zip(columns, names, strict=True)]
-    return [
-        None if None in row else [name for name, flag in zip(names, row, strict=True) if flag] for row in zip(*flags, strict=True)
-    ]
+    flags = [list(each(table, name, table.cells(i), as_flag)) for i, name in zip(columns, names, strict=True)]
+    for row in zip(*flags, strict=True):
+        yield None if None in row else [name for name, flag in zip(names, row, strict=True) if flag]
 
 
 KINDS = {"name": as_name, "number": as_number, "names": as_names}

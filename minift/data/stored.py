@@ -162,8 +162,6 @@ def take(lists: dict[str, Sequence | None], rows: np.ndarray | Sequence[int] | s
             taken[name] = View(stored[key], values.made)
         elif isinstance(values, Few):
             taken[name] = values.take(rows)
-        elif isinstance(values, array):
-            taken[name] = array(values.typecode, np.array(values)[rows].tobytes())
         elif values is not None:
             taken[name] = values[rows] if isinstance(rows, slice) else [values[i] for i in rows.tolist()]
     return taken

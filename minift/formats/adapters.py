@@ -139,18 +139,9 @@ def write(
     """
     kind, size, activation = bottlenecks(method, config)
     architecture, layers = ("gpt2", config.n_layer) if isinstance(config, Gpt2Config) else ("bert", config.num_hidden_layers)
-    family = FAMILIES[architecture]
-    if head and pool not in (None, family.pool):
-        what = "BERT's own pooler" if architecture == "bert" else "the last token"
-        raise UserError(f"--pool {pool}: a head of the adapters library reads {what}; train with --pool {family.pool}")
+    family, model_class = FAMILIES[architecture], class_there(architecture, task, pool if head else None)
     table = names(kind, layers, NAME, architecture)
     check_shapes(directory, grafts, shapes(table, config.width, size), f"--method {method}")
-    model_class = class_of(family.name, HEADS[task])
-    if (architecture, model_class) not in STATIC:
-        raise UserError(
-            f"a run of {task}: its head is not written for the adapters library, heads are of {', '.join(FLEXIBLE)}; the run "
-            "can be used by minift alone"
-        )
     base = {"model_type": architecture, "hidden_size": config.width, "model_name": base_name, "model_class": model_class}
     base["version"] = LAYOUT
     fields = {field: value for field, value in (COMMON | kind.fields).items() if value is not None}
@@ -169,13 +160,36 @@ def write(
 
 
 def write_run(directory: Path, run: Checkpoint) -> None:
-    if run.task is None or not run.delta:
-        raise UserError(f"{run.source}: --to adapters is for a run of houlsby or pfeiffer that started from a converted model")
-    check_architecture(run.architecture)
+    """The same of a run. Raises UserError where the library cannot compute the same."""
+    check_writable(run)
     config, run = look_up(MODELS, run.architecture, "architecture").Config(**run.config), folded(run)
     task, pool = run.task["name"], run.task["pool"]
     labels = run.task.get("labels") or [f"LABEL_{i}" for i in range(OUTPUTS.get(task, 0))]
     write(directory, run.method, config, run.grafts, run.head, labels, pool, source_of_base(run) or "", run, task)
+
+
+def check_writable(run: Checkpoint) -> None:
+    """Raises UserError for a run that a directory of the library cannot hold."""
+    if run.task is None or not run.delta:
+        raise UserError(f"{run.source}: --to adapters is for a run of houlsby or pfeiffer that started from a converted model")
+    check_architecture(run.architecture)
+    bottlenecks(run.method, look_up(MODELS, run.architecture, "architecture").Config(**run.config))
+    class_there(run.architecture, run.task["name"], run.task["pool"])
+
+
+def class_there(architecture: str, task: str, pool: str | None) -> str:
+    """The class of transformers that has the head of this task. pool: what the head reads; None: each token, or no head."""
+    family = FAMILIES[architecture]
+    if pool not in (None, family.pool):
+        what = "BERT's own pooler" if architecture == "bert" else "the last token"
+        raise UserError(f"--pool {pool}: a head of the adapters library reads {what}; train with --pool {family.pool}")
+    model_class = class_of(family.name, HEADS[task])
+    if (architecture, model_class) not in STATIC:
+        raise UserError(
+            f"a run of {task}: its head is not written for the adapters library, heads are of {', '.join(FLEXIBLE)}; the run "
+            "can be used by minift alone"
+        )
+    return model_class
 
 
 def bottlenecks(method: str, config: BertConfig | Gpt2Config) -> tuple[Kind, int, str]:

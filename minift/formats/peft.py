@@ -127,7 +127,7 @@ def is_peft(directory: Path) -> bool:
 
 def write(directory: Path, checkpoint: Checkpoint) -> None:
     """What a run of one of the five methods has learned. Raises UserError where peft cannot compute the same."""
-    name, options = writable(checkpoint)
+    name, options = check_writable(checkpoint)
     checkpoint = folded(checkpoint)
     family, task = FAMILIES[checkpoint.architecture], checkpoint.task["name"]
     body = checkpoint.tuned_body(next(iter(checkpoint.grafts.values())).dtype, copy=False)
@@ -165,8 +165,8 @@ def task_type_of(architecture: str, task: str) -> str | None:
     return kinds[HEADS[task].kind]
 
 
-def writable(checkpoint: Checkpoint) -> tuple[str, dict]:
-    """(name, options) of a run's method that a directory of peft's can hold."""
+def check_writable(checkpoint: Checkpoint) -> tuple[str, dict]:
+    """(name, options) of a run's method. Raises UserError for a run that a directory of peft's cannot hold."""
     if checkpoint.task is None or checkpoint.method is None:
         raise UserError(f"{checkpoint.source}: a plain model, and a directory of peft's holds what a run has learned; --to hf")
     check_architecture(checkpoint.architecture)

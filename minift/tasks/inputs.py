@@ -1,6 +1,14 @@
 """What tasks share whose head reads what the body pools: how texts, pairs of texts and images become numbers.
 
-A task of texts is a subclass of `OfTexts`, one of images of `OfImages`; what is learned of a row its `targets` say.
+From a row of a file to a batch:
+
+    cells                   `read_texts`, data/texts.py      a text, perhaps a second one, and a label, as `Texts`
+    token ids and targets   `OfTexts.prepare`, here          `encode` of data/tokenising.py; the task's `targets`; as `Encoded`
+    which rows together     `shuffled`, data/batching.py     numbers of rows, similar lengths side by side
+    tensors                 `Encoded.batches`, tokenising.py padded to the longest row: ids, mask, token types, targets
+
+Of images `OfImages.prepare` and data/loading.py take these places. A task of texts is a subclass of `OfTexts`, one of images of
+`OfImages`; what is learned of a row its `targets` say.
 """
 
 from dataclasses import dataclass, replace

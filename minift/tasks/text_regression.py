@@ -51,7 +51,7 @@ class TextRegression(OfTexts):
 
     @classmethod
     def learn(cls, train: Texts, options) -> "TextRegression":
-        targets = np.array(train.labels)
+        targets = numbers(train)
         scale = np.abs(targets).max() or 1.0  # the square of 1e200 is no float64
         mean, deviation = float((targets / scale).mean() * scale), float((targets / scale).std() * scale)
         if (targets == targets[0]).all() or not deviation:
@@ -59,19 +59,20 @@ class TextRegression(OfTexts):
         return cls(options.pool, options.max_length, train.pairs is not None, mean, deviation, options.scale_targets)
 
     def review(self, parts: dict[str, Texts], options) -> list[str]:
-        targets = parts["train"].labels
+        targets = numbers(parts["train"])
+        least, greatest = targets.min(), targets.max()
         notes = [
-            f"targets of the training rows: mean {self.mean:.4g}, deviation {self.deviation:.4g}, from {min(targets):g} to "
-            f"{max(targets):g}; {'scaled to mean 0 and deviation 1' if self.scaled else 'not scaled'}"
+            f"targets of the training rows: mean {self.mean:.4g}, deviation {self.deviation:.4g}, from {least:g} to "
+            f"{greatest:g}; {'scaled to mean 0 and deviation 1' if self.scaled else 'not scaled'}"
         ]
-        if len(np.unique(targets)) == 2:
+        if ((targets == least) | (targets == greatest)).all():
             notes.append("the targets have two values only; for two classes there is --task text-classification")
         return notes
 
     def targets(self, examples: Texts) -> np.ndarray:
         """(N) in the units that the model learns."""
         offset, scale = self.scaling
-        return (np.array(examples.labels, dtype=np.float64) - offset) / scale
+        return (numbers(examples) - offset) / scale
 
     @property
     def scaling(self) -> tuple[float, float]:
@@ -103,6 +104,11 @@ class TextRegression(OfTexts):
 
     def compare(self, examples: Texts, row: int, prediction: dict) -> str:
         return f"{examples.labels[row]:g}, predicted {self.show(prediction)}"
+
+
+def numbers(examples: Texts) -> np.ndarray:
+    """(N) the targets in their own units; not by way of a list, whose objects would fill the memory."""
+    return np.fromiter(examples.labels, np.float64, len(examples))
 
 
 class Numbers(Meter):

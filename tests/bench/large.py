@@ -4,7 +4,7 @@ CSV files of up to 1,000,000 rows of 40 bytes, made from the words of the embedd
 tokenised, checked, and one batch made. Of each start, which is a process of its own, the seconds of the processor and what the
 resident memory grows by, from where the tokenizer is loaded; the second start finds the ids of the first. The peer reads the file
 and maps the same tokenizer over it, `load_dataset("csv").map(batched=True)`, with an interpreter that has datasets and transformers
-(PYTHON). All on one thread, in turn. About 3 minutes.
+(PYTHON). `--task text-regression`: a number for each row. All on one thread, in turn. About 3 minutes.
 """
 
 import argparse
@@ -25,15 +25,15 @@ def resident() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
 
 
-def minift_side(file: str) -> None:
+def minift_side(file: str, task: str) -> None:
     import torch
 
-    from minift import report, setup
+    from minift import printing, setup
     from minift.data.splits import read_splits
     from minift.data.tokenising import encode
     from minift.options import layout_of, options_of
 
-    given = options_of("text-classification")(train=file, out=f"{file}-run")
+    given = options_of(task)(task=task, train=file, out=f"{file}-run")
     start = setup.start(given)
     options, _ = setup.resolve(given, start, None)
     encode(start.checkpoint.tokenizer, ["what is loaded on first use"] * 2000, None, 128, 0)
@@ -41,7 +41,7 @@ def minift_side(file: str) -> None:
     parts = read_splits(options, start.task, layout_of(options, start.task.LAYOUT))
     task = start.task.learn(parts["train"], options)
     data = setup.prepare(options, task, parts, start.checkpoint)
-    report.print_data(parts, data, task, task.review(parts, options))
+    printing.print_data(parts, data, task, task.review(parts, options))
     order = data["train"].order(options.batch_size, options.seed, 0)
     next(iter(data["train"].batches(order, torch.device("cpu"), 0)))
     print("\n", time.process_time() - began, resident() - before)
@@ -61,7 +61,7 @@ def peer_side(file: str, tokenizer: str) -> None:
     print("\n", time.process_time() - began, resident() - before)
 
 
-def write(file: Path, rows: int) -> None:
+def write(file: Path, rows: int, task: str) -> None:
     from minift.data.samples import REVIEWS
 
     draw = random.Random(0)
@@ -72,7 +72,7 @@ def write(file: Path, rows: int) -> None:
             text = ""
             while len(text) < 40:
                 text += f" {draw.choice(words)}"
-            out.write(f"{text[1:]},{draw.choice(('negative', 'positive'))}\n")
+            out.write(f"{text[1:]},{draw.random() if task == 'text-regression' else draw.choice(('negative', 'positive'))}\n")
 
 
 def figures(python: str, *arguments: str, **environment: str) -> tuple[float, float]:
@@ -88,6 +88,7 @@ def figures(python: str, *arguments: str, **environment: str) -> tuple[float, fl
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--peer", metavar="PYTHON")
+    parser.add_argument("--task", choices=["text-classification", "text-regression"], default="text-classification")
     parser.add_argument("--rows", type=int, nargs="*", default=ROWS)
     arguments = parser.parse_args()
     tokenizer = str(Path(__file__).parents[2] / "weights" / "minilm-l6" / "tokenizer.json")
@@ -96,9 +97,9 @@ def main() -> None:
         fixed |= {"XDG_CACHE_HOME": place, "HF_HOME": place, "PYTHONPATH": str(Path(__file__).parents[2])}
         for rows in arguments.rows:
             file = Path(place, f"{rows}.csv")
-            write(file, rows)
-            sides = {"first": figures(sys.executable, "--minift", str(file), **fixed)}
-            sides["second"] = figures(sys.executable, "--minift", str(file), **fixed)
+            write(file, rows, arguments.task)
+            sides = {"first": figures(sys.executable, "--minift", str(file), arguments.task, **fixed)}
+            sides["second"] = figures(sys.executable, "--minift", str(file), arguments.task, **fixed)
             if arguments.peer:
                 sides["datasets"] = figures(arguments.peer, "--datasets", str(file), tokenizer, **fixed)
             print(f"{rows:9,} rows", *(f"{name} {s:6.2f} s {m:6.1f} MB" for name, (s, m) in sides.items()), sep="  ", flush=True)
@@ -106,7 +107,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--minift"]:
-        minift_side(sys.argv[2])
+        minift_side(*sys.argv[2:])
     elif sys.argv[1:2] == ["--datasets"]:
         peer_side(*sys.argv[2:])
     else:

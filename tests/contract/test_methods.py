@@ -34,7 +34,7 @@ from minift.methods import METHODS, surgery
 from minift.methods.surgery import delta, freeze, load_delta, merge, plain_name, unmerge, wrappers
 from minift.optim import OPTIMIZERS, precision
 from minift.optim.groups import make_groups
-from minift.report import print_model
+from minift.printing import print_model
 from minift.specs import options_of
 
 every = pytest.mark.parametrize("model", MODELS)

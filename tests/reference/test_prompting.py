@@ -11,7 +11,7 @@ from tiny import byte_checkpoint, converted_directory, rows_file, tiny_gpt2
 from minift import prompting
 from minift.errors import UserError
 from minift.pretrained import read, write
-from minift.prompting import Cloze, Decoder, Prompt, calibrated, choose, probabilities
+from minift.prompts import Cloze, Decoder, Prompt, calibrated, choose, probabilities
 from minift.tasks.causal_lm import TiedHead
 from minift.tasks.task import Model
 
