@@ -29,12 +29,12 @@ from minift.data.splits import read_splits
 from minift.errors import UserError, look_up
 from minift.fields import shown
 from minift.finetuned import load
+from minift.flags import typed
 from minift.merging import started_from
 from minift.methods.surgery import merge, mergeable, plain_tensors
 from minift.optim.unfreezing import UNFREEZING
 from minift.options import layout_of, options_of
 from minift.pretrained import read, read_object
-from minift.report import as_flag
 from minift.runs import fingerprints, read_record, repeated
 from minift.source import changed_by_stage
 from minift.specs import parse
@@ -217,7 +217,7 @@ def settings(runs: list[Recorded]) -> list:
         (run,) = runs
         defaults = {f.name: f.default for f in fields(options_of(run.flags["task"]))}
         given = {name: value for name, value in run.record["given"].items() if value is not None and value != defaults.get(name)}
-        return [Text("Given: " + ("  ".join(as_flag(name, value) for name, value in given.items()) or "nothing"))]
+        return [Text("Given: " + ("  ".join(typed(name, value) for name, value in given.items()) or "nothing"))]
     names = list(dict.fromkeys(name for run in runs for name in run.flags if name != "out"))
     differ = [name for name in names if len({str(run.flags.get(name)) for run in runs}) > 1]
     if not differ:

@@ -8,7 +8,7 @@ from pathlib import Path
 from minift.data.layout import Layout
 from minift.errors import UserError, command
 from minift.evaluate import add_layout_flags, given_of, layout_of
-from minift.flags import Parser
+from minift.flags import Parser, check_whole, spelled
 from minift.outputs import by_row, check_out, write_official, write_rows
 
 ROWS = 10_000  # that are in memory at a time
@@ -36,8 +36,11 @@ def main(argv: list[str]) -> None:
         raise UserError("--pair goes with a text on the command line; in a file name the column with --pair-column")
     if arguments.input and any(value is not None for name, value in vars(arguments).items() if name not in own):
         raise UserError("texts on the command line have no layout; the flags that describe a file go with --data FILE")
-    if arguments.batch_size is not None and arguments.batch_size < 1:
-        raise UserError(f"--batch-size {arguments.batch_size}: expected a whole number at least 1")
+    if idle := [
+        spelled(name) for name in ("label_column", "label_part", "skip_unlabelled") if getattr(arguments, name) is not None
+    ]:
+        raise UserError(f"{idle[0]}: predictions read no labels; leave it out")
+    check_whole(arguments, batch_size=(1, 1_000_000))
     check_out(arguments.out)
 
     from minift.bar import each

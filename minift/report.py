@@ -16,7 +16,7 @@ from minift.cli import spelled as command_of
 from minift.distributed import count
 from minift.errors import Diverged, UserError, command, look_up
 from minift.finetuned import predictions
-from minift.flags import Parser, spelled
+from minift.flags import Parser, typed
 from minift.formats.huggingface import why_no_export
 from minift.methods import METHODS
 from minift.methods.surgery import lengthened, mergeable
@@ -93,7 +93,7 @@ def print_settings(given, options, origins: dict[str, str]) -> None:
         value = getattr(options, f.name)
         origin = origins.get(f.name) or ("default" if getattr(given, f.name) == f.default else "given")
         if value is not None and (origin != "default" or options.verbose):
-            by_origin.setdefault(origin, []).append(as_flag(f.name, value))
+            by_origin.setdefault(origin, []).append(typed(f.name, value))
     width = max(map(len, by_origin))
     columns = min(shutil.get_terminal_size((120, 24)).columns, 120)
     for origin, flags in by_origin.items():
@@ -110,13 +110,6 @@ def print_settings(given, options, origins: dict[str, str]) -> None:
     if not options.verbose:
         print("all other flags are at their defaults; --verbose shows them")
     print()
-
-
-def as_flag(name: str, value) -> str:
-    """A flag as it can be typed."""
-    if isinstance(value, bool):
-        return spelled(name) if value else "--no-" + spelled(name).removeprefix("--")
-    return f"{spelled(name)} {shlex.quote(str(value))}"
 
 
 def print_work(training, device, options) -> None:
