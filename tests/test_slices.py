@@ -51,6 +51,9 @@ def test_columns_that_cannot_be_are_one_line_before_training(tmp_path, base):
         with pytest.raises(UserError, match=said):
             run(tmp_path, base, **flags)
         assert not (tmp_path / "run").exists()
+    directory = run(tmp_path, base, "scored")
+    with pytest.raises(UserError, match=r"^--by : .*test.csv has no such column"):
+        evaluate.main([str(directory), "--data", str(test), "--by", ""])
     many = tmp_path / "many.csv"
     many.write_text("text,label,id\n" + "".join(f"good film,{('positive', 'negative')[i % 2]},{i}\n" for i in range(101)))
     with pytest.raises(UserError, match=r"--by id: .*many.csv has 101 values in it, expected at most 100"):
