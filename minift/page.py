@@ -278,8 +278,9 @@ def learning_rates(run: Recorded) -> list[Chart]:
 
     Of a stage with several, as those of LoRA+, the lowest; of a run that has not finished the head's, which is what is logged.
     """
-    events, found = run.events["train"], run.result.get("stages")
-    if not events or "lr" not in events[0]:
+    # steps alone: l-bfgs has none, and beside them are the figures of penalties after an epoch
+    events, found = [event for event in run.events["train"] if "lr" in event], run.result.get("stages")
+    if not events:
         return []
     logged = np.array([event["lr"] for event in events])  # of the highest stage that trains: the head, if it has weights
     rates = {stage: one["lr"][0] for stage, one in found.items() if one["lr"]} if found else {"head": 1.0}
