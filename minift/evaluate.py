@@ -5,7 +5,7 @@ import sys
 from dataclasses import fields, replace
 
 from minift.data.layout import LAYOUTS, Layout
-from minift.errors import UserError, command
+from minift.errors import UserError, command, one_line
 from minift.flags import Parser, add_flags, check_ranges, spelled
 from minift.outputs import by_row, check_out, write_rows
 
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
         else scores_by(rows, arguments.by, lambda part: tuned.score(part, processes(arguments.workers))[0])
     )
     scores, described = tuned.score(rows, processes(arguments.workers))
-    print(f"{arguments.data}: {len(rows):,} rows; {'; '.join(rows.decided)}")
+    print(one_line(f"{arguments.data}: {len(rows):,} rows; {'; '.join(rows.decided)}"))
     print(", ".join(f"{name} {value}" for name, value in described.items()), end="\n\n")
     print(table(list(scores.metrics), [list(scores.metrics.values())]), end="\n\n")
     print(scores.meter.table())

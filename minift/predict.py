@@ -6,7 +6,7 @@ from itertools import chain, starmap
 from pathlib import Path
 
 from minift.data.layout import Layout
-from minift.errors import UserError, command
+from minift.errors import UserError, command, one_line
 from minift.evaluate import add_layout_flags, given_of, layout_of
 from minift.flags import Parser, check_whole, spelled
 from minift.outputs import by_row, check_out, write_official, write_rows
@@ -65,14 +65,14 @@ def main(argv: list[str]) -> None:
             )
         size = whole_windows(ROWS, arguments.batch_size or tuned.settings["batch_size"])
         read = tuned.task.in_blocks(arguments.data, layout, size)
-        print(f"{arguments.data}: {read.count:,} rows; {'; '.join(read.decided)}", file=sys.stderr)
+        print(one_line(f"{arguments.data}: {read.count:,} rows; {'; '.join(read.decided)}"), file=sys.stderr)
         count, blocks = read.count, read.examples
     workers = processes(arguments.workers) if arguments.data else 0
     made = ((rows, tuned.predict_rows(rows, workers, arguments.batch_size)) for rows in blocks)
     first = next(made)  # what the task refuses it refuses before a file is begun
     if arguments.input and not arguments.out:
         for text, prediction in zip(arguments.input, first[1], strict=True):
-            print(f"{tuned.task.show(prediction)}  {text}")
+            print(f"{one_line(tuned.task.show(prediction))}  {text}")
         return
     predicted = each(chain.from_iterable(starmap(by_row, chain([first], made))), "predict", count)
     if not arguments.out:

@@ -14,7 +14,7 @@ from torch.nn import BatchNorm2d
 
 from minift.cli import spelled as command_of
 from minift.distributed import count
-from minift.errors import Diverged, UserError, command, look_up
+from minift.errors import Diverged, UserError, command, look_up, one_line
 from minift.finetuned import predictions
 from minift.flags import Parser, typed
 from minift.formats.huggingface import why_no_export
@@ -32,7 +32,8 @@ from minift.tables import counted, cut, table, width_of
 
 def beside(head: str, text: str) -> str:
     """A text behind `head`, cut where the line of the terminal ends; in a line of its own where `head` leaves it too little."""
-    columns, text = min(shutil.get_terminal_size((120, 24)).columns, 160), " ".join(text.split())
+    columns = min(shutil.get_terminal_size((120, 24)).columns, 160)
+    head, text = one_line(head), one_line(" ".join(text.split()))
     if columns - width_of(head) < 40:
         return f"{head.rstrip()}\n    {cut(text, max(20, columns - 4))}"
     return head + cut(text, columns - width_of(head))
@@ -40,7 +41,7 @@ def beside(head: str, text: str) -> str:
 
 def print_data(parts: dict, data: dict, task, notes: list[str]) -> None:
     for line in dict.fromkeys(f"data   {shown(part.path)}: {'; '.join(part.decided)}" for part in parts.values()):
-        print(line)
+        print(one_line(line))
     rows = [[split, len(part), *task.columns(part).values(), *data[split].describe().values()] for split, part in parts.items()]
     print(table(["split", "rows", *task.columns(parts["train"]), *data["train"].describe()], rows))
     for note in notes:
