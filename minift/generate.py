@@ -91,6 +91,7 @@ def stream(writer, prompt, sampling, first: int = 0) -> str:
 
 def chat(writer, sampling) -> None:
     """Messages from standard input, a line each, until it ends."""
+    from minift.data.examples import check_characters
     from minift.data.instructions import conversation
 
     if writer.form in (None, "prompt"):
@@ -99,6 +100,11 @@ def chat(writer, sampling) -> None:
     said: list[tuple[str, str]] = []
     for line in iter(ask, None):
         if not line.strip():
+            continue
+        try:
+            check_characters(line, "the message")
+        except UserError as error:
+            note(f"{error}: it is not answered")
             continue
         said.append(("user", line))
         ids, forgotten = writer.ids(conversation(said)), 0
@@ -120,6 +126,8 @@ def note(said: str) -> None:
 
 
 def ask() -> str | None:
+    if sys.stdin is None:
+        raise UserError("standard input is closed")
     try:
         return input("> " if sys.stdin.isatty() else "")
     except EOFError:

@@ -135,6 +135,10 @@ def words_of(given: str | None, labels: list[str]) -> dict[str, str]:
 
 
 def check(template: str, scorer: "Scorer", words: dict[str, str]) -> None:
+    from minift.data.examples import check_characters
+
+    for flag, text in (("--template", template), *(("--words", word) for word in words.values())):
+        check_characters(text, flag)
     if template.count("{text}") != 1 or template.count("{label}") != 1 or template.count("{") + template.count("}") != 4:
         raise UserError(f"--template {template!r}: expected one {{text}}, one {{label}}, and no other braces")
     if template.index("{text}") > template.index("{label}") and scorer.causal:

@@ -104,7 +104,10 @@ class Source:
             else:
                 say(f"fisher  as {file} has it")
             wait()
-            kept = read_tensors(file)
+            try:
+                kept = read_tensors(file)
+            except UserError as error:  # its advice is for weights that were fetched
+                raise UserError(f"{str(error).rpartition('; ')[0]}; delete it, and it is computed again") from None
             check_shapes(file, kept, known, "the weights that train")
         device = next(self.body.parameters()).device
         return [kept[name].to(device) if name in kept else torch.zeros((), device=device) for name in names]

@@ -123,6 +123,8 @@ WRONG = {
     ("decoder", "--shots", "0", "--seed", "1"): "--seed 1: no rows are shown",
     ("decoder", "--test-rows", "-3"): "--test-rows -3: expected a whole number at least 2",
     ("decoder", "--label-part", ":"): "--label-part ':': no label in the file contains it",
+    ("decoder", "--words", "negative=\udcff"): "--words: a byte that is not UTF-8 (0xff)",
+    ("decoder", "--template", "{text}\udcff{label}"): "--template: a byte that is not UTF-8 (0xff)",
     ("decoder", "--words", ""): "--words : expected LABEL=WORD",
     ("decoder", "--words", "negative=x,negative=y"): "the label negative stands there twice",
 }
