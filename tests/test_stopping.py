@@ -40,6 +40,11 @@ def flags(tmp_path, base):
     return [str(word) for word in flags]
 
 
+def of_one_epoch(flags: list[str]) -> list[str]:
+    at = flags.index("--epochs") + 1
+    return [*flags[:at], "1", *flags[at + 1 :]]
+
+
 def start(*arguments) -> None:
     train.main([str(argument) for argument in arguments])
 
@@ -400,7 +405,7 @@ def read_only(tmp_path):
 
 def said_by(flags: list, out: Path) -> str:
     """The one line of a run that cannot write there."""
-    arguments = [sys.executable, "train.py", *flags, "--epochs", "1", "--out", str(out)]
+    arguments = [sys.executable, "train.py", *of_one_epoch(flags), "--out", str(out)]
     done = subprocess.run(arguments, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=120)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     return done.stderr
@@ -687,6 +692,6 @@ def test_out_of_memory_is_one_line():
 def test_closed_streams(tmp_path, flags, closed):
     number = {"stdout": 1, "stderr": 2}[closed]
     pipes = {name: subprocess.PIPE for name in ("stdout", "stderr") if name != closed}
-    arguments = [sys.executable, "train.py", *flags, "--epochs", "1", "--out", str(tmp_path / "run")]
+    arguments = [sys.executable, "train.py", *of_one_epoch(flags), "--out", str(tmp_path / "run")]
     done = subprocess.run(arguments, cwd=CHECKOUT, preexec_fn=lambda: os.close(number), timeout=120, **pipes)
     assert done.returncode == 0 and not done.stderr and (tmp_path / "run" / "result.json").is_file()
