@@ -35,6 +35,7 @@ class Options:
         None,
         "passes over the rows; unset: the method's own, more for few rows; 0: score untrained",
         least=0,
+        most=1_000_000,
         several=True,
     )
     batch_size: int = flag(32, "rows per batch", least=1, most=1_000_000, several=True)

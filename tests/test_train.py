@@ -554,6 +554,7 @@ def test_wrong_flags_are_one_line(capsys):
         (["--unfreeze", ""], "--unfreeze is empty"),
         (["--optimizer", ""], "--optimizer is empty"),
         (["--accumulate", "99999999999999999999"], "at most 1e+06"),
+        (["--epochs", "9" * 20], "--epochs 99999999999999999999: expected a number at least 0 and at most 1e+06"),
         (["--lr", "1e-3,1e-4,0.001"], "--lr 0.001,0.0001,0.001: a value stands there twice"),
         (["--method", "probe", "--solver", "lbfgs", "--on-nonfinite", "skip"], "--on-nonfinite with --solver lbfgs"),
     ):
