@@ -42,7 +42,7 @@ class Terminated(KeyboardInterrupt):
 
 def one_line(text: str) -> str:
     """The text with its ends of lines and other control characters written as Python writes them."""
-    return re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)
 
 
 def brief(error: Exception) -> str:

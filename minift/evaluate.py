@@ -5,7 +5,7 @@ import sys
 from dataclasses import fields, replace
 
 from minift.data.layout import LAYOUTS, Layout
-from minift.errors import UserError, command
+from minift.errors import UserError, command, one_line
 from minift.flags import Parser, add_flags, check_ranges, spelled
 from minift.outputs import by_row, check_out, write_rows
 
@@ -62,9 +62,13 @@ def main(argv: list[str]) -> None:
     layout = layout_of(arguments, tuned)
     check_directory(arguments.data, [name for name in given_of(arguments, Layout) if name not in layout.OF_FILES])
     rows = tuned.task.read(arguments.data, layout)
-    by = arguments.by and scores_by(rows, arguments.by, lambda part: tuned.score(part, processes(arguments.workers))[0])
+    by = (
+        None
+        if arguments.by is None
+        else scores_by(rows, arguments.by, lambda part: tuned.score(part, processes(arguments.workers))[0])
+    )
     scores, described = tuned.score(rows, processes(arguments.workers))
-    print(f"{arguments.data}: {len(rows):,} rows; {'; '.join(rows.decided)}")
+    print(one_line(f"{arguments.data}: {len(rows):,} rows; {'; '.join(rows.decided)}"))
     print(", ".join(f"{name} {value}" for name, value in described.items()), end="\n\n")
     print(table(list(scores.metrics), [list(scores.metrics.values())]), end="\n\n")
     print(scores.meter.table())

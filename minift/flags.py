@@ -2,12 +2,15 @@
 
 import argparse
 import difflib
+import shlex
 import typing
+from collections import Counter
 from collections.abc import Container
 from dataclasses import Field, fields
+from itertools import takewhile
 
 import minift
-from minift.errors import UserError
+from minift.errors import UserError, say
 from minift.fields import expected, ranged
 
 
@@ -23,7 +26,13 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; --help lists the flags")
 
     def parse(self, argv: list[str], elsewhere: dict[str, str] | None = None) -> argparse.Namespace:
-        """The parsed arguments. elsewhere: flag -> why it is not one of these. Raises UserError for an unknown one."""
+        """The parsed arguments. elsewhere: flag -> why it is not one of these. Raises UserError for an unknown one; of one that is
+        given twice the last counts, which is said.
+        """
+        given = Counter(map(self._option_string_actions.get, (one.partition("=")[0] for one in takewhile("--".__ne__, argv))))
+        for action, times in given.items():
+            if action and times > 1 and not isinstance(action, argparse._AppendAction):
+                say(f"note: {action.option_strings[0]} is given {times} times; the last one counts")
         arguments, unknown = self.parse_known_args(argv)
         name = next((one.partition("=")[0] for one in unknown), None)
         if name is None:
@@ -60,6 +69,13 @@ def spelled(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def typed(name: str, value) -> str:
+    """A flag and its value, as they are typed."""
+    if isinstance(value, bool):
+        return spelled(name) if value else "--no-" + spelled(name).removeprefix("--")
+    return f"{spelled(name)} {shlex.quote(','.join(map(str, value)) if isinstance(value, tuple) else str(value))}"
+
+
 def kind_of(f: Field, types: dict) -> type:
     """The type of a flag's value; of `X | None` it is X."""
     return next(kind for kind in (*typing.get_args(types[f.name]), types[f.name]) if kind is not type(None))
@@ -93,6 +109,14 @@ def grid(kind: type):
 
     values.__name__ = kind.__name__  # argparse names it where a value does not parse
     return values
+
+
+def check_whole(arguments: argparse.Namespace, **limits: tuple[int, int]) -> None:
+    """Raises UserError for the first of these arguments that is set and not from the one limit to the other, both counted."""
+    for name, (least, most) in limits.items():
+        value = getattr(arguments, name)
+        if value is not None and not least <= value <= most:
+            raise UserError(f"{spelled(name)} {value}: expected a whole number at least {least} and at most {most:,}")
 
 
 def check_ranges(options) -> None:

@@ -9,9 +9,12 @@ import sys
 from collections.abc import Iterator
 
 from minift.errors import UserError, command
-from minift.flags import Parser
+from minift.flags import Parser, check_whole
 from minift.outputs import by_row, check_out, write_rows
 from minift.tables import counted
+
+MOST = 1_000_000  # rows of a batch, tokens
+COLDEST = 1e-6  # of temperatures above 0; what is divided by a lower one is too large for float32
 
 
 def main(argv: list[str]) -> None:
@@ -28,8 +31,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="ends the answer, and is no part of it; several"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn, for the first row (default: 0)")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="rows of a batch with --data (default: 8)")
+    parser.add_argument("--seed", type=int, metavar="N", help="of what is drawn, for the first row (default: 0)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="rows of a batch with --data (default: 8)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
     arguments = parser.parse(argv)
     check(arguments)
@@ -38,12 +41,12 @@ def main(argv: list[str]) -> None:
 
     writer = open_writer(arguments.run, arguments.device)
     sampling = Sampling(*(getattr(arguments, name) for name in ("new_tokens", "temperature", "top_k", "top_p")),
-                        tuple(arguments.stop), arguments.seed)  # fmt: skip
+                        tuple(arguments.stop), arguments.seed or 0)  # fmt: skip
     if arguments.chat:
         chat(writer, sampling)
     elif arguments.data:
         rows, prompts = read(writer, arguments.data)
-        made = by_row(rows, written(writer, prompts, sampling, arguments.batch_size))
+        made = by_row(rows, written(writer, prompts, sampling, arguments.batch_size or 8))
         if arguments.out:
             print(f"{write_rows(arguments.out, made):,} rows in {arguments.out}", file=sys.stderr)
         else:
@@ -59,14 +62,14 @@ def check(arguments) -> None:
     if arguments.out and not arguments.data:
         raise UserError("--out goes with --data")
     check_out(arguments.out)
-    for name, least in (("new_tokens", 1), ("top_k", 1), ("batch_size", 1), ("seed", 0)):
-        if (value := getattr(arguments, name)) is not None and value < least:
-            raise UserError(f"--{name.replace('_', '-')} {value}: expected a whole number at least {least}")
-    if not 0 <= arguments.temperature < float("inf"):
-        raise UserError(f"--temperature {arguments.temperature}: expected a number at least 0")
+    if arguments.batch_size is not None and not arguments.data:
+        raise UserError("--batch-size goes with --data")
+    check_whole(arguments, new_tokens=(1, MOST), top_k=(1, MOST), batch_size=(1, MOST), seed=(0, 2**62))
+    if arguments.temperature and not COLDEST <= arguments.temperature < float("inf"):
+        raise UserError(f"--temperature {arguments.temperature}: expected 0, or a number at least {COLDEST}")
     if arguments.top_p is not None and not 0 < arguments.top_p <= 1:
         raise UserError(f"--top-p {arguments.top_p}: expected a number above 0 and at most 1")
-    for name in ("top_k", "top_p"):
+    for name in ("top_k", "top_p", "seed"):
         if getattr(arguments, name) is not None and not arguments.temperature:
             raise UserError(f"--{name.replace('_', '-')} with --temperature 0: nothing is drawn; add --temperature 1")
     if "" in arguments.stop:
@@ -88,6 +91,7 @@ def stream(writer, prompt, sampling, first: int = 0) -> str:
 
 def chat(writer, sampling) -> None:
     """Messages from standard input, a line each, until it ends."""
+    from minift.data.examples import check_characters
     from minift.data.instructions import conversation
 
     if writer.form in (None, "prompt"):
@@ -96,6 +100,11 @@ def chat(writer, sampling) -> None:
     said: list[tuple[str, str]] = []
     for line in iter(ask, None):
         if not line.strip():
+            continue
+        try:
+            check_characters(line, "the message")
+        except UserError as error:
+            note(f"{error}: it is not answered")
             continue
         said.append(("user", line))
         ids, forgotten = writer.ids(conversation(said)), 0
@@ -117,6 +126,8 @@ def note(said: str) -> None:
 
 
 def ask() -> str | None:
+    if sys.stdin is None:
+        raise UserError("standard input is closed")
     try:
         return input("> " if sys.stdin.isatty() else "")
     except EOFError:

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from minift.data.examples import check_characters
 from minift.data.instructions import Piece, conversation, tokenised
 from minift.errors import UserError
 from minift.finetuned import choose_device
@@ -154,7 +155,9 @@ class Writer:
         return self.body.config.max_length - lengthened(self.body)
 
     def ids(self, pieces: list[Piece]) -> np.ndarray:
-        """The ids of a prompt, as in training."""
+        """The ids of a prompt, as in training. Raises UserError for a text that is no UTF-8."""
+        for piece in pieces:
+            check_characters(piece.text, "the text")
         return tokenised(self.tokenizer, [pieces], self.end)[0][0]
 
     def prompt(self, text: str) -> np.ndarray:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, make_dataclass
 
 from minift.data.layout import LAYOUTS, Layout
 from minift.errors import UserError, look_up
-from minift.flags import check_ranges, flag, spelled
+from minift.flags import check_ranges, flag, spelled, typed
 from minift.tasks import FLAGS
 
 
@@ -35,6 +35,7 @@ class Options:
         None,
         "passes over the rows; unset: the method's own, more for few rows; 0: score untrained",
         least=0,
+        most=1_000_000,
         several=True,
     )
     batch_size: int = flag(32, "rows per batch", least=1, most=1_000_000, several=True)
@@ -122,8 +123,10 @@ class Options:
 GRADIENT = (
     *("epochs", "accumulate", "optimizer", "lr", "head_lr", "layer_decay", "weight_decay", "decay_rule", "schedule", "warmup"),
     *("penalty", "rehearse", "target_data", "average", "clip", "label_smoothing", "mixup", "cutmix", "patience"),
-    *("class_weights", "sampler"),
+    *("class_weights", "sampler", "unfreeze", "on_nonfinite", "save_minutes"),
 )
+# Those that have no effect either where nothing is trained
+TRAINING = ("compile", "checkpoint_activations", "augment", "paraphrases")
 READING = {f.name for kind in LAYOUTS for f in fields(kind)}
 GRID = [f.name for f in fields(Options) if f.metadata["several"]]
 
@@ -163,10 +166,15 @@ def check(options) -> None:
     if options.schedule.startswith("slanted-triangular") and is_set(options, "warmup"):
         raise UserError(f"--warmup {options.warmup:g}: slanted-triangular has its own rise; write slanted-triangular:cut_frac=0.2")
     several = [name for name in GRID if isinstance(getattr(options, name), tuple)]
+    for name in several:
+        if len({*getattr(options, name)}) < len(getattr(options, name)):
+            raise UserError(f"{typed(name, getattr(options, name))}: a value stands there twice")
     if several and (options.seeds > 1 or options.plan):
         raise UserError(f"{spelled(several[0])} with several values: give one with {'--seeds' if options.seeds > 1 else '--plan'}")
     if several and options.valid == "none":
         raise UserError(f"{spelled(several[0])} with several values and --valid none: nothing to choose the best by")
+    if options.epochs == 0 and (idle := [spelled(name) for name in (*GRADIENT[1:], *TRAINING) if is_set(options, name)]):
+        print(f"note: --epochs 0: nothing is trained, so these have no effect: {', '.join(idle)}", file=sys.stderr)
     if options.compile and options.checkpoint_activations:
         raise UserError("--compile with --checkpoint-activations: a compiled stage keeps its activations; give one of them")
     if options.verbose and options.quiet:

@@ -45,13 +45,20 @@ def write_rows(out: str, rows: Iterable[dict]) -> int:
 
     Where it ends before, what has been made so far is in OUT.part, and said.
     """
+    from minift.checkpoints import lock  # --help needs no torch
+
     place = Path(out)
     place.absolute().parent.mkdir(parents=True, exist_ok=True)
     part = place.with_name(place.name + ".part")
     count = 0
     try:
         # names of files may be no UTF-8; a CSV has its own ends of lines
-        with part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        with part.open("a", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            try:
+                lock(file.fileno())
+            except OSError:
+                raise UserError(f"--out {out}: another process is writing {part}; wait, or give another name") from None
+            file.truncate(0)
             delimiter = DELIMITERS.get(place.suffix.lower())
             write = write_line(file) if delimiter is None else write_cells(file, delimiter)
             for row in rows:
@@ -60,7 +67,8 @@ def write_rows(out: str, rows: Iterable[dict]) -> int:
     except KeyboardInterrupt as stop:
         raise type(stop)(f"the first {count:,} rows are in {part}") from None
     except (UserError, MemoryError, RuntimeError):
-        say(f"note: the first {count:,} rows are in {part}")
+        if count:
+            say(f"note: the first {count:,} rows are in {part}")
         raise
     except OSError as error:  # of a full disk, which does not say where
         error.filename = error.filename or str(part)

@@ -29,12 +29,12 @@ from minift.data.splits import read_splits
 from minift.errors import UserError, look_up
 from minift.fields import shown
 from minift.finetuned import load
+from minift.flags import typed
 from minift.merging import started_from
 from minift.methods.surgery import merge, mergeable, plain_tensors
 from minift.optim.unfreezing import UNFREEZING
 from minift.options import layout_of, options_of
 from minift.pretrained import read, read_object
-from minift.printing import as_flag
 from minift.runs import fingerprints, read_record, repeated
 from minift.source import changed_by_stage
 from minift.specs import parse
@@ -217,7 +217,7 @@ def settings(runs: list[Recorded]) -> list:
         (run,) = runs
         defaults = {f.name: f.default for f in fields(options_of(run.flags["task"]))}
         given = {name: value for name, value in run.record["given"].items() if value is not None and value != defaults.get(name)}
-        return [Text("Given: " + ("  ".join(as_flag(name, value) for name, value in given.items()) or "nothing"))]
+        return [Text("Given: " + ("  ".join(typed(name, value) for name, value in given.items()) or "nothing"))]
     names = list(dict.fromkeys(name for run in runs for name in run.flags if name != "out"))
     differ = [name for name in names if len({str(run.flags.get(name)) for run in runs}) > 1]
     if not differ:
@@ -278,8 +278,9 @@ def learning_rates(run: Recorded) -> list[Chart]:
 
     Of a stage with several, as those of LoRA+, the lowest; of a run that has not finished the head's, which is what is logged.
     """
-    events, found = run.events["train"], run.result.get("stages")
-    if not events or "lr" not in events[0]:
+    # steps alone: l-bfgs has none, and beside them are the figures of penalties after an epoch
+    events, found = [event for event in run.events["train"] if "lr" in event], run.result.get("stages")
+    if not events:
         return []
     logged = np.array([event["lr"] for event in events])  # of the highest stage that trains: the head, if it has weights
     rates = {stage: one["lr"][0] for stage, one in found.items() if one["lr"]} if found else {"head": 1.0}

@@ -6,9 +6,9 @@ from itertools import chain, starmap
 from pathlib import Path
 
 from minift.data.layout import Layout
-from minift.errors import UserError, command
+from minift.errors import UserError, command, one_line
 from minift.evaluate import add_layout_flags, given_of, layout_of
-from minift.flags import Parser
+from minift.flags import Parser, check_whole, spelled
 from minift.outputs import by_row, check_out, write_official, write_rows
 
 ROWS = 10_000  # that are in memory at a time
@@ -36,8 +36,11 @@ def main(argv: list[str]) -> None:
         raise UserError("--pair goes with a text on the command line; in a file name the column with --pair-column")
     if arguments.input and any(value is not None for name, value in vars(arguments).items() if name not in own):
         raise UserError("texts on the command line have no layout; the flags that describe a file go with --data FILE")
-    if arguments.batch_size is not None and arguments.batch_size < 1:
-        raise UserError(f"--batch-size {arguments.batch_size}: expected a whole number at least 1")
+    if idle := [
+        spelled(name) for name in ("label_column", "label_part", "skip_unlabelled") if getattr(arguments, name) is not None
+    ]:
+        raise UserError(f"{idle[0]}: predictions read no labels; leave it out")
+    check_whole(arguments, batch_size=(1, 1_000_000))
     check_out(arguments.out)
 
     from minift.bar import each
@@ -62,14 +65,14 @@ def main(argv: list[str]) -> None:
             )
         size = whole_windows(ROWS, arguments.batch_size or tuned.settings["batch_size"])
         read = tuned.task.in_blocks(arguments.data, layout, size)
-        print(f"{arguments.data}: {read.count:,} rows; {'; '.join(read.decided)}", file=sys.stderr)
+        print(one_line(f"{arguments.data}: {read.count:,} rows; {'; '.join(read.decided)}"), file=sys.stderr)
         count, blocks = read.count, read.examples
     workers = processes(arguments.workers) if arguments.data else 0
     made = ((rows, tuned.predict_rows(rows, workers, arguments.batch_size)) for rows in blocks)
     first = next(made)  # what the task refuses it refuses before a file is begun
     if arguments.input and not arguments.out:
         for text, prediction in zip(arguments.input, first[1], strict=True):
-            print(f"{tuned.task.show(prediction)}  {text}")
+            print(f"{one_line(tuned.task.show(prediction))}  {text}")
         return
     predicted = each(chain.from_iterable(starmap(by_row, chain([first], made))), "predict", count)
     if not arguments.out:

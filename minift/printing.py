@@ -13,9 +13,9 @@ from torch.nn import BatchNorm2d
 
 from minift.cli import spelled as command_of
 from minift.distributed import count
-from minift.errors import Diverged, UserError, look_up
+from minift.errors import Diverged, UserError, look_up, one_line
 from minift.finetuned import predictions
-from minift.flags import spelled
+from minift.flags import typed
 from minift.formats import adapters, peft
 from minift.formats.huggingface import why_no_export
 from minift.methods import METHODS
@@ -31,7 +31,8 @@ from minift.tables import counted, cut, table, width_of
 
 def beside(head: str, text: str) -> str:
     """A text behind `head`, cut where the line of the terminal ends; in a line of its own where `head` leaves it too little."""
-    columns, text = min(shutil.get_terminal_size((120, 24)).columns, 160), " ".join(text.split())
+    columns = min(shutil.get_terminal_size((120, 24)).columns, 160)
+    head, text = one_line(head), one_line(" ".join(text.split()))
     if columns - width_of(head) < 40:
         return f"{head.rstrip()}\n    {cut(text, max(20, columns - 4))}"
     return head + cut(text, columns - width_of(head))
@@ -39,7 +40,7 @@ def beside(head: str, text: str) -> str:
 
 def print_data(parts: dict, data: dict, task, notes: list[str]) -> None:
     for line in dict.fromkeys(f"data   {shown(part.path)}: {'; '.join(part.decided)}" for part in parts.values()):
-        print(line)
+        print(one_line(line))
     rows = [[split, len(part), *task.columns(part).values(), *data[split].describe().values()] for split, part in parts.items()]
     print(table(["split", "rows", *task.columns(parts["train"]), *data["train"].describe()], rows))
     for note in notes:
@@ -92,7 +93,7 @@ def print_settings(given, options, origins: dict[str, str]) -> None:
         value = getattr(options, f.name)
         origin = origins.get(f.name) or ("default" if getattr(given, f.name) == f.default else "given")
         if value is not None and (origin != "default" or options.verbose):
-            by_origin.setdefault(origin, []).append(as_flag(f.name, value))
+            by_origin.setdefault(origin, []).append(typed(f.name, value))
     width = max(map(len, by_origin))
     columns = min(shutil.get_terminal_size((120, 24)).columns, 120)
     for origin, flags in by_origin.items():
@@ -109,13 +110,6 @@ def print_settings(given, options, origins: dict[str, str]) -> None:
     if not options.verbose:
         print("all other flags are at their defaults; --verbose shows them")
     print()
-
-
-def as_flag(name: str, value) -> str:
-    """A flag as it can be typed."""
-    if isinstance(value, bool):
-        return spelled(name) if value else "--no-" + spelled(name).removeprefix("--")
-    return f"{spelled(name)} {shlex.quote(str(value))}"
 
 
 def print_work(training, device, options) -> None:

@@ -5,9 +5,10 @@ What a prompt is and how a label is scored stands in minift/prompts.py.
 
 import sys
 import time
+from collections import Counter
 
 from minift.errors import UserError, command
-from minift.flags import Parser, add_flags, check_ranges
+from minift.flags import Parser, add_flags, check_ranges, check_whole
 from minift.tables import counted, table
 
 
@@ -24,20 +25,21 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--shots", default="0,4,16", metavar="N,N", help="rows that are shown, for each a line (default: 0,4,16)")
     parser.add_argument("--template", metavar="TEXT", help="with {text} and {label}; \\n is a new line (default: by the model)")
     parser.add_argument("--words", metavar="LABEL=WORD,...", help="what stands for a label (default: the label itself)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the rows that are shown (default: 0)")
+    parser.add_argument("--seed", type=int, metavar="N", help="of the rows that are shown (default: 0)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="prompts of a batch (default: 16)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
     add_flags(parser, TextLayout)
     arguments = parser.parse(argv)
     shots = shots_of(arguments.shots)
-    if arguments.batch_size < 1 or arguments.seed < 0:
-        raise UserError("--batch-size, --seed: expected a whole number at least 1, and at least 0")
+    check_whole(arguments, test_rows=(2, 2**62), batch_size=(1, 1_000_000), seed=(0, 2**62))
+    if arguments.seed is not None and not any(shots):
+        raise UserError(f"--seed {arguments.seed}: no rows are shown, so none are drawn")
 
     from dataclasses import fields
 
     import numpy as np
 
-    from minift.data.splits import drawn
+    from minift.data.splits import check_label_part, drawn
     from minift.data.texts import read_texts
     from minift.metrics.classification import classification_metrics, confusion_matrix
     from minift.prompts import NOTHING, TEMPLATES, Prompt, calibrated, check, choose, open_scorer, probabilities
@@ -45,6 +47,7 @@ def main(argv: list[str]) -> None:
     layout = TextLayout(**{f.name: getattr(arguments, f.name) for f in fields(TextLayout)})
     check_ranges(layout)
     train, test = (read_texts(path, layout) for path in (arguments.train, arguments.test))
+    check_label_part(train, layout)
     if train.pairs or test.pairs:
         raise UserError("pairs of texts: join the two, as --text-column sentence1+sentence2")
     test = drawn(test, arguments.test_rows, 0, "--test-rows")
@@ -59,7 +62,7 @@ def main(argv: list[str]) -> None:
     rows = []
     for number in shots:
         start = time.perf_counter()
-        prompt = Prompt(template, words, choose(train.texts, train.labels, number, arguments.seed))
+        prompt = Prompt(template, words, choose(train.texts, train.labels, number, arguments.seed or 0))
         p, cut = probabilities(scorer, prompt, test.texts, arguments.batch_size)
         nothing, _ = probabilities(scorer, prompt, list(NOTHING), arguments.batch_size)
         prior = nothing.mean(0)
@@ -74,7 +77,7 @@ def main(argv: list[str]) -> None:
 
 def shots_of(given: str) -> list[int]:
     parts = given.split(",")
-    if not all(part.isdecimal() and int(part) < 10_000 for part in parts):
+    if not all(part.isdecimal() and len(part) < 5 for part in parts):
         raise UserError(f"--shots {given}: expected numbers of rows, as 0,4,16")
     return [int(part) for part in parts]
 
@@ -82,8 +85,11 @@ def shots_of(given: str) -> list[int]:
 def words_of(given: str | None, labels: list[str]) -> dict[str, str]:
     """label -> word. Raises UserError where two labels would have the same one."""
     words = {label: label for label in labels}
-    for part in given.split(",") if given else []:
-        label, _, word = part.partition("=")
+    named = [part.partition("=") for part in given.split(",")] if given is not None else []
+    if twice := [label for label, times in Counter(label for label, *_ in named).items() if times > 1]:
+        raise UserError(f"--words {given}: the label {twice[0]} stands there twice")
+    for label, sign, word in named:
+        part = label + sign + word
         if label not in words or not word:
             raise UserError(f"--words {part}: expected LABEL=WORD, of the labels {', '.join(labels[:20])}")
         words[label] = word

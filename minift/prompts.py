@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minift.data.examples import check_characters
 from minift.errors import UserError
 
 TEMPLATES = {True: "Text: {text}\nLabel: {label}\n\n", False: "{text} It was {label}. "}  # of decoders, of clozes
@@ -47,6 +48,8 @@ class Prompt:
 
 
 def check(template: str, scorer: "Scorer", words: dict[str, str]) -> None:
+    for flag, text in (("--template", template), *(("--words", word) for word in words.values())):
+        check_characters(text, flag)
     if template.count("{text}") != 1 or template.count("{label}") != 1 or template.count("{") + template.count("}") != 4:
         raise UserError(f"--template {template!r}: expected one {{text}}, one {{label}}, and no other braces")
     if template.index("{text}") > template.index("{label}") and scorer.causal:

@@ -43,7 +43,7 @@ from minift.data.examples import Examples
 from minift.distributed import count, from_first, rank, say_processes, wait
 from minift.errors import Lost, UserError, look_up, say
 from minift.fields import fits, shown
-from minift.flags import spelled
+from minift.flags import spelled, typed
 from minift.methods.surgery import plain_name
 from minift.options import layout_of
 from minift.pretrained import HEAD, Checkpoint, flush, read_object, read_tensors, sha256, whole_file, write, write_json
@@ -92,7 +92,7 @@ class Run:
             what = "tokenizer" if identity["weights"] == record["base"]["weights"] else "weights"
             raise UserError(f"{directory}: {start.place} has other {what} than at the start of the run; put the right ones back")
         for split, sha in fingerprints(options, parts).items():
-            if sha != record["data"].get(split):
+            if sha != record["data"].get(split, sha):  # an older minift did not look at all of them
                 raise UserError(
                     f"{spelled(split)} {getattr(options, split)}: its content has changed since the run began (sha256 "
                     f"{str(sha)[:12]}..., then {str(record['data'].get(split))[:12]}...); put the old file back, or name it with "
@@ -366,7 +366,8 @@ def resume_command(directory: Path) -> str:
 
 # ---- what a run stands on ----
 
-DATA = ("train", "valid", "test", "source_data", "rehearse", "target_data")  # flags of files and directories
+# Flags of files and directories
+DATA = ("train", "valid", "test", "source_data", "rehearse", "target_data", "paraphrases", "label_names")
 # Flags that may differ where a run goes on
 FREE = ("epochs", "device", "threads", "workers", *DATA, "out", "quiet", "verbose")
 
@@ -382,7 +383,7 @@ def base_of(start) -> dict[str, str | None] | None:
 def fingerprints(options, parts: dict[str, Examples]) -> dict[str, str | None]:
     """Flag of a file or directory -> digest of its content, and of the files that a table lists; None: standard input."""
     found = {}
-    for name in (*DATA, "paraphrases"):
+    for name in DATA:
         path = getattr(options, name, None)
         if path not in (None, "none"):
             found[name] = fingerprint(Path(path), getattr(parts.get(name), "files", ()))
@@ -420,7 +421,7 @@ def portable(given) -> dict:
     """The flags as they were typed, with the paths as seen from anywhere."""
     flags = asdict(given)
     for name in (*DATA, "model"):
-        if flags[name] is not None and Path(flags[name]).exists():
+        if flags.get(name) is not None and Path(flags[name]).exists():
             flags[name] = str(Path(flags[name]).absolute())
     return flags
 
@@ -483,8 +484,8 @@ def continued(options: type, record: dict, line: dict, directory: Path) -> objec
             continue
         lower = " (it can only be raised)" if name == "epochs" else ""
         raise UserError(
-            f"--resume {directory} with {spelled(name)} {value}: the run has {then.get(name)}{lower}; for another run: "
-            f"{script('train')} --config {directory / 'config.json'} {spelled(name)} {value}"
+            f"--resume {directory} with {typed(name, value)}: the run has {then.get(name)}{lower}; for another run: "
+            f"{script('train')} --config {shlex.quote(str(directory / 'config.json'))} {typed(name, value)}"
         )
     given = repeated(options, record, line)
     return replace(given, out=str(directory), device=line.get("device", then.get("device")))

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Set
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -164,7 +165,11 @@ def resolve(given, start: Start, directory: Path | None = None) -> tuple[object,
 def penalties_of(options) -> list[Callable[[Anchored], Penalty]]:
     """Those of --penalty, options bound."""
     specs = [] if options.penalty is None else options.penalty.split("+")
-    return [parse(spec, PENALTIES, "--penalty") for spec in specs]
+    penalties = [parse(spec, PENALTIES, "--penalty") for spec in specs]
+    for kind, times in Counter(one.func for one in penalties).items():
+        if times > 1 and kind.ONCE:
+            raise UserError(f"--penalty {options.penalty}: {kind.__name__.lower()} is given twice; give it once")
+    return penalties
 
 
 def prepare(options, task, parts: dict[str, Examples], checkpoint: Checkpoint) -> dict[str, Data]:

@@ -6,6 +6,7 @@ import numpy as np
 
 from minift.data.examples import Examples
 from minift.errors import UserError
+from minift.outputs import as_cell
 from minift.tables import table
 from minift.training import Scores
 
@@ -22,7 +23,7 @@ def rows_by(examples: Examples, column: str) -> dict[str, np.ndarray]:
         raise UserError(f"--by {column}: {examples.path} has no such column besides those of the task; others: {known}")
     rows: dict[str, list[int]] = {}
     for i, value in enumerate(examples.columns[column]):
-        rows.setdefault(str(value), []).append(i)
+        rows.setdefault(value if isinstance(value, str) else as_cell(value), []).append(i)
     if len(rows) > MOST:
         raise UserError(f"--by {column}: {examples.path} has {len(rows):,} values in it, expected at most {MOST}")
     return {value: np.array(numbers) for value, numbers in rows.items()}

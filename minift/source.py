@@ -104,7 +104,10 @@ class Source:
             else:
                 say(f"fisher  as {file} has it")
             wait()
-            kept = read_tensors(file)
+            try:
+                kept = read_tensors(file)
+            except UserError as error:  # its advice is for weights that were fetched
+                raise UserError(f"{str(error).rpartition('; ')[0]}; delete it, and it is computed again") from None
             check_shapes(file, kept, known, "the weights that train")
         device = next(self.body.parameters()).device
         return [kept[name].to(device) if name in kept else torch.zeros((), device=device) for name in names]
@@ -141,9 +144,14 @@ def read_source(options, start, penalties: list[partial]) -> Source | None:
         head = checkpoint.heads[WORDS]
     if stored is None and flag:
         train, model = command_of("train"), options.model
+        fit = "masked-lm --method probe --train TEXTS"
+        if checkpoint.tokenizer is None:
+            fit = "image-classification --method probe --train DIRECTORY"
+        elif checkpoint.causal:
+            fit = "causal-lm --epochs 0 --train TEXTS"  # its head is its word vectors, and needs no training
         raise UserError(
             f"{flag}: {model} has no head, so its figures cannot be told; fit one on the frozen body first: {train} "
-            f"--task masked-lm --method probe --model {model} --train TEXTS --out runs/source, then --model runs/source"
+            f"--task {fit} --model {model} --out runs/source, then --model runs/source"
         )
     task = stored and task_from(stored)
     with torch.random.fork_rng(devices=[]):  # new weights are drawn before those of the source take their place

@@ -2,7 +2,9 @@
 
 import shutil
 import unicodedata
-from itertools import count
+from itertools import accumulate
+
+from minift.errors import one_line
 
 LEAST = 12  # columns of the terminal to which a column of words is cut at most
 
@@ -20,7 +22,7 @@ def table(header: list[str], rows: list[list], width: int | None = None) -> str:
     column again; a `…` behind the header says that there is one.
     """
     width = shutil.get_terminal_size((1 << 20, 24)).columns if width is None else width
-    lines = [header, *([as_text(cell) for cell in row] for row in rows)]
+    lines = [[one_line(as_text(cell)) for cell in row] for row in (header, *rows)]  # cells of a file may hold anything
     columns = [list(cells) for cells in zip(*lines, strict=True)]
     words = [any(isinstance(row[i], str) and row[i] for row in rows) for i in range(len(header))]
     widths = [max(map(width_of, cells)) for cells in columns]
@@ -60,7 +62,7 @@ def cut(text: str, width: int) -> str:
     """The text, or as much of its beginning as fits before a `…`."""
     if width_of(text) <= width:
         return text
-    return next(text[:n] for n in count(len(text) - 1, -1) if width_of(text[:n]) < width) + "…"
+    return text[: sum(taken < width for taken in accumulate(map(width_of, text)))] + "…"
 
 
 def pad(text: str, width: int, left: bool) -> str:

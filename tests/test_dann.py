@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from tiny import converted_directory, converted_resnet, photographs, rows_file
 
 import train
+from minift import page
 from minift.errors import UserError
 
 
@@ -61,6 +62,8 @@ def test_images(tmp_path):
     more += ["--out", tmp_path / "run"]
     train.main(["--task", "image-classification", *(str(flag) for flag in (*data, *more))])
     assert "domain_accuracy" in (tmp_path / "run" / "metrics.jsonl").read_text()
+    (chart,) = page.learning_rates(page.read_run(tmp_path / "run", "run"))  # of steps, beside which these figures are
+    assert len(chart.lines[0].x) == len(chart.lines[0].y) > 0
 
 
 REFUSED = {

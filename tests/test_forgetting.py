@@ -10,13 +10,14 @@ import pytest
 import torch
 from contract.tasks import sentences_file
 from safetensors.torch import load_file
-from tiny import WORDS, converted_directory, converted_resnet, photographs, rows_file, tiny_body
+from tiny import WORDS, byte_checkpoint, converted_directory, converted_resnet, photographs, rows_file, tiny_body
 
 import minift
 import train
 from minift import source
 from minift.errors import UserError
 from minift.models.bert import State
+from minift.pretrained import write
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,6 +35,7 @@ def topics_file(path, rows: int = 48):
 def place(tmp_path_factory):
     """base, a tiny checkpoint; source, a run of it; rows.csv of the source's task, topics.csv of the next one."""
     place = tmp_path_factory.mktemp("forgetting")
+    write(place / "decoder", byte_checkpoint())
     converted_directory(place / "base", tiny_body(hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1), pool="mean")
     rows_file(place / "rows.csv")
     topics_file(place / "topics.csv")
@@ -159,6 +161,7 @@ def test_measuring_changes_no_bit(place, tmp_path):
 
 REFUSED = {
     "no head": (["--model", "base", "--source-data", "rows.csv"], "base has no head, so its figures cannot be told; fit one"),
+    "no head, of a decoder": (["--model", "decoder", "--source-data", "rows.csv"], "--task causal-lm --epochs 0 --train TEXTS"),
     "random": (["--source-data", "rows.csv", "--init", "random"], "nothing was known before"),
     "labels of another task": (["--source-data", "topics.csv"], "topics.csv:2"),
     "ewc without rows": (["--penalty", "ewc"], "add --source-data FILE"),
@@ -169,6 +172,7 @@ REFUSED = {
     ),
     "ewc of other labels": (["--penalty", "ewc:labels=best", "--source-data", "rows.csv"], "there are drawn, all, data"),
     "ewc and weight decay": (["--penalty", "ewc", "--source-data", "rows.csv", "--weight-decay", "0.1"], "--weight-decay 0.1 with"),
+    "ewc twice": (["--penalty", "ewc:data=rows.csv+ewc:data=topics.csv"], "ewc is given twice"),  # the second took the first's
     "ewc of a negative strength": (["--penalty", "ewc:strength=-1", "--source-data", "rows.csv"], "strength=-1.0: a number"),
     "rehearsal without a head": (["--model", "base", "--rehearse", "rows.csv"], "--rehearse rows.csv: base has no head"),
     "rehearsal of labels that the head does not know": (["--rehearse", "topics.csv"], "topics.csv:2"),
@@ -230,7 +234,7 @@ def test_a_kept_fisher_information_is_used_again_and_another_one_is_refused(plac
     one, two = weights(tmp_path, "whole"), weights(tmp_path, "parts")
     assert all(torch.equal(one[name], two[name]) for name in one)
     (tmp_path / "parts" / "fisher.safetensors").write_bytes(b"cut")
-    with pytest.raises(UserError, match=r"fisher\.safetensors: cut short"):
+    with pytest.raises(UserError, match=r"fisher\.safetensors: cut short .*; delete it, and it is computed again$"):
         train.main(["--resume", str(tmp_path / "parts"), "--epochs", "3", "--quiet"])
 
 

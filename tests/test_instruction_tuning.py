@@ -167,7 +167,7 @@ def test_a_chat_keeps_what_was_said_in_the_window_and_says_what_it_forgets(tmp_p
     model = "gpt2:n_layer=1,n_embd=16,n_head=2,n_positions=170"
     flags = ["--model", model, "--init", "random", "--max-length", "170", "--epochs", "1", "--precision", "float32", "--quiet"]
     train.main(["--task", "instruction-tuning", *flags, "--train", str(file), "--out", str(tmp_path / "run")])
-    lines, asked = iter(["Say red.", "", "Say blue.", "Say a.", "z" * 200, "Say b."]), []
+    lines, asked = iter(["Say red.", "", "Say blue.", "\udcff", "Say a.", "z" * 200, "Say b."]), []
     monkeypatch.setattr("minift.generate.ask", lambda: next(lines, None))
     from minift.generation import Writer
 
@@ -183,6 +183,7 @@ def test_a_chat_keeps_what_was_said_in_the_window_and_says_what_it_forgets(tmp_p
     assert said[1].startswith(said[0]) and said[1].endswith("### Instruction:\nSay blue.\n\n### Response:\n")
     assert "Say red" not in said[2] and said[2].endswith("Say a.\n\n### Response:\n"), "the oldest went first"
     assert "the oldest is forgotten, 1 exchange" in err and "a message of 233 tokens" in err
+    assert "the message: a byte that is not UTF-8 (0xff)" in err
     assert all(len(ids) + 20 <= 171 for ids in asked) and len(out.splitlines()) >= 4
 
 
@@ -190,10 +191,15 @@ WRONG = {
     ("text", "--chat"): "give one of a text, --chat, or --data FILE",
     (): "give one of a text, --chat, or --data FILE",
     ("text", "--top-k", "3"): "--top-k with --temperature 0: nothing is drawn",
-    ("text", "--temperature", "-1"): "--temperature -1.0: expected a number at least 0",
+    ("text", "--seed", "3"): "--seed with --temperature 0: nothing is drawn",
+    ("text", "--seed", str(2**64), "--temperature", "1"): "--seed 18446744073709551616: expected a whole number at least 0",
+    ("text", "--batch-size", "3"): "--batch-size goes with --data",
+    ("text", "--temperature", "-1"): "--temperature -1.0: expected 0, or a number at least 1e-06",
+    ("text", "--temperature", "1e-320"): "expected 0, or a number at least 1e-06",
     ("text", "--temperature", "1", "--top-p", "1.5"): "--top-p 1.5: expected a number above 0 and at most 1",
     ("text", "--new-tokens", "0"): "--new-tokens 0: expected a whole number at least 1",
     ("text", "--stop", ""): "--stop is empty",
+    ("a\udcff",): "the text: a byte that is not UTF-8 (0xff)",
     ("text", "--out", "a"): "--out goes with --data",
     ("x" * 60,): "a prompt of 60 tokens; the window of the model takes from 1 to 48",
 }

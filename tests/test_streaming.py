@@ -20,6 +20,7 @@ from minift.data.encoding import decode
 from minift.data.layout import TextLayout
 from minift.data.texts import read_texts, texts_in_blocks
 from minift.errors import UserError
+from minift.outputs import write_rows
 
 # name of the file -> (content, flags of its layout)
 FILES = {
@@ -178,6 +179,25 @@ def test_what_was_predicted_before_a_failure_stays(tmp_path, monkeypatch, base, 
     count = len((tmp_path / "out.csv.part").read_text().splitlines()) - 1
     assert count % 100 == 0 and count > 0 and not (tmp_path / "out.csv").exists()
     assert f"note: the first {count} rows are in {tmp_path / 'out.csv.part'}" in capsys.readouterr().err
+
+
+HOLDS = "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a lock as POSIX has it")
+def test_two_processes_do_not_write_the_same_file(tmp_path):
+    """They would write into one another's rows."""
+    part = tmp_path / "out.jsonl.part"
+    part.write_text("a row of the other\n")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", HOLDS, part], **pipes) as other:
+        other.stdout.readline()
+        with pytest.raises(UserError, match=r"^--out .*out.jsonl: another process is writing .*out.jsonl.part; wait"):
+            write_rows(str(tmp_path / "out.jsonl"), [{"text": "a"}])
+        assert part.read_text() == "a row of the other\n"
+        other.communicate()
+    assert write_rows(str(tmp_path / "out.jsonl"), [{"text": "a"}]) == 1
+    assert (tmp_path / "out.jsonl").read_text() == '{"text": "a"}\n' and not part.exists()
 
 
 MEASURED = """

@@ -48,6 +48,18 @@ def test_wide_letters_take_two_columns():
     assert table(["text", "n"], [["好" * 20, 1]], 20).splitlines()[1] == "好" * 8 + "…  1"
 
 
+def test_what_a_file_holds_does_not_steer_the_terminal(monkeypatch):
+    """A cell may hold escapes that clear the screen or paint another result over the real one, and ends of lines."""
+    made = table(["a\x1b[2J", "n"], [["b\nc\x9b2J", 1]])
+    assert made == "a\\x1b[2J    n\nb\\nc\\x9b2J  1"
+    monkeypatch.setenv("COLUMNS", "100")
+    assert beside("  line 3: po\x1b[2Js  ", "a\x1b[31m b") == "  line 3: po\\x1b[2Js  a\\x1b[31m b"
+
+
+def test_a_cell_of_many_letters_is_cut_at_once():
+    assert table(["text", "n"], [["好" * 300_000, 1]], 20).splitlines()[1] == "好" * 8 + "…  1"  # took hours
+
+
 @pytest.mark.parametrize("columns", [40, 80, 300])
 def test_a_text_ends_where_its_line_ends(monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))

@@ -197,6 +197,14 @@ def test_predict(tmp_path, base, capsys):
         minift.load(directory).predict(["a", "b"], ["c"])
     with pytest.raises(UserError, match="exists already"):
         predict.main([str(directory), "--data", str(rows), "--out", str(tmp_path / "out.jsonl")])
+    for flags, said in (
+        (["--batch-size", "9" * 20], "expected a whole number at least 1 and at most 1,000,000"),
+        (["--label-column", "id"], "--label-column: predictions read no labels; leave it out"),
+    ):
+        with pytest.raises(UserError, match=said):
+            predict.main([str(directory), "--data", str(rows), *flags])
+    predict.main([str(directory), "--data", str(rows), "--format", "lines", "--header", "yes"])
+    assert "--header yes does not apply to lines" in capsys.readouterr().err
 
 
 def test_pairs(tmp_path, base, capsys):
@@ -563,10 +571,24 @@ def test_wrong_flags_are_one_line(capsys):
         (["--unfreeze", ""], "--unfreeze is empty"),
         (["--optimizer", ""], "--optimizer is empty"),
         (["--accumulate", "99999999999999999999"], "at most 1e+06"),
+        (["--epochs", "9" * 20], "--epochs 99999999999999999999: expected a number at least 0 and at most 1e+06"),
+        (["--lr", "1e-3,1e-4,0.001"], "--lr 0.001,0.0001,0.001: a value stands there twice"),
+        (["--method", "probe", "--solver", "lbfgs", "--on-nonfinite", "skip"], "--on-nonfinite with --solver lbfgs"),
     ):
         with pytest.raises(UserError) as error:
             train.main(argv)
         assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_flags_that_have_no_effect_are_said(tmp_path, base, capsys):
+    rows = str(rows_file(tmp_path / "rows.csv"))
+    flags = ["--lr", "1", "--epochs=9", "--lr", "2", "--epochs", "0", "--compile", "--no-compile", "--penalty", "l2sp", "--quiet"]
+    train.main(["--train", rows, "--model", str(base), *flags, "--out", str(tmp_path / "run")])
+    said = capsys.readouterr().err
+    assert [line for line in said.splitlines() if "times" in line] == [
+        f"note: {name} is given 2 times; the last one counts" for name in ("--lr", "--epochs", "--compile")
+    ]
+    assert "note: --epochs 0: nothing is trained, so these have no effect: --lr, --penalty\n" in said
 
 
 def test_a_plan_trains_nothing_and_leaves_nothing(tmp_path, base, capsys):

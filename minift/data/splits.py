@@ -24,8 +24,7 @@ def read_splits(options, task: type, layout) -> dict[str, Examples]:
     for path in filter(None, (options.train, options.valid, options.test)):
         check_directory(path, described)
     parts = {"train": task.read(options.train, layout)}
-    if layout.label_part and not parts["train"].shortened:
-        raise UserError(f"{options.train}: --label-part {layout.label_part!r}: no label in the file contains it")
+    check_label_part(parts["train"], layout)
     parts["train"] = drawn(parts["train"], options.train_rows, options.split_seed, "--train-rows")
     if options.valid is None:
         kept, held = split(parts["train"], 0.1, options.split_seed)
@@ -35,6 +34,12 @@ def read_splits(options, task: type, layout) -> dict[str, Examples]:
     if options.test is not None:
         parts["test"] = drawn(task.read(options.test, layout), options.test_rows, options.split_seed, "--test-rows")
     return parts
+
+
+def check_label_part(train: Examples, layout) -> None:
+    """Raises UserError where --label-part is given and no label of the training rows holds it."""
+    if layout.label_part and not train.shortened:
+        raise UserError(f"{train.path}: --label-part {layout.label_part!r}: no label in the file contains it")
 
 
 def check_directory(path: str, described: list[str]) -> None:

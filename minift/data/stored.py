@@ -22,8 +22,14 @@ BLOCK = 64  # rows that are read and written together
 
 
 def user_cache() -> Path:
-    """Where is kept what many runs of a user can take."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "minift"
+    """Where is kept what many runs of a user can take: the same directory wherever a run is started.
+
+    A relative $XDG_CACHE_HOME is none, as its specification says. Where the user has no home it is a path that cannot be made.
+    """
+    named, home = os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~")
+    if os.path.isabs(named):
+        return Path(named) / "minift"
+    return Path(home if os.path.isabs(home) and os.environ.get("HOME") != "" else os.devnull) / ".cache" / "minift"
 
 
 class Stored:

@@ -148,6 +148,8 @@ def open_table(path: str | Path, layout: Layout) -> tuple[Text, Table]:
             delimiter = as_delimiter(layout.delimiter)
         else:
             decided.append(f"--delimiter {layout.delimiter} does not apply to {kind}")
+    if layout.header != "auto" and kind not in ("csv", "tsv"):
+        decided.append(f"--header {layout.header} does not apply to {kind}")
     if kind == "csv":
         numbered, seen = open_csv(text, delimiter, decided)
     else:

@@ -80,6 +80,8 @@ def key(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None,
 
 def opened(place: Path, item: np.dtype, N: int) -> tuple[Ragged, Ragged | None, np.ndarray] | None:
     """What such a file holds; None: there is none, or it is not as it was written."""
+    if not place.is_file():  # a pipe would be waited for
+        return None
     try:
         with place.open("rb") as file:
             size = file.seek(-END.size, os.SEEK_END)

@@ -29,10 +29,12 @@ def check(predicted, target) -> tuple[np.ndarray, np.ndarray]:
     return p, t
 
 
-def mean_squared_error(predicted, target) -> float:
-    """predicted, target: (N), in the same units."""
+def mean_squared_error(predicted, target) -> float | None:
+    """predicted, target: (N), in the same units. None where it is larger than a float64 can be."""
     p, t = check(predicted, target)
-    return float(((p - t) ** 2).mean())
+    with np.errstate(over="ignore"):
+        found = float(((p - t) ** 2).mean())
+    return found if np.isfinite(found) else None
 
 
 def pearson(predicted, target) -> float | None:

@@ -35,6 +35,7 @@ class EWC(Penalty):
 
     REPLACES_DECAY = True
     ASKS_SOURCE = True
+    ONCE = True  # a run keeps one Fisher information
 
     def __init__(self, anchored: Anchored, strength: float = 1000.0, rows: int = 1000, labels: str = "drawn", data: str = ""):
         source = anchored.source

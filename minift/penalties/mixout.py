@@ -29,6 +29,8 @@ class Mixout(Penalty):
     Proved by tests/optim/test_penalties.py: both by hand, the gradients too, and the mean.
     """
 
+    ONCE = True  # a layer computes with one mixture
+
     def __init__(self, anchored: Anchored, p: float = 0.7, authors: bool = False):
         if not 0 <= p < 1:
             raise ValueError(f"p={p}: a share from 0 to below 1 is expected")

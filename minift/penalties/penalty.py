@@ -48,6 +48,7 @@ class Penalty:
     test_a_penalty_counts_once_a_step_or_once_a_unit."""
 
     REPLACES_DECAY: ClassVar[bool] = False  # whether it stands in the place of weight decay
+    ONCE: ClassVar[bool] = False  # whether a second one beside it would not add to it
     ASKS_SOURCE: ClassVar[bool] = False  # whether it needs what the run starts from, besides the values of the weights
 
     def begin(self, directory: Path | None) -> None:

@@ -28,7 +28,7 @@ from minift.data.layout import TextLayout
 from minift.data.texts import Texts, read_texts
 from minift.errors import UserError
 from minift.metrics.regression import mean_squared_error, regression_metrics
-from minift.tables import table
+from minift.tables import as_text, table
 from minift.tasks.inputs import OfTexts
 from minift.tasks.task import Meter, PooledLinear
 
@@ -140,4 +140,4 @@ class Numbers(Meter):
         ]
         baseline = mean_squared_error(np.full_like(target, self.mean), target)
         lines = table(["", "mean", "deviation", "least", "greatest"], rows)
-        return f"{lines}\nalways {self.mean:.4g}, the mean of the training rows: mse {baseline:.4f}"
+        return f"{lines}\nalways {self.mean:.4g}, the mean of the training rows: mse {as_text(baseline)}"

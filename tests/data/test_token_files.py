@@ -110,6 +110,40 @@ def test_a_damaged_file_is_made_anew(tokenizer, place, monkeypatch, pairs):
         assert file.read_bytes() == content and list(place.iterdir()) == [file]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_in_its_place_is_not_waited_for(tokenizer, place):
+    place.mkdir(parents=True)
+    os.mkfifo(place / token_files.key(tokenizer, LONG, None, **BERT))
+    for told in ("were damaged, made anew", "as an earlier start has left them,"):
+        decided = []
+        assert listed(tokenised(tokenizer, LONG, None, **BERT, decided=decided)) == listed(encode(tokenizer, LONG, None, **BERT))
+        assert decided == [f"token ids of {len(LONG)} rows {told} in {place}"]
+
+
+HOMES = {  # $XDG_CACHE_HOME, $HOME -> where the cache is; None: nowhere
+    ("/c", "/h"): "/c/minift",
+    ("", "/h"): "/h/.cache/minift",
+    ("c", "/h"): "/h/.cache/minift",  # another directory wherever a run is started is no cache
+    ("c", "h"): None,
+    ("", ""): None,
+    ("", "~"): None,  # what a user has whom the system does not know
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="paths as POSIX has them")
+@pytest.mark.parametrize(("cache", "home"), HOMES)
+def test_the_cache_is_one_place_for_all_directories(tokenizer, tmp_path, monkeypatch, cache, home):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", cache)
+    monkeypatch.setenv("HOME", home)
+    if found := HOMES[cache, home]:
+        assert str(stored.user_cache()) == found
+        return
+    decided = []
+    assert listed(tokenised(tokenizer, LONG, None, **BERT, decided=decided)) == listed(encode(tokenizer, LONG, None, **BERT))
+    assert "not kept for the next start" in decided[0] and not list(tmp_path.iterdir())
+
+
 def test_two_processes_may_write_at_once(tokenizer, place, monkeypatch):
     """The second writes all of it while the first is in the midst of it."""
     monkeypatch.setattr("minift.data.tokenising.CHUNK", 4)

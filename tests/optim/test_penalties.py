@@ -395,6 +395,7 @@ REFUSED = {
     "mixing where biases train": (["--penalty", "mixout", "--method", "bitfit"], "so there is nothing to mix"),
     "mixing all": (["--penalty", "mixout:p=1"], "p=1.0: a share from 0 to below 1 is expected"),
     "dropout beside the authors' mixout": (["--penalty", "mixout:authors=true", "--dropout", "0.1"], "stands in their place"),
+    "mixing twice": (["--penalty", "mixout:p=0.5+l2sp+mixout"], "l2sp+mixout: mixout is given twice; give it once"),
     "negative": (["--penalty", "l2sp:alpha=-1"], "alpha=-1.0: a number of 0 or above is expected"),
     "an exact solver": (["--penalty", "l2sp", "--method", "probe", "--solver", "lbfgs"], "it takes no gradient steps"),
 }

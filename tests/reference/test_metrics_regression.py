@@ -53,6 +53,11 @@ def test_a_constant_is_undefined_and_not_nan(constant):
     assert pearson(np.array([1.0]), np.array([2.0])) is None
 
 
+def test_a_mean_that_no_float_can_be_is_undefined(recwarn):
+    assert mean_squared_error([1e200, 0.0], [0.0, 0.0]) is None and not recwarn.list
+    assert mean_squared_error([2.0**500, 0.0], [0.0, 0.0]) == 2.0**999
+
+
 def test_ties_ranked_by_their_place_give_another_figure():
     p, t = np.array([1.0, 1, 2, 2]), np.array([2.0, 1, 4, 3])
     naive = np.corrcoef(p.argsort(kind="stable").argsort(kind="stable"), t.argsort().argsort())[0, 1]

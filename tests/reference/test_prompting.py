@@ -119,10 +119,18 @@ WRONG = {
     ("decoder", "--template", "{text}"): "expected one {text}, one {label}, and no other braces",
     ("decoder", "--template", "{label}: {text}"): "a decoder reads the text before the label",
     ("decoder", "--shots", "four"): "--shots four: expected numbers of rows, as 0,4,16",
+    ("decoder", "--shots", "9" * 5000): "expected numbers of rows, as 0,4,16",
+    ("decoder", "--shots", "0", "--seed", "1"): "--seed 1: no rows are shown",
+    ("decoder", "--test-rows", "-3"): "--test-rows -3: expected a whole number at least 2",
+    ("decoder", "--label-part", ":"): "--label-part ':': no label in the file contains it",
+    ("decoder", "--words", "negative=\udcff"): "--words: a byte that is not UTF-8 (0xff)",
+    ("decoder", "--template", "{text}\udcff{label}"): "--template: a byte that is not UTF-8 (0xff)",
+    ("decoder", "--words", ""): "--words : expected LABEL=WORD",
+    ("decoder", "--words", "negative=x,negative=y"): "the label negative stands there twice",
 }
 
 
-@pytest.mark.parametrize("flags", WRONG, ids=lambda flags: " ".join(flags))
+@pytest.mark.parametrize("flags", WRONG, ids=lambda flags: " ".join(flags)[:60])
 def test_what_cannot_be_asked_is_said_in_one_line(models, flags):
     rows = str(models / "rows.csv")
     with pytest.raises(UserError) as error:
