@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from minift.distributed import count, largest, rank
-from minift.errors import Diverged, Lost, Terminated, UserError, brief, say
+from minift.errors import Diverged, Lost, Terminated, UserError, brief, say, without_signals
 from minift.optim.precision import LossScaler
 from minift.pretrained import recover, sha256, whole, write_json, write_tensors
 from minift.training import Log, Progress, Saving, Training, out_of_patience
@@ -154,7 +154,8 @@ class Checkpoints(Saving):
     def restore(self, path: Path) -> None:
         try:
             stored = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
-            tensors = load_file(path / STATE)
+            with without_signals():
+                tensors = load_file(path / STATE)
             seconds = self.progress.seconds_training  # those that this process has spent on frozen stages
             for name, value in stored["progress"].items():
                 setattr(self.progress, name, tuple(value) if isinstance(value, list) else value)

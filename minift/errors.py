@@ -6,8 +6,9 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 LONGEST = 2000  # characters of a message
 PACKAGES = ("torch", "torchvision", "PIL", "tokenizers", "safetensors", "numpy", "tqdm")  # that minift needs
@@ -106,6 +107,25 @@ def open_streams() -> None:
 
 def terminate(number: int, frame) -> None:
     raise Terminated
+
+
+@contextmanager
+def without_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until this is left: a library takes its own call for failed where a handler raises within it."""
+    came: list[int] = []
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # no other thread may set a handler
+        before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+        before = {n: handler for n, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in came[:1]:
+        signal.raise_signal(number)
 
 
 SMALLER = {

@@ -32,7 +32,7 @@ from torch.overrides import TorchFunctionMode
 from minift.adapting import adapt_saved
 from minift.cli import CHECKOUT, is_checkout, spelled
 from minift.data.stored import user_cache
-from minift.errors import UserError, brief, look_up
+from minift.errors import UserError, brief, look_up, without_signals
 from minift.fields import fits, ranged, read_fields, shown
 from minift.flags import check_ranges
 from minift.methods.surgery import delta, load_delta, plain_name
@@ -303,7 +303,8 @@ def read_tensors(path: Path, checked: bool = True) -> dict[str, Tensor]:
         raise UserError(f"{path}: no such file")
     check_path(path)
     try:
-        tensors = load_file(path)
+        with without_signals():
+            tensors = load_file(path)
     except (SafetensorError, LookupError, AttributeError, TypeError, ValueError) as error:  # a type that this torch has not
         size, why = path.stat().st_size, brief(error)
         raise UserError(f"{path}: cut short or no safetensors file ({size:,} bytes; {why}); fetch it again") from None

@@ -7,6 +7,7 @@ import signal
 # Before torch is imported, and for every process that a test starts: tensors of a few numbers gain nothing from threads, which on a
 # busy machine wait for each other most of the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("COLUMNS", None)  # of the terminal of whoever starts the suite; what is printed here is printed to a file
 
 
 def pytest_configure():

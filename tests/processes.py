@@ -59,7 +59,7 @@ def group_lives(group: int) -> bool:
 
 # Imports what training takes once, and forks a process for every line of arguments that it reads.
 NURSERY = """
-import json, os, signal, sys
+import json, os, signal, sys, traceback
 import torch, torchvision.transforms.v2
 import train, minift.plan, minift.printing, minift.setup, minift.solve, minift.checkpoints, minift.data.loading
 import minift.tasks.text_classification, minift.tasks.image_classification, minift.methods.lora
@@ -84,6 +84,8 @@ for line in sys.stdin:
         finally:
             sys.stdout.flush()
             code = sys.exc_info()[1]
+            if not isinstance(code, SystemExit):
+                traceback.print_exc()
             os._exit(code.code if isinstance(code, SystemExit) else 70)
     print(child, flush=True)
 """

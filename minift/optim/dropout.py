@@ -6,7 +6,8 @@ encoder's step on short texts took 8 % of its time. Here an element has 16 bits 
     keep_i = [bits_i >= round(65536 p)],  bits_i uniform in 0 .. 65535;   y = x keep / q,  q = 1 - round(65536 p) / 65536
 
 so that what is kept has the probability q, which differs from 1 - p by 2^-17 at most, and E[y] = x. The draws are others than those
-of nn.Dropout (Srivastava et al. 2014), from the same generator of torch's, so that seeds and recomputation work as they do there.
+of nn.Dropout (Srivastava et al. 2014, section 4), from the same generator of torch's, so that seeds and recomputation work as they
+do there.
 What attention drops inside scaled_dot_product_attention is not touched. Proved by tests/optim/test_dropout.py.
 """
 
