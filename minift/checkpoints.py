@@ -291,9 +291,12 @@ class Signals:
                     self.before[number] = signal.signal(number, self.handle)
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, kind, error: BaseException | None, traceback) -> None:
+        """An error that follows a signal is put down to it: it has killed workers as well, for which others wait."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        if isinstance(error, Exception) and not isinstance(error, Diverged):
+            self.check()
 
     def handle(self, number: int, frame) -> None:
         first, self.came = self.came is None, number
@@ -323,11 +326,6 @@ class Signals:
         self.patient = True
         try:
             yield
-        except (UserError, RuntimeError) as error:
-            if isinstance(error, Diverged):
-                raise
-            self.check()  # a worker that the same signal has killed as it began, which stops the loop anywhere: nothing is saved
-            raise
         finally:
             self.patient = False
         self.check()

@@ -20,7 +20,7 @@ import minift
 import train
 from minift import cache, checkpoints, runs, training
 from minift.checkpoints import listed
-from minift.errors import Terminated, UserError, out_of_memory, terminate
+from minift.errors import Diverged, Terminated, UserError, out_of_memory, terminate
 from minift.pretrained import read
 from minift.tasks.text_classification import TextClassification
 
@@ -161,6 +161,18 @@ def test_stopped_while_scoring(tmp_path, flags, monkeypatch, scoring):
     assert [path.name for path in listed(tmp_path / "b" / "checkpoints")] == [f"epoch-{scoring - 1}-step-{11 * scoring}"]
     start("--resume", tmp_path / "b")
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
+
+
+@pytest.mark.parametrize("error", [OSError("Connection reset by peer"), EOFError(), UserError("a worker has died")])
+def test_an_error_that_follows_a_signal_is_put_down_to_it(error):
+    with pytest.raises(Terminated), checkpoints.Signals() as signals, signals.patiently():
+        signal.raise_signal(signal.SIGTERM)
+        raise error
+    with pytest.raises(type(error)), checkpoints.Signals() as signals, signals.patiently():
+        raise error
+    with pytest.raises(Diverged), checkpoints.Signals() as signals, signals.patiently():
+        signal.raise_signal(signal.SIGTERM)
+        raise Diverged("the loss is nan")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,7 +1,7 @@
 """Dropout from fewer random bits, on a CPU.
 
-Torch draws 32 or more bits for every element, one after the other on a single core, while the other cores wait: the draws of an
-encoder's step on short texts took 8 % of its time. Here an element has 16 bits of its own, four of them to one draw of 64:
+Torch draws 32 or more bits for every element, one after the other on a single core, while the other cores wait: the draws of a
+LoRA's steps on SST-2 took 6 % of the processor's time. Here an element has 16 bits of its own, four of them to one draw of 64:
 
     keep_i = [bits_i >= round(65536 p)],  bits_i uniform in 0 .. 65535;   y = x keep / q,  q = 1 - round(65536 p) / 65536
 
