@@ -293,6 +293,9 @@ class Signals:
 
     def __exit__(self, kind, error: BaseException | None, traceback) -> None:
         """An error that follows a signal is put down to it: it has killed workers as well, for which others wait."""
+        if isinstance(error, RuntimeError) and "killed by signal" in str(error):  # a worker; this process may be told after it
+            self.patient = True
+            time.sleep(0.2)
         for number, handler in self.before.items():
             signal.signal(number, handler)
         if isinstance(error, Exception) and not isinstance(error, Diverged):

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -173,6 +174,13 @@ def test_an_error_that_follows_a_signal_is_put_down_to_it(error):
     with pytest.raises(Diverged), checkpoints.Signals() as signals, signals.patiently():
         signal.raise_signal(signal.SIGTERM)
         raise Diverged("the loss is nan")
+
+
+def test_a_worker_may_be_told_before_its_parent():
+    later = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM))
+    with pytest.raises(Terminated), checkpoints.Signals() as signals, signals.patiently():
+        later.start()
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated. ")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
