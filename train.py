@@ -161,8 +161,7 @@ def run_once(given, record: dict | None = None) -> dict | None:
             run.remember(kept={split: isinstance(rows, cache.CachedFeatures) for split, rows in seen.items()})
         progress = Progress(seconds_training=seconds)
         if getattr(options, "solver", "gradient") == "lbfgs":
-            solve(training, seen["train"], seen.get("valid"), run, options, progress)
-            known = None
+            known = solve(training, seen["train"], seen.get("valid"), run, options, progress)
         else:
             with signals.patiently(), printing.rows_named(parts["train"], checkpoints):
                 known = fit(training, seen["train"], seen.get("valid"), run, options, progress, checkpoints)

@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from minift.distributed import count, largest, rank
-from minift.errors import Diverged, Lost, Terminated, UserError, brief, say, without_signals
+from minift.errors import Diverged, Lost, Terminated, UserError, brief, ctrl_c_later, say
 from minift.optim.precision import LossScaler
 from minift.pretrained import recover, sha256, whole, write_json, write_tensors
 from minift.training import Log, Progress, Saving, Training, out_of_patience
@@ -154,7 +154,7 @@ class Checkpoints(Saving):
     def restore(self, path: Path) -> None:
         try:
             stored = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
-            with without_signals():
+            with ctrl_c_later():
                 tensors = load_file(path / STATE)
             seconds = self.progress.seconds_training  # those that this process has spent on frozen stages
             for name, value in stored["progress"].items():

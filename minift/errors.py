@@ -110,13 +110,18 @@ def terminate(number: int, frame) -> None:
 
 
 @contextmanager
-def without_signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until this is left: a library takes its own call for failed where a handler raises within it."""
+def ctrl_c_later() -> Iterator[None]:
+    """For the start and the end of workers, and while a library reads a file: Ctrl-C and SIGTERM wait until it is over.
+
+    In the midst of a fork or a finaliser Python swallows what a handler raises; a worker that has not come to `begin_worker` dies
+    with a traceback; a library takes what is raised within its call for a fault of the file.
+    """
+    if threading.current_thread() is not threading.main_thread():  # no other thread is interrupted, or may set a handler
+        yield
+        return
     came: list[int] = []
-    before = {}
-    if threading.current_thread() is threading.main_thread():  # no other thread may set a handler
-        before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-        before = {n: handler for n, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in before.items() if callable(handler)}  # others raise nothing
     for number in before:
         signal.signal(number, lambda number, frame: came.append(number))
     try:
@@ -124,8 +129,8 @@ def without_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    for number in came[:1]:
-        signal.raise_signal(number)
+    if came:
+        signal.raise_signal(came[0])
 
 
 SMALLER = {

@@ -32,7 +32,7 @@ from torch.overrides import TorchFunctionMode
 from minift.adapting import adapt_saved
 from minift.cli import CHECKOUT, is_checkout, spelled
 from minift.data.stored import user_cache
-from minift.errors import UserError, brief, look_up, without_signals
+from minift.errors import UserError, brief, ctrl_c_later, look_up
 from minift.fields import fits, ranged, read_fields, shown
 from minift.flags import check_ranges
 from minift.methods.surgery import delta, load_delta, plain_name
@@ -303,7 +303,7 @@ def read_tensors(path: Path, checked: bool = True) -> dict[str, Tensor]:
         raise UserError(f"{path}: no such file")
     check_path(path)
     try:
-        with without_signals():
+        with ctrl_c_later():
             tensors = load_file(path)
     except (SafetensorError, LookupError, AttributeError, TypeError, ValueError) as error:  # a type that this torch has not
         size, why = path.stat().st_size, brief(error)

@@ -14,11 +14,11 @@ from minift.bar import bar
 from minift.cache import OnTheFly
 from minift.data.batching import Batch, Data, in_order
 from minift.optim.logistic import fit_logistic, kornblith_grid, sweep_l2
-from minift.training import Progress, evaluate, rank_of
+from minift.training import Progress, Scores, evaluate, rank_of
 
 
-def solve(training, train: OnTheFly, valid: OnTheFly | None, run, options, progress: Progress) -> None:
-    """Put the best head into the model and save it.
+def solve(training, train: OnTheFly, valid: OnTheFly | None, run, options, progress: Progress) -> Scores | None:
+    """Put the best head into the model and save it; the scores of the validation rows, where there are some.
 
     train, valid: as seen through frozen stages that are the whole body. options: batch_size, monitor, and l2, the penalty; None: of
     45 the one with the best `monitor` on the validation rows, of equally good ones the one with the lowest loss.
@@ -43,11 +43,13 @@ def solve(training, train: OnTheFly, valid: OnTheFly | None, run, options, progr
     model.head.load_state_dict({"weight": weight.to(model.head.weight), "bias": bias.to(model.head.bias)})
     run.save(model, task)
     progress.seconds_training += time.perf_counter() - start
+    found = {}
     for split, data in (("train", train), ("valid", valid)):
         if data is not None:
-            scores = evaluate(model, task, data, options.batch_size, training.precision)
+            found[split] = scores = evaluate(model, task, data, options.batch_size, training.precision)
             progress.seconds_evaluating += scores.seconds
             print(f"{split}  " + "  ".join(f"{name} {value:.4f}" for name, value in scores.metrics.items()))
+    return found.get("valid")
 
 
 def metrics_of(task, data: Data, fit, features: Tensor, labels: Tensor) -> dict[str, float]:

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -24,7 +24,7 @@ from PIL import ExifTags, Image, ImageFile
 from minift.bar import each
 from minift.data.images import Images
 from minift.data.stored import user_cache
-from minift.errors import UserError, brief, one_line
+from minift.errors import UserError, brief, ctrl_c_later, one_line
 
 NARROWEST = 50  # longer side by shorter one: resized by its shorter side, such a picture takes 700 MB
 # What the extensions of data/images.py promise, whatever a file's name is. Pillow knows more, and for EPS it starts Ghostscript.
@@ -230,30 +230,6 @@ def verdicts(files: list[Path], workers: int) -> Iterator[str | None]:
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextmanager
-def ctrl_c_later() -> Iterator[None]:
-    """For the start and the end of workers: Ctrl-C and SIGTERM wait until it is over.
-
-    In the midst of a fork or a finaliser Python swallows what a handler raises; a worker that has not come to `begin_worker` dies
-    with a traceback.
-    """
-    if threading.current_thread() is not threading.main_thread():  # no other thread is interrupted, or may set a handler
-        yield
-        return
-    came: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    before = {number: handler for number, handler in before.items() if callable(handler)}  # others raise nothing
-    for number in before:
-        signal.signal(number, lambda number, frame: came.append(number))
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if came:
-        signal.raise_signal(came[0])
 
 
 def begin_worker(worker: int = 0, patient: bool = True) -> None:

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from minift.data.batching import Batch, Labelled, without_lone
-from minift.data.decoding import START, begin_worker, ctrl_c_later, open_image
-from minift.errors import UserError, brief
+from minift.data.decoding import START, begin_worker, open_image
+from minift.errors import UserError, brief, ctrl_c_later
 from minift.fields import ranged, read_fields
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")

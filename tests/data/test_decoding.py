@@ -15,9 +15,9 @@ from PIL import Image, ImageFile, ImageOps
 from processes import assert_stops_cleanly
 
 from minift.data import decoding
-from minift.data.decoding import BadImage, check_images, ctrl_c_later, end_of_jpeg, jpeg_ends_early, open_image, sound
+from minift.data.decoding import BadImage, check_images, end_of_jpeg, jpeg_ends_early, open_image, sound
 from minift.data.images import read_images
-from minift.errors import UserError
+from minift.errors import UserError, ctrl_c_later
 
 SIDE = 16
 RED, GREEN, BLUE, YELLOW, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 255, 255)
