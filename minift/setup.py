@@ -26,6 +26,7 @@ from minift.finetuned import choose_device
 from minift.methods.surgery import delta, lengthened, plain_name, terms
 from minift.models import MODELS
 from minift.optim import OPTIMIZERS
+from minift.optim.attention import cheap_attention
 from minift.optim.averaging import AVERAGING, Average
 from minift.optim.dropout import cheap_dropout
 from minift.optim.groups import Group, make_groups
@@ -231,6 +232,7 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int)
     if not options.compile:  # torch compiles no gradients of some rows, and draws the bits of a compiled dropout by itself
         by_rows(model)
         cheap_dropout(model)
+        cheap_attention(model)
     stages = list(dict.fromkeys(group.stage for group in groups))
     adversary = None if target is None else make_adversary(options, target, model, groups, options.epochs * steps_per_epoch)
     if stages == ["head"]:

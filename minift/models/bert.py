@@ -150,7 +150,10 @@ class Attend(nn.Module):
     """softmax(Q K^T / sqrt(d) + (0 where the mask is True, else -inf)) V, dropout on the softmax.
 
     mask: (B, S), the same columns for all rows; (B, 1, S, S), for each row its own; None: every row sees every column.
+    kernel: what computes it; training on a CPU takes another (minift/optim/attention.py).
     """
+
+    kernel = staticmethod(F.scaled_dot_product_attention)
 
     def __init__(self, dropout: float):
         super().__init__()
@@ -159,7 +162,7 @@ class Attend(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         if mask is not None and mask.ndim == 2:
             mask = mask[:, None, None, :]  # (B, S) -> (B, 1, 1, S): the same for all heads and rows
-        return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=self.p if self.training else 0.0)  # (B, H, S, d)
+        return self.kernel(q, k, v, mask, dropout_p=self.p if self.training else 0.0)  # (B, H, S, d)
 
 
 class Attention(nn.Module):

@@ -30,7 +30,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minift.models.bert import Attend, FeedForward, MeanPooler, State, check_fields, tokens_of
@@ -147,12 +146,12 @@ class CausalAttend(Attend):
         S, T = q.shape[2], k.shape[2]
         p = self.p if self.training else 0.0
         if mask is None and S in (1, T):  # the last token alone sees every column
-            return F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=S > 1)  # (B, H, S, d)
+            return self.kernel(q, k, v, dropout_p=p, is_causal=S > 1)  # (B, H, S, d)
         causal = torch.ones(S, T, dtype=torch.bool, device=q.device).tril(T - S)
         if mask is None:
-            return F.scaled_dot_product_attention(q, k, v, causal, dropout_p=p)
+            return self.kernel(q, k, v, causal, dropout_p=p)
         mask = mask[:, None, None, :] if mask.ndim == 2 else mask  # (B, T) -> (B, 1, 1, T)
-        return F.scaled_dot_product_attention(q, k, v, mask & causal | causal.triu(T - S), dropout_p=p)
+        return self.kernel(q, k, v, mask & causal | causal.triu(T - S), dropout_p=p)
 
 
 class Attention(nn.Module):

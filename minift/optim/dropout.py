@@ -8,7 +8,7 @@ LoRA's steps on SST-2 took 6 % of the processor's time. Here an element has 16 b
 so that what is kept has the probability q, which differs from 1 - p by 2^-17 at most, and E[y] = x. The draws are others than those
 of nn.Dropout (Srivastava et al. 2014, section 4), from the same generator of torch's, so that seeds and recomputation work as they
 do there.
-What attention drops inside scaled_dot_product_attention is not touched. Proved by tests/optim/test_dropout.py.
+What attention drops is in attention.py. Proved by tests/optim/test_dropout.py.
 """
 
 import torch
