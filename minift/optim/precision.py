@@ -128,7 +128,8 @@ class LowPrecision(TorchFunctionMode):
     dtype: torch.bfloat16, or torch.float16, which needs a LossScaler.
     model: its buffers are kept in the low type as its frozen parameters are. A buffer cannot be told from an activation by itself,
     so without a model, and for a buffer that is replaced later (as `model.to(device)` does), it is cast at each use.
-    Differs from torch.autocast in an einsum that contracts nothing, which is low on a CPU too.
+    Differs from torch.autocast in an einsum that contracts nothing, which is low on a CPU too, and in gumbel_softmax on CUDA, whose
+    noise is not rounded to the low type.
     """
 
     def __init__(self, dtype: torch.dtype, model: nn.Module | None = None):

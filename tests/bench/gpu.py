@@ -3,7 +3,7 @@
 Whole steps of full fine-tuning, with dropout, clipping and the update, on batches that lie on the device, of random weights:
 BERT-base and BERT-large with a classification head, 128 and 512 tokens, all of them real, and ResNet-50 with photographs of 224
 pixels. The peer is transformers' (sdpa) and torchvision's (channels last) model under torch.autocast with torch's fused AdamW and
-SGD, torch.amp.GradScaler in float16. Both sides eager and compiled: minift as --compile does, stage by stage, the peer whole.
+SGD, torch.amp.GradScaler in float16. Both sides eager and compiled: minift as --compile does, the peer whole.
 
 A row gives the tokens or photographs of a second, the share of the GPU's peak that the operations of the model make up (MFU; those
 of matrix products, convolutions and attention, counted by torch, forward and backward), and the highest memory. First stands the

@@ -770,7 +770,9 @@ def test_operations_on_cuda(types, dtype):
     for name, operation in OPERATIONS.items():
         if left_to_its_inside(name):
             continue
-        theirs = outcome(operation, low, torch.autocast("cuda", dtype), "cuda", backward=False)
+        drawn_wide = "gumbel_softmax" in name and types != "float64"  # see LowPrecision
+        same = (lambda t, f=operation: f(lambda *s: t(*s).float())) if drawn_wide else operation
+        theirs = outcome(same, low, torch.autocast("cuda", dtype), "cuda", backward=False)
         ours = outcome(operation, low, LowPrecision(dtype), "cuda", backward=False)
         if isinstance(theirs, type):
             assert ours is theirs, name
