@@ -230,9 +230,7 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int)
         plain_name=plain_name,
     )
     if not options.compile:  # torch compiles no gradients of some rows, and draws the bits of a compiled dropout by itself
-        by_rows(model)
-        cheap_dropout(model)
-        cheap_attention(model)
+        take_fast_paths(model)
     stages = list(dict.fromkeys(group.stage for group in groups))
     adversary = None if target is None else make_adversary(options, target, model, groups, options.epochs * steps_per_epoch)
     if stages == ["head"]:
@@ -286,6 +284,13 @@ def build(options, given, start: Start, task, train: Data, steps_per_epoch: int)
         frozen=frozen,
         source=source,
     )
+
+
+def take_fast_paths(model: Model) -> None:
+    """On a CPU, let what has a faster equal be computed by that."""
+    by_rows(model)
+    cheap_dropout(model)
+    cheap_attention(model)
 
 
 def reinitialise(options, body: nn.Module, trained: dict[str, Tensor]) -> list[str]:

@@ -28,8 +28,8 @@ def minift_step(a: argparse.Namespace) -> Callable[[], None]:
     from minift.optim.groups import make_groups
     from minift.optim.measure import choose
     from minift.optim.precision import autocast
-    from minift.optim.rows import by_rows
     from minift.optim.sgd import SGD
+    from minift.setup import take_fast_paths
     from minift.tasks.classification import Classification
     from minift.tasks.task import Model
     from minift.training import Progress, Training, step
@@ -39,7 +39,7 @@ def minift_step(a: argparse.Namespace) -> Callable[[], None]:
     adapt(body, f"lora:rank={a.rank}" if a.rank else "full")
     task = Classification(["a", "b"], "mean" if a.image else "cls")
     model = Model(body, task.head(body)).to(memory_format=torch.channels_last).train()
-    by_rows(model)
+    take_fast_paths(model)
     groups = make_groups(model, 1e-5, 0.01)
     inputs = inputs_of(a)
     inputs = (inputs.to(memory_format=torch.channels_last) if a.image else inputs,)
