@@ -217,6 +217,8 @@ def last_good(place: Path) -> Path | None:
 def problem_of(path: Path) -> str | None:
     """What is wrong with a checkpoint; None: nothing."""
     try:
+        if not (path / MANIFEST).is_file():  # a pipe would be waited for
+            return f"incomplete, there is no {MANIFEST}"
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         for name, expected in manifest.items():
             file = path / name
@@ -227,8 +229,6 @@ def problem_of(path: Path) -> str | None:
             if sha256(file) != expected["sha256"]:
                 return f"{name} is damaged (its sha256 is another one)"
         return None if {STATE, PROGRESS} <= manifest.keys() else f"{MANIFEST} does not name all files"
-    except FileNotFoundError:
-        return f"incomplete, there is no {MANIFEST}"
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         return f"{MANIFEST} cannot be read ({brief(error)})"
 

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 LONGEST = 2000  # characters of a message
 PACKAGES = ("torch", "torchvision", "PIL", "tokenizers", "safetensors", "numpy", "tqdm")  # that minift needs
@@ -41,9 +42,24 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, which the system sends where it ends a process in good order."""
 
 
-def one_line(text: str) -> str:
-    """The text with its ends of lines and other control characters written as Python writes them."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)
+def one_line(text: str, kept: str = "") -> str:
+    """The text with its ends of lines and other control characters written as Python writes them, but for those in `kept`."""
+    strange = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]"
+    return re.sub(strange, lambda found: found[0] if found[0] in kept else repr(found[0])[1:-1], text)
+
+
+def printable(text: str) -> str:
+    """What to print of a text that a file holds or a model has written. A terminal would obey the control characters in it: there
+    all but the ends of lines and tabs are escaped. A file or a pipe gets the text as it is.
+    """
+    return one_line(text, kept="\n\t") if sys.stdout.isatty() else text
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file. Raises UserError for a directory, and for a pipe or a device, which would be waited for."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: a file is expected, and this is {'a directory' if path.is_dir() else 'a pipe or a device'}")
+    return path.is_file()
 
 
 def brief(error: Exception) -> str:

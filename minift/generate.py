@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Iterator
 
-from minift.errors import UserError, command
+from minift.errors import UserError, command, printable
 from minift.flags import Parser, check_whole
 from minift.outputs import by_row, check_out, write_rows
 from minift.tables import counted
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
         if arguments.out:
             print(f"{write_rows(arguments.out, made):,} rows in {arguments.out}", file=sys.stderr)
         else:
-            sys.stdout.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in made)
+            sys.stdout.writelines(printable(json.dumps(row, ensure_ascii=False)) + "\n" for row in made)
     else:
         for i, text in enumerate(arguments.text):
             stream(writer, writer.prompt(text), sampling, i)
@@ -81,7 +81,7 @@ def stream(writer, prompt, sampling, first: int = 0) -> str:
     shown = ""
     for (one,) in writer.write([(first, prompt)], sampling):
         text = one.settled(sampling.stop)
-        print(text[len(shown) :], end="", flush=True)
+        print(printable(text[len(shown) :]), end="", flush=True)
         shown = max(shown, text, key=len)
     print(flush=True)
     if one.over in ("number of tokens", "window"):

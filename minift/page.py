@@ -26,7 +26,7 @@ from torch.nn import Parameter
 
 from minift.data.decoding import open_image, to_rgb
 from minift.data.splits import read_splits
-from minift.errors import UserError, look_up
+from minift.errors import UserError, is_there, look_up
 from minift.fields import shown
 from minift.finetuned import load
 from minift.flags import typed
@@ -135,7 +135,7 @@ def find_runs(places: Iterable[str]) -> list[Recorded]:
 def read_run(directory: Path, name: str) -> Recorded:
     record, file = read_record(directory / "config.json"), directory / "metrics.jsonl"
     events: dict[str, list[dict]] = {"train": [], "valid": []}
-    lines = file.read_text(encoding="utf-8").split("\n") if file.is_file() else []
+    lines = file.read_text(encoding="utf-8").split("\n") if is_there(file) else []
     for number, line in enumerate(lines[:-1], 1):  # behind the last end of a line stands nothing, or what is being written
         try:
             event = json.loads(line)
@@ -144,7 +144,7 @@ def read_run(directory: Path, name: str) -> Recorded:
         except (ValueError, TypeError, KeyError):
             raise UserError(f"{file}:{number}: expected a JSON object with step, epoch and split; was the file edited?") from None
     file = directory / "result.json"
-    result = read_object(file) if file.is_file() else {}
+    result = read_object(file) if is_there(file) else {}
     kinds = {"seconds": dict, "parameters": dict, "steps": int, "precision": str} if result else {}
     if wrong := [name for name, kind in kinds.items() if not isinstance(result.get(name), kind)]:
         raise UserError(f"{file}: {wrong[0]} is {shown(result.get(wrong[0]))}; was the file edited?")

@@ -6,7 +6,7 @@ from itertools import chain, starmap
 from pathlib import Path
 
 from minift.data.layout import Layout
-from minift.errors import UserError, command, one_line
+from minift.errors import UserError, command, one_line, printable
 from minift.evaluate import add_layout_flags, given_of, layout_of
 from minift.flags import Parser, check_whole, spelled
 from minift.outputs import by_row, check_out, write_official, write_rows
@@ -72,11 +72,11 @@ def main(argv: list[str]) -> None:
     first = next(made)  # what the task refuses it refuses before a file is begun
     if arguments.input and not arguments.out:
         for text, prediction in zip(arguments.input, first[1], strict=True):
-            print(f"{one_line(tuned.task.show(prediction))}  {text}")
+            print(printable(f"{one_line(tuned.task.show(prediction))}  {text}"))
         return
     predicted = each(chain.from_iterable(starmap(by_row, chain([first], made))), "predict", count)
     if not arguments.out:
-        sys.stdout.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in predicted)
+        sys.stdout.writelines(printable(json.dumps(row, ensure_ascii=False)) + "\n" for row in predicted)
         return
     if tuned.task.OFFICIAL and Path(arguments.out).suffix.lower() == ".json":
         written = write_official(arguments.out, predicted, *tuned.task.OFFICIAL)

@@ -32,7 +32,7 @@ from torch.overrides import TorchFunctionMode
 from minift.adapting import adapt_saved
 from minift.cli import CHECKOUT, is_checkout, spelled
 from minift.data.stored import user_cache
-from minift.errors import UserError, brief, ctrl_c_later, look_up
+from minift.errors import UserError, brief, ctrl_c_later, is_there, look_up
 from minift.fields import fits, ranged, read_fields, shown
 from minift.flags import check_ranges
 from minift.methods.surgery import delta, load_delta, plain_name
@@ -232,7 +232,8 @@ def is_converted(directory: Path) -> bool:
     """Whether this is a converted checkpoint or a run's model/."""
     try:
         recover(directory)
-        return "minift" in json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        file = directory / "config.json"
+        return file.is_file() and "minift" in json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, RecursionError):
         return False
 
@@ -241,7 +242,7 @@ def read_config(directory: Path) -> dict:
     """config.json of a converted checkpoint or of a run's model/."""
     recover(directory)
     path = directory / "config.json"
-    if not path.is_file():
+    if not is_there(path):
         raise UserError(f"{directory}: there is no config.json, so this is neither a converted checkpoint nor a run")
     config = read_object(path)
     if "flags" in config and recover(directory / "model"):
@@ -265,6 +266,7 @@ def read_description(directory: Path) -> dict:
 
 
 def read_json(path: Path) -> object:
+    is_there(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -299,7 +301,7 @@ def read_tensors(path: Path, checked: bool = True) -> dict[str, Tensor]:
     The library compares what the header claims (sizes, offsets, types) with the file before it takes memory.
     checked: all of the tensors are weights, so `check_values` looks at them.
     """
-    if not path.is_file():
+    if not is_there(path):
         raise UserError(f"{path}: no such file")
     check_path(path)
     try:
@@ -338,7 +340,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 def read_tokenizer(directory: Path) -> Tokenizer:
     path = directory / "tokenizer.json"
-    if not path.is_file():
+    if not is_there(path):
         raise UserError(f"{path}: no such file; convert the checkpoint again")
     check_path(path)
     try:

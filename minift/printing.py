@@ -44,7 +44,7 @@ def print_data(parts: dict, data: dict, task, notes: list[str]) -> None:
     rows = [[split, len(part), *task.columns(part).values(), *data[split].describe().values()] for split, part in parts.items()]
     print(table(["split", "rows", *task.columns(parts["train"]), *data["train"].describe()], rows))
     for note in notes:
-        print(f"note: {note}")
+        print(f"note: {one_line(note)}")
     others = [split for split in parts if split != "train"]
     held = {str(row) for split in others for row in parts[split].inputs()}  # a row may hold a list of words
     seen = held.intersection(map(str, parts["train"].inputs()))  # of these there are few, where the training rows may be many
@@ -74,7 +74,7 @@ def print_model(training, start, options) -> None:
     origin = f"{shown(start.place)}, from {start.checkpoint.source}" if start.place else start.checkpoint.source
     other_head = start.checkpoint.task and "head" in training.new
     dropped = f"; its own head, of {start.checkpoint.task['name']}, is left out" if other_head else ""
-    print(f"model  {origin}; newly initialised: {', '.join(training.new) or 'nothing'}{dropped}")
+    print(one_line(f"model  {origin}; newly initialised: {', '.join(training.new) or 'nothing'}{dropped}"))
     print(table(["stage", "parameters", "trainable", "lr", "weight decay", "mode"], rows))
     if taken := lengthened(model.body):
         print(f"note: the method takes {taken} positions before every text")

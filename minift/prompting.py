@@ -7,7 +7,7 @@ import sys
 import time
 from collections import Counter
 
-from minift.errors import UserError, command
+from minift.errors import UserError, command, one_line
 from minift.flags import Parser, add_flags, check_ranges, check_whole
 from minift.tables import counted, table
 
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
             rows.append([number, name, figures["accuracy"], figures["f1_macro"], cut, time.perf_counter() - start])
         preferred = ", ".join(f"{label} {value:.3f}" for label, value in zip(labels, prior, strict=True))
         print(f"{counted(number, 'shot')}: without a text the labels have {preferred}", file=sys.stderr)
-    print(f"{arguments.test}: {len(test):,} rows; no weight of {arguments.model} has moved\n")
+    print(one_line(f"{arguments.test}: {len(test):,} rows; no weight of {arguments.model} has moved") + "\n")
     print(table(["shots", "probabilities", "accuracy", "f1_macro", "texts cut", "seconds"], rows))
 
 

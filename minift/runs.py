@@ -41,7 +41,7 @@ from minift.cli import spelled as script
 from minift.data.batching import Data
 from minift.data.examples import Examples
 from minift.distributed import count, from_first, rank, say_processes, wait
-from minift.errors import Lost, UserError, look_up, say
+from minift.errors import Lost, UserError, is_there, look_up, say
 from minift.fields import fits, shown
 from minift.flags import spelled, typed
 from minift.methods.surgery import plain_name
@@ -107,6 +107,7 @@ class Run:
             run.record = record
             return run
         run = cls(directory, template_of(options, start, training, identity), training.saved)
+        is_there(directory / "metrics.jsonl")  # a pipe that nobody reads would be waited for
         run.lock, run.record = Lock(directory), record
         tidy(directory)
         run.rewind(0)
@@ -396,6 +397,7 @@ def fingerprint(path: Path, files: Sequence[Path] = ()) -> str | None:
     """
     if path.is_dir():
         files = sorted(Path(place, name) for place, _, names in os.walk(path) for name in names if not name.startswith("."))
+        files = [file for file in files if file.is_file()]  # a pipe would be waited for
         digest = hashlib.sha256()
     elif path.is_file():
         if not files:
@@ -428,7 +430,7 @@ def portable(given) -> dict:
 
 def read_record(path: Path) -> dict:
     """The config.json of a run, or the several.json of several runs together: what they were started with."""
-    if not path.is_file():
+    if not is_there(path):
         raise UserError(f"{path}: no such file, so this is no run that can be continued or repeated")
     if not path.stat().st_size:
         raise UserError(f"{path.parent}: this run was stopped before it began; delete the directory and start it again")
@@ -493,7 +495,7 @@ def continued(options: type, record: dict, line: dict, directory: Path) -> objec
 
 def finished(directory: Path, record: dict, given) -> dict | None:
     """The result of a run that has finished, said; None where it has not, or goes on for more epochs."""
-    if not (directory / "result.json").is_file():
+    if not is_there(directory / "result.json"):
         return None
     more = given.epochs is not None and given.epochs > record["flags"]["epochs"]
     if not more:
@@ -547,6 +549,18 @@ def begin_several(given) -> Path:
     with whole_file(Path(options.out) / SEVERAL) as fresh:
         write_json(fresh, {"given": portable(given)})
     return Path(options.out)
+
+
+@contextmanager
+def deleted_if_unused(directory: Path) -> Iterator[None]:
+    """Deletes what `begin_several` has made where the first of the runs cannot begin, as where a file is missing."""
+    try:
+        yield
+    except UserError:
+        if [path.name for path in directory.iterdir()] == [SEVERAL]:
+            (directory / SEVERAL).unlink()
+            directory.rmdir()
+        raise
 
 
 def directory_of(options) -> Path:

@@ -27,7 +27,7 @@ from minift.methods.surgery import delta, lengthened, plain_name, terms
 from minift.models import MODELS
 from minift.optim import OPTIMIZERS
 from minift.optim.attention import cheap_attention
-from minift.optim.averaging import AVERAGING, Average
+from minift.optim.averaging import AVERAGING, Average, Last
 from minift.optim.dropout import cheap_dropout
 from minift.optim.groups import Group, make_groups
 from minift.optim.measure import choose
@@ -44,6 +44,7 @@ from minift.pretrained import Checkpoint, check_path, check_shapes, find, read, 
 from minift.runs import choose_directory
 from minift.source import Source, read_source
 from minift.specs import parse
+from minift.tables import counted
 from minift.tasks import TASKS
 from minift.tasks.task import Model
 from minift.training import Training
@@ -362,9 +363,13 @@ def make_average(options, model: nn.Module) -> Average | None:
         return None
     tensors = delta(model.body) | {f"head.{name}": tensor for name, tensor in model.head.state_dict().items()}
     try:
-        return parse(options.average, AVERAGING, "--average")(tensors)
+        average = parse(options.average, AVERAGING, "--average")(tensors)
     except ValueError as error:
         raise UserError(f"--average {options.average}: {error}") from None
+    if isinstance(average, Last) and 0 < options.epochs < average.epochs:
+        run = counted(options.epochs, "epoch")
+        print(f"note: --average {options.average}: the run has {run}, so the mean is over {run}\n")
+    return average
 
 
 def with_precision(options, training: Setup) -> tuple[object, dict[str, str]]:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -161,10 +161,14 @@ def read_source(options, start, penalties: list[partial]) -> Source | None:
         return Source(body)
     own.load_state_dict({name: tensor.float() for name, tensor in head.items()})
 
+    @cache
     def rows(path: str) -> Data:
         examples = task.read(path, task.LAYOUT(**settings.get("layout", {})))
         return task.prepare(examples, checkpoint, workers=getattr(options, "workers", None) or 0)
 
+    if not (Path(options.out) / FISHER).is_file():
+        for file in filter(None, (penalty.keywords.get("data") for penalty in penalties)):
+            rows(file)  # a mistake in the file of ewc:data=FILE is reported before the run's directory is made
     return Source(body, task, own, rows, rows(path) if path else None)
 
 

@@ -1,11 +1,13 @@
 """`name:option=value,option=value` on the command line: a row of a table, and options for its function."""
 
 import inspect
+import math
 from collections.abc import Callable
 from functools import partial
 
 from minift.errors import UserError, look_up
 
+SMALLEST, LARGEST = 1e-30, 1e12  # of finite numbers, 0 aside: products of several of them stay within float32
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", tuple: "numbers joined by /"}
 
 
@@ -18,7 +20,8 @@ def parse(spec: str, table: dict[str, str], flag: str) -> Callable:
 def bind(function: Callable, name: str, rest: str, where: str) -> Callable:
     """The function with the options of `rest`, `option=value,option=value`, bound.
 
-    An option is a parameter of the function that has a default; its type is the default's. where: the beginning of a message.
+    An option is a parameter of the function that has a default; its type is the default's. A finite number with which float32
+    cannot compute is refused here, for every option; a function checks its own range. where: the beginning of a message.
     """
     known = options_of(function)
     options = {}
@@ -35,6 +38,8 @@ def bind(function: Callable, name: str, rest: str, where: str) -> Callable:
             options[option] = convert(value, type(known[option]))
         except ValueError:
             raise UserError(f"{where}: {option} is {KINDS[type(known[option])]}, not {value!r}") from None
+        if not all(map(fits_float32, options[option] if isinstance(options[option], tuple) else (options[option],))):
+            raise UserError(f"{where}: {option} is 0, or a number of a size from {SMALLEST:g} to {LARGEST:g}, not {value!r}")
     return partial(function, **options)
 
 
@@ -46,6 +51,10 @@ def convert(value: str, kind: type):
             raise ValueError(value)
         return value.lower() == "true"
     return kind(value)
+
+
+def fits_float32(value) -> bool:
+    return not isinstance(value, float) or value == 0 or not math.isfinite(value) or SMALLEST <= abs(value) <= LARGEST
 
 
 def as_option(value) -> str:

@@ -3,12 +3,18 @@
 The batch is traced by minift/tracing.py.
 """
 
+import sys
 from pathlib import Path
 
 from minift.errors import UserError, command
 from minift.flags import Parser, add_flags, spelled
-from minift.options import GRID, Options, check, flags_of_other_tasks, options_of
+from minift.options import GRID, Options, check, flags_of_other_tasks, is_set, options_of
 
+# Flags of a whole run, with which one batch has nothing to do
+IDLE = (
+    *("test", "test_rows", "accumulate", "schedule", "warmup", "average", "monitor", "patience", "cache", "compile", "threads"),
+    *("seeds", "by", "plan", "out", "save_minutes", "keep", "quiet", "verbose"),
+)
 FREE = ("batch_size", "device", "precision", "seed")  # flags that may be given with a run
 
 
@@ -36,6 +42,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{spelled(several[0])} with several values: give one")
     if getattr(given, "solver", "gradient") == "lbfgs":
         raise UserError("--solver lbfgs: it takes no gradient steps")
+    if not record and (idle := [spelled(name) for name in IDLE if is_set(given, name)]):
+        print(f"note: one batch is traced and nothing is saved, so these have no effect: {', '.join(idle)}", file=sys.stderr)
 
     from minift.optim.precision import float32_products
     from minift.tracing import show, trace

@@ -173,6 +173,8 @@ REFUSED = {
     "ewc of other labels": (["--penalty", "ewc:labels=best", "--source-data", "rows.csv"], "there are drawn, all, data"),
     "ewc and weight decay": (["--penalty", "ewc", "--source-data", "rows.csv", "--weight-decay", "0.1"], "--weight-decay 0.1 with"),
     "ewc twice": (["--penalty", "ewc:data=rows.csv+ewc:data=topics.csv"], "ewc is given twice"),  # the second took the first's
+    "ewc of a file that is not there": (["--penalty", "ewc:data=nowhere.csv"], "nowhere.csv: no such file"),
+    "ewc of a file of another task": (["--penalty", "ewc:data=topics.csv"], "topics.csv:2"),
     "ewc of a negative strength": (["--penalty", "ewc:strength=-1", "--source-data", "rows.csv"], "strength=-1.0: a number"),
     "rehearsal without a head": (["--model", "base", "--rehearse", "rows.csv"], "--rehearse rows.csv: base has no head"),
     "rehearsal of labels that the head does not know": (["--rehearse", "topics.csv"], "topics.csv:2"),

@@ -103,6 +103,13 @@ def test_a_run_is_traced_with_its_weights(tmp_path, bases, capsys):  # noqa: F81
         trace.main([str(tmp_path / "run")])
 
 
+def test_flags_of_a_whole_run_are_reported(tmp_path, bases, capsys):  # noqa: F811
+    flags = ["--train", str(rows_file(tmp_path / "rows.csv")), "--model", str(bases["bert"]), "--precision", "float32"]
+    trace.main([*flags, "--by", "label", "--seeds", "2", "--lr", "1e-3"])
+    said = "note: one batch is traced and nothing is saved, so these have no effect: --seeds, --by\n"
+    assert said in capsys.readouterr().err
+
+
 def test_stages_that_are_not_yet_on_stand_still(tmp_path, bases, capsys):  # noqa: F811
     traced = tracing.trace(Started(tmp_path, bases, "text-classification", "bert", unfreeze="gradual").given)
     assert {name.partition(".")[0] for name in traced.seen.gradients} == {"head"}

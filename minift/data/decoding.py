@@ -1,5 +1,6 @@
 """From files to pixels: every kind of picture in RGB, upright; and whether all of them can be decoded, before training starts."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -72,6 +73,8 @@ def open_image(path: str | Path) -> Image.Image:
     Tests: tests/data/test_decoding.py, test_kinds_of_pixels, test_orientation, test_bad_files.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise BadImage(path, "a file is expected, and this is a directory, a pipe or a device")
     # Another library's import may have set it: an image cut short would come out half grey.
     truncated, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
@@ -202,6 +205,8 @@ def check_images(files: list[Path], workers: int, cache: Path | None) -> list[tu
         try:
             if cache and sound_ones:
                 cache.parent.mkdir(parents=True, exist_ok=True)
+                if cache.is_fifo():  # it would be waited for
+                    raise OSError(errno.EINVAL, "this is a pipe")
                 with cache.open("a", encoding="ascii") as lines:
                     lines.write("".join("\n" + note for note in sound_ones))
                 forget_old(cache)
@@ -266,7 +271,7 @@ def note_of(file: Path) -> str | None:
 def noted(cache: Path | None, wanted: set[str]) -> set[str]:
     """Those of the wanted lines that the cache file holds; a broken line equals none."""
     with suppress(OSError):
-        if cache:
+        if cache and cache.is_file():  # a pipe would be waited for
             with cache.open(encoding="ascii", errors="replace") as lines:
                 return {line for line in map(str.rstrip, lines) if line in wanted}
     return set()

@@ -109,6 +109,8 @@ def files_below(directory: str | Path, kind: Kind, seen: set[str] | None = None)
             below, others_below = files_below(entry.path, kind, seen)
             found += below
             others += others_below
+        elif not entry.is_file():
+            others["no regular file"] += 1  # a pipe would be waited for
         elif extension in kind.extensions:
             check_characters(entry.path, "the name of a file")
             found.append(Path(entry.path))

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from minift.adapting import adapt, parse_methods
-from minift.errors import UserError, look_up
+from minift.errors import UserError, is_there, look_up
 from minift.formats.bases import (
     check_architecture,
     find_base,
@@ -244,7 +244,7 @@ def read(directory: Path) -> tuple[str, dict[str, Tensor], dict[str, Tensor], li
     The head is empty where there is none, labels are None where they are not recorded, the name is as it is recorded, maybe "".
     """
     file = directory / "adapter_config.json"
-    if not file.is_file() and (inside := sorted(path.parent.name for path in directory.glob("*/adapter_config.json"))):
+    if not is_there(file) and (inside := sorted(path.parent.name for path in directory.glob("*/adapter_config.json"))):
         raise UserError(f"{directory}: there are several adapters inside ({', '.join(inside)}), give the directory of one")
     said = read_config(file)
     fields, name = said.get("config"), said.get("name")
@@ -363,8 +363,8 @@ def head_of(file: Path) -> tuple[str, str, dict]:
 def read_head(directory: Path, width: int) -> tuple[dict[str, Tensor], list[str] | None]:
     """(weight and bias, labels in their order) of the one linear layer that a head of minift is."""
     file = directory / "head_config.json"
-    if not file.is_file():
-        if there := [name for name in HEAD_FILES if (directory / name).is_file()]:
+    if not is_there(file):
+        if there := [name for name in HEAD_FILES if is_there(directory / name)]:
             raise UserError(f"{directory}: there is {there[0]}, but no {file.name}, which says what it is; save the adapter again")
         return {}, None
     task, prefix, fields = head_of(file)

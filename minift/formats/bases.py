@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from minift.errors import UserError, look_up
+from minift.errors import UserError, is_there, look_up
 from minift.formats.heads import HEADS, OUTPUTS, has_head, usual_settings, usual_task
 from minift.formats.huggingface import FAMILIES, inside, read_bin
 from minift.pretrained import (
@@ -56,7 +56,7 @@ def source_of_base(run: Checkpoint) -> str | None:
 
 def read_config(path: Path) -> dict:
     """A JSON object of one of the two libraries."""
-    if not path.is_file():
+    if not is_there(path):
         raise UserError(f"{path}: no such file, so this is no directory of peft or of the adapters library")
     return read_object(inside(path.parent, path.name))
 
@@ -64,7 +64,7 @@ def read_config(path: Path) -> dict:
 def read_either(directory: Path, files: tuple[str, ...]) -> tuple[Path, dict[str, Tensor]]:
     """(path, tensors) of the safetensors file or of the .bin file: the first that is there."""
     for name, read_one in zip(files, (read_tensors, read_checked_bin), strict=True):
-        if (path := inside(directory, name)).is_file():
+        if is_there(path := inside(directory, name)):
             return path, read_one(path)
     raise UserError(f"{directory}: there is no {' and no '.join(files)}")
 
@@ -77,7 +77,7 @@ def read_checked_bin(path: Path) -> dict[str, Tensor]:
 
 def read_beside(directory: Path) -> dict:
     """minift.json; empty where there is none."""
-    if not (directory / BESIDE).is_file():
+    if not is_there(directory / BESIDE):
         return {}
     beside = read_config(directory / BESIDE)
     if "labels" in beside:  # as an older minift wrote it
@@ -107,7 +107,7 @@ def find_base(directory: Path, name: str | None, recorded: object, pooled: bool 
         raise UserError(f"{directory}: the head reads BERT's pooler, and {place} has none; name another base with --base")
     check_architecture(base.architecture)
     tokenizer = place / "tokenizer.json"
-    identity = {"base": sha256(place / "model.safetensors"), "base_tokenizer": sha256(tokenizer) if tokenizer.is_file() else None}
+    identity = {"base": sha256(place / "model.safetensors"), "base_tokenizer": sha256(tokenizer) if is_there(tokenizer) else None}
     base = replace(base, **identity)
     if beside.get("base", base.base) != base.base:
         raise UserError(

@@ -18,7 +18,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from minift import pretrained
-from minift.errors import UserError, brief
+from minift.errors import UserError, brief, is_there
 from minift.formats.wordpiece import (
     FLAGS,
     add_tokens,
@@ -46,7 +46,7 @@ MASK = {"lstrip": True, "rstrip": False, "normalized": False, "single_word": Fal
 def read_tokenizer(directory: Path, config, said: list[str] | None = None) -> Tokenizer:
     """RoBERTa's or XLM-R's, without truncation and padding. config: the model's, for the size of its table."""
     tokenizer, roles, settings = read_any(directory, config, CLASSES, DEFAULTS)
-    if not (directory / "tokenizer.json").is_file():
+    if not is_there(directory / "tokenizer.json"):
         sep, cls = ((str(roles[role]), tokenizer.token_to_id(str(roles[role]))) for role in ("sep", "cls"))
         blank = settings["add_prefix_space"]
         tokenizer.post_processor = processors.RobertaProcessing(sep, cls, trim_offsets=True, add_prefix_space=blank)
@@ -79,8 +79,8 @@ def read_any(directory: Path, config, classes: tuple[str, ...], defaults: dict[s
     special tokens, by role.
     """
     file = directory / "tokenizer_config.json"
-    settings = read_object(file) if file.is_file() else {}
-    whole = (directory / "tokenizer.json").is_file()
+    settings = read_object(file) if is_there(file) else {}
+    whole = is_there(directory / "tokenizer.json")
     name = settings.get("tokenizer_class")
     kind = name.removesuffix("Fast") if isinstance(name, str) else name
     if kind is not None and kind not in classes[: None if whole else 1]:
@@ -89,7 +89,7 @@ def read_any(directory: Path, config, classes: tuple[str, ...], defaults: dict[s
     settings = {"add_prefix_space": False} | settings
     if not isinstance(settings["add_prefix_space"], bool):
         raise UserError(f"{file}: add_prefix_space is {settings['add_prefix_space']!r}; true or false is expected")
-    if "added_tokens_decoder" not in settings and (directory / "special_tokens_map.json").is_file():
+    if "added_tokens_decoder" not in settings and is_there(directory / "special_tokens_map.json"):
         settings = with_special_tokens_map(directory / "special_tokens_map.json", settings)
     if "mask" in defaults and isinstance(settings.get("mask_token", defaults["mask"]), str):
         settings = settings | {"mask_token": {"content": settings.get("mask_token", defaults["mask"]), **MASK}}
@@ -123,10 +123,10 @@ def tokenizer_of_bytes() -> Tokenizer:
 
 def from_files(directory: Path) -> Tokenizer:
     """Byte-level BPE from vocab.json and merges.txt, without added tokens and template."""
-    absent = [name for name in ("vocab.json", "merges.txt") if not (directory / name).is_file()]
+    absent = [name for name in ("vocab.json", "merges.txt") if not is_there(directory / name)]
     if absent:
         model = "sentencepiece.bpe.model"
-        hint = f"; {model} alone is not read, save the tokenizer again with transformers" if (directory / model).is_file() else ""
+        hint = f"; {model} alone is not read, save the tokenizer again with transformers" if is_there(directory / model) else ""
         raise UserError(f"{directory}: there is no tokenizer.json, and no {' and no '.join(absent)}{hint}")
     vocabulary, merges = read_object(directory / "vocab.json"), read_merges(directory / "merges.txt")
     if not all(type(number) is int and number >= 0 for number in vocabulary.values()):

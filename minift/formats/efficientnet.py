@@ -15,7 +15,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from minift.data.loading import IMAGENET_V1, Preprocessing
-from minift.errors import UserError
+from minift.errors import UserError, is_there
 from minift.models.efficientnet import SIZES, EfficientNet, EfficientNetConfig, fields_of
 from minift.pretrained import read_object
 
@@ -81,7 +81,7 @@ def size_in(path: Path, names: Names, tensors: dict[str, Tensor]) -> str:
 def timm_config(directory: Path) -> dict | None:
     """config.json of a directory that holds an EfficientNet as timm puts it on the hub; None where there is none."""
     file = directory / "config.json"
-    raw = read_object(file) if file.is_file() else {}
+    raw = read_object(file) if is_there(file) else {}
     known = "efficientnet" in str(raw.get("architecture")) and isinstance(raw.get("pretrained_cfg"), dict)
     return raw if known else None
 

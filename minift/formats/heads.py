@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minift.errors import UserError, look_up
+from minift.errors import UserError, is_there, look_up
 from minift.pretrained import Checkpoint, check_shapes, check_values, outline, read_object
 from minift.tasks import TASKS
 from minift.tasks.task import Task, described, task_from
@@ -268,7 +268,7 @@ def length_in(directory: Path, checkpoint: Checkpoint) -> tuple[int | None, str]
     if checkpoint.tokenizer is None:
         return None, ""
     file = directory / "tokenizer_config.json"
-    said = read_object(file).get("model_max_length") if file.is_file() else None
+    said = read_object(file).get("model_max_length") if is_there(file) else None
     if type(said) is int and 3 <= said < checkpoint.max_length:
         return said, "model_max_length of the tokenizer"
     return checkpoint.max_length, "all that the model can take"

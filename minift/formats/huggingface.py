@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from minift.data.loading import IMAGENET_V1, Preprocessing
-from minift.errors import UserError, look_up
+from minift.errors import UserError, is_there, look_up
 from minift.formats import bytelevel, heads
 from minift.formats.wordpiece import FILES as TOKENIZER_FILES
 from minift.formats.wordpiece import read_tokenizer, write_tokenizer
@@ -101,7 +101,7 @@ def read_with_head(
 def read_config(directory: Path) -> dict:
     """config.json of a checkpoint whose architecture is in FAMILIES."""
     path = inside(directory, "config.json")
-    if not path.is_file():
+    if not is_there(path):
         raise UserError(f"{directory}: there is no config.json, so this is no transformers checkpoint")
     raw = read_object(path)
     if not isinstance(raw.get("model_type"), str) or raw["model_type"] not in FAMILIES:
@@ -157,10 +157,10 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
 def read_weights(directory: Path) -> tuple[str, dict[str, Tensor]]:
     """(file, tensors) from model.safetensors, its shards, pytorch_model.bin or its shards: the first that is there."""
     for name, read_one in (("model.safetensors", partial(read_tensors, checked=False)), ("pytorch_model.bin", read_bin)):
-        if (path := inside(directory, name)).is_file():
+        if is_there(path := inside(directory, name)):
             return name, read_one(path)
         index = inside(directory, f"{name}.index.json")
-        if index.is_file():
+        if is_there(index):
             shards = [inside(directory, shard) for shard in shards_of(index)]
             return index.name, {key: tensor for shard in shards for key, tensor in read_one(shard).items()}
     raise UserError(f"{directory}: there is no model.safetensors and no pytorch_model.bin")
@@ -202,7 +202,7 @@ def unpickle(path: Path, trusted: bool = False) -> object:
 
     trusted: read it with an older torch too, in which a crafted file may run code all the same.
     """
-    if not path.is_file():
+    if not is_there(path):
         raise UserError(f"{path}: no such file")
     release = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
     if release < SAFE and not trusted:
@@ -355,7 +355,7 @@ POOLS = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
 def read_pool(directory: Path) -> str | None:
     """cls or mean, where a sentence-transformers checkpoint records one of them in 1_Pooling/config.json."""
     path = directory / "1_Pooling" / "config.json"
-    if not path.is_file():
+    if not is_there(path):
         return None
     modes = [key for key, value in read_object(path).items() if key.startswith("pooling_mode_") and value is True]
     return next((pool for pool, mode in POOLS.items() if modes == [mode]), None)
@@ -378,7 +378,7 @@ STRETCHED = 384  # from this size on ConvNextImageProcessor, which ResNets use, 
 
 def read_preprocessing(directory: Path, config, said: list[str]) -> dict:
     path = directory / "preprocessor_config.json"
-    raw = read_object(path) if path.is_file() else None
+    raw = read_object(path) if is_there(path) else None
     found = None if raw is None else from_processor(raw, said)
     if found is None:
         why = f"there is no {path.name}" if raw is None else f"{path.name} asks for what minift does not do"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from minift.cli import spelled
 from minift.data.loading import IMAGENET_V1, IMAGENET_V2, Preprocessing, mismatch
-from minift.errors import UserError, brief
+from minift.errors import UserError, brief, is_there
 from minift.formats import efficientnet
 from minift.formats.hub import reason
 from minift.formats.huggingface import Report, count_from_zero, translate, unpickle, untied, write_bin
@@ -89,7 +89,7 @@ def fetch(name: str) -> Path:
     """The file of published weights from torch.hub's cache, downloaded where it is not there; its hash is compared each time."""
     url = library().get_weight(WEIGHTS[name]).url
     path = Path(torch.hub.get_dir(), "checkpoints", file_name(url))
-    if not path.is_file():
+    if not is_there(path):
         download(name, url, path)
     elif not (found := sha256(path)).startswith(promised(path.name)):
         path.unlink()
@@ -178,12 +178,12 @@ def read(path: Path, source: str, revision: str | None = None, preprocessing: st
 def beside(path: Path) -> dict:
     """What minift has written beside a file, which that cannot hold; empty where there is nothing."""
     file = path.with_suffix(".json")
-    return read_object(file) if file.is_file() else {}
+    return read_object(file) if is_there(file) else {}
 
 
 def state_dict(path: Path, report: Report) -> dict[str, Tensor]:
     """The tensors of a file, taken out of what training scripts and wrappers put around them."""
-    if not path.is_file():
+    if not is_there(path):
         raise UserError(f"{path}: no such file")
     if path.suffix == ".safetensors":
         tensors = read_tensors(path, checked=False)

@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from minift import pretrained
 from minift.data.examples import check_characters
-from minift.errors import UserError
+from minift.errors import UserError, is_there
 from minift.pretrained import Checkpoint, read_object, write_json
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "added_tokens.json", "special_tokens_map.json")
@@ -50,11 +50,11 @@ def read_tokenizer(directory: Path, config, said: list[str] | None = None) -> To
     """
     said = [] if said is None else said
     file = directory / "tokenizer_config.json"
-    settings = read_object(file) if file.is_file() else {}
-    whole = (directory / "tokenizer.json").is_file()
+    settings = read_object(file) if is_there(file) else {}
+    whole = is_there(directory / "tokenizer.json")
     plain = check_class(directory, settings, whole)
     check_normalizer(file, settings)
-    if "added_tokens_decoder" not in settings and (directory / "special_tokens_map.json").is_file():
+    if "added_tokens_decoder" not in settings and is_there(directory / "special_tokens_map.json"):
         settings = with_special_tokens_map(directory / "special_tokens_map.json", settings)
     roles = special_tokens_of(file, settings, {} if plain else DEFAULTS)
     recorded = recorded_tokens(directory, settings, {str(token) for token in roles.values()})
@@ -64,7 +64,7 @@ def read_tokenizer(directory: Path, config, said: list[str] | None = None) -> To
         tokenizer.no_truncation()
         tokenizer.no_padding()
         compare_vocabularies(directory, tokenizer, said)
-    elif (directory / "vocab.txt").is_file():
+    elif is_there(directory / "vocab.txt"):
         tokenizer = from_vocabulary(directory / "vocab.txt", roles, recorded, said)
     else:
         raise UserError(f"{directory}: there is no tokenizer.json and no vocab.txt")
@@ -92,7 +92,7 @@ def check_class(directory: Path, settings: dict, whole: bool) -> bool:
     settings: tokenizer_config.json; where it names no class, config.json may. whole: whether there is a tokenizer.json.
     """
     file, name = directory / "tokenizer_config.json", settings.get("tokenizer_class")
-    if name is None and (directory / "config.json").is_file():
+    if name is None and is_there(directory / "config.json"):
         file = directory / "config.json"
         name = read_object(file).get("tokenizer_class")
     kind = name.removesuffix("Fast") if isinstance(name, str) else name
@@ -160,7 +160,7 @@ def recorded_tokens(directory: Path, settings: dict, special: set[str]) -> dict[
         if not isinstance(stored, dict) or not all(number.isdecimal() for number in stored):
             raise UserError(f"{file}: added_tokens_decoder is {stored!r:.60}; an object of ids and tokens is expected")
         found = {int(number): as_token(file, f"added_tokens_decoder {number}", token) for number, token in stored.items()}
-    elif (file := directory / "added_tokens.json").is_file():
+    elif is_there(file := directory / "added_tokens.json"):
         for token, number in read_object(file).items():
             if type(number) is not int or number < 0 or number in found:
                 raise UserError(f"{file}: the id of {token!r} is {number!r:.20}; a number of its own is expected")
@@ -171,7 +171,7 @@ def recorded_tokens(directory: Path, settings: dict, special: set[str]) -> dict[
 def compare_vocabularies(directory: Path, tokenizer: Tokenizer, said: list[str]) -> None:
     """Say where vocab.txt, which transformers passes over, is not the vocabulary of tokenizer.json."""
     file = directory / "vocab.txt"
-    if not file.is_file():
+    if not is_there(file):
         return
     stands = {number: token for token, number in tokenizer.get_vocab().items()}
     largest = max(stands, default=-1)

@@ -23,7 +23,7 @@ class Distill(Penalty):
     a third of a step's time. The paper trains the source's head as well, on the labels that it gave; here it stays as it is. T^2
     keeps the gradient's size the same for every T.
 
-    strength: 0 or above. temperature: above 0.
+    strength: 0 or above. temperature: from 1e-6 to 1e6, as z / T and T^2 are float32.
     Raises ValueError where nothing of the body trains, or for logits where the source's head gives none of one label a row.
     Proved by tests/optim/test_penalties.py: by hand, torch's kl_div, finite differences.
     """
@@ -32,8 +32,8 @@ class Distill(Penalty):
 
     def __init__(self, anchored: Anchored, strength: float = 1.0, of: str = "features", temperature: float = 2.0):
         source, self.model = anchored.source, anchored.model
-        if not 0 <= strength < float("inf") or not 0 < temperature < float("inf"):
-            raise ValueError(f"strength={strength}, temperature={temperature}: expected 0 or above, and above 0")
+        if not 0 <= strength < float("inf") or not 1e-6 <= temperature <= 1e6:
+            raise ValueError(f"strength={strength}, temperature={temperature}: expected 0 or above, and from 1e-6 to 1e6")
         if of not in ("features", "logits"):
             raise ValueError(f"of={of}: expected features or logits")
         if source is None:

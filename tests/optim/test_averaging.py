@@ -92,6 +92,11 @@ def test_a_run_saves_the_mean_of_its_last_epochs(tmp_path):
         torch.testing.assert_close(tensor, (ends[0][name] + ends[1][name]) / 2, rtol=0, atol=1e-6)
 
 
+def test_fewer_epochs_than_it_averages_are_reported(tmp_path, capsys):
+    run(tmp_path, "run", "--average", "last:epochs=2", epochs=1)
+    assert "note: --average last:epochs=2: the run has 1 epoch, so the mean is over 1 epoch\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("average", ["ema:decay=0.9", "last:epochs=2"])
 def test_a_resumed_run_ends_in_the_same_bits_and_scores_what_it_saves(tmp_path, average):
     """A checkpoint after every step, the last ones damaged, so that an epoch is taken up in its middle."""
