@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
     )
     scores, described = tuned.score(rows, processes(arguments.workers))
     print(one_line(f"{arguments.data}: {len(rows):,} rows; {'; '.join(rows.decided)}"))
-    print(", ".join(f"{name} {value}" for name, value in described.items()), end="\n\n")
+    print(", ".join(f"{name}: {value}" for name, value in described.items()), end="\n\n")
     print(table(list(scores.metrics), [list(scores.metrics.values())]), end="\n\n")
     print(scores.meter.table())
     if by:

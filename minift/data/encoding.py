@@ -235,7 +235,9 @@ def normal_encoding(encoding: str) -> str:
 
 
 def not_text(path: str | Path) -> str | None:
-    """The error for a file whose first bytes are those of no text."""
+    """The error for a file that is not there, or whose first bytes are not those of a text."""
+    if not os.path.exists(path):
+        return f"{path}: no such file"
     if not os.path.isfile(path):
         return None
     try:

@@ -24,7 +24,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from minift.data.columns import other_columns
-from minift.data.encoding import decode, read_bytes
+from minift.data.encoding import decode, not_text, read_bytes
 from minift.data.examples import Examples, check_characters, listed
 from minift.data.layout import Layout
 from minift.data.table import read_table
@@ -160,7 +160,8 @@ def file_format(path: Path, format: str) -> str:
     kind = FORMATS.get(path.suffix.lower()) if format == "auto" else format
     if kind is None:
         raise UserError(
-            f"{path}: the extension {path.suffix or '(none)'} does not tell the format; add --format {', '.join(KINDS)}"
+            not_text(path)
+            or f"{path}: the extension {path.suffix or '(none)'} does not tell the format; add --format {', '.join(KINDS)}"
         )
     return kind
 

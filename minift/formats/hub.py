@@ -5,7 +5,10 @@ finished file with the hash that the hub promises; `verify` does. Proved by test
 """
 
 import hashlib
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from minift.errors import UserError
@@ -44,7 +47,8 @@ def download(repository: str, name: str, revision: str | None) -> Path | None:
     from huggingface_hub import _CACHED_NO_EXIST, constants, errors, hf_hub_download, try_to_load_from_cache
 
     try:
-        path = Path(hf_hub_download(repository, name, revision=revision))
+        with brief_retries():
+            path = Path(hf_hub_download(repository, name, revision=revision))
     except errors.LocalEntryNotFoundError as error:
         if not constants.HF_HUB_OFFLINE:
             raise UserError(
@@ -72,6 +76,21 @@ def download(repository: str, name: str, revision: str | None) -> Path | None:
         ) from None
     verify(path, f"{repository}/{name}")
     return path
+
+
+@contextmanager
+def brief_retries() -> Iterator[None]:
+    """The library logs that it tries again, one line, and before it the whole exception, which is not shown here."""
+    logger = logging.getLogger("huggingface_hub.utils._http")
+
+    def is_brief(record: logging.LogRecord) -> bool:
+        return "thrown while requesting" not in record.getMessage()
+
+    logger.addFilter(is_brief)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_brief)
 
 
 def verify(path: Path, what: str) -> None:

@@ -174,8 +174,8 @@ def check_writable(checkpoint: Checkpoint) -> tuple[str, dict]:
     parts, name = parse_methods(method), method.partition(":")[0]
     if len(parts) > 1 or name not in PEFT_TYPES:
         raise UserError(
-            f"--method {method}: a directory of peft's holds one of {', '.join(PEFT_TYPES)}; where the run can be merged, it goes "
-            "out as a plain model with --to hf"
+            f"--method {method}: a directory of peft's holds one of {', '.join(PEFT_TYPES)}; a run that can be merged is "
+            "written as a plain model, with --to hf"
         )
     pool, options = checkpoint.task["pool"], options_of(parts[0])
     task_type_of(checkpoint.architecture, checkpoint.task["name"])

@@ -176,6 +176,7 @@ def test_what_was_decided_is_said(tmp_path):
 
 WRONG = {
     "missing": ("gone.csv", None, {}, "gone.csv: no such file"),
+    "missing, of an unknown extension": ("gone.cvs", None, {}, "gone.cvs: no such file"),
     "empty": ("a.csv", "", {}, "the file is empty"),
     "blank": ("a.tsv", "\n\n", {}, "the file is empty"),
     "header alone": ("a.csv", "text,label\n", {}, "no row below it"),

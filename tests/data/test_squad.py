@@ -225,6 +225,7 @@ WRONG = {
     "empty csv": ("a.csv", "\n\n", {}, "the file is empty"),
     "header alone": ("a.csv", HEADER, {}, "there is a header and no row below it"),
     "no question": ("a.json", squad(), {}, "the file holds no question"),
+    "missing, of an unknown extension": ("gone.jsno", None, {}, "gone.jsno: no such file"),
     "unknown extension": ("a.txt", "x", {}, "the extension .txt does not tell the format; add --format squad, jsonl, csv, tsv"),
     "unknown format": ("a.json", "{}", {"format": "xml"}, "--format xml: known are auto, squad, jsonl, csv, tsv"),
     "broken UTF-8": ("a.csv", (HEADER + "a,é,b\n").encode("latin-1"), {}, "a.csv:2:3: byte 0xe9 is not utf-8"),
