@@ -427,12 +427,15 @@ def rows_of(run: Recorded, number: int, device: str | None) -> list[Text | Row]:
         raise UserError("the run has neither validation nor test rows")
     examples = parts[split]
     print(f"{run.name}: scoring the {len(examples):,} {split} rows again", file=sys.stderr)
-    scores, _ = tuned.score(examples)
+    scores, described = tuned.score(examples)
     then, now = run.result[split]["loss"], scores.metrics["loss"]
-    rows = examples.take(np.argsort(-scores.losses, kind="stable")[:number])
+    worst = np.argsort(-scores.losses, kind="stable")[:number]
+    rows, losses = examples.take(worst), scores.losses[worst]
     said = f"Of the {split} rows, scored again: loss {now:.4f}, in the run {then:.4f}."
-    inputs = zip(rows.inputs(), tuned.predict_rows(rows), strict=True)
-    shown = [row_of(rows, i, task, prediction, content) for i, (content, prediction) in enumerate(inputs)]
+    if described:
+        said += f" Over all of them: {', '.join(f'{name}: {value}' for name, value in described.items())}."
+    inputs = zip(rows.inputs(), tuned.predict_rows(rows), losses, strict=True)
+    shown = [row_of(rows, i, task, prediction, content, loss) for i, (content, prediction, loss) in enumerate(inputs)]
     legend = [
         ("right and predicted", "both", ""),
         ("  ", "", ""),
@@ -444,7 +447,7 @@ def rows_of(run: Recorded, number: int, device: str | None) -> list[Text | Row]:
     return [Text(said), *([Row("", [("spans", legend)])] if marked else []), *shown]
 
 
-def row_of(rows, i: int, task, prediction: dict, content: dict) -> Row:
+def row_of(rows, i: int, task, prediction: dict, content: dict, loss: float) -> Row:
     marked, found = task.marked(rows, i, prediction), []
     for name, value in content.items():
         if name == "image":
@@ -452,7 +455,8 @@ def row_of(rows, i: int, task, prediction: dict, content: dict) -> Row:
         elif marked is None or not (isinstance(value, list) or value == marked[0]):
             text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
             found.append((name, pieces(text, [], [])))
-    return Row(rows.place(i) + task.compare(rows, i, prediction), found + ([] if marked is None else [("", pieces(*marked))]))
+    said = f"{rows.place(i)}{task.compare(rows, i, prediction)}; loss {loss:.2f}"
+    return Row(said, found + ([] if marked is None else [("", pieces(*marked))]))
 
 
 def pieces(text: str, right: list[Mark], predicted: list[Mark]) -> list[tuple[str, str, str]]:
@@ -467,14 +471,14 @@ def pieces(text: str, right: list[Mark], predicted: list[Mark]) -> list[tuple[st
         first = max(0, min((mark.start for mark in marks), default=0) - around)
         last = min(last, max(max((mark.end for mark in marks), default=0) + around, first + CHARACTERS))
     cuts = sorted({first, last} | {at for mark in marks for at in (mark.start, mark.end) if first < at < last})
-    found = [(f"({first:,} characters) … ", "", "")] if first else []
+    found = [(f"({first:,} more characters) … ", "", "")] if first else []
     for a, b in pairwise(cuts):
         names = [next((mark.name for mark in some if mark.start <= a and b <= mark.end), None) for some in (right, predicted)]
         inside = tuple(name is not None for name in names)
         kind = {(True, True): "both", (True, False): "right", (False, True): "predicted"}.get(inside, "")
         said = list(dict.fromkeys(name for name in names if name))
         found.append((text[a:b], kind, " → ".join(said)))
-    return found + ([(f" … ({len(text) - last:,} characters)", "", "")] if last < len(text) else [])
+    return found + ([(f" … ({len(text) - last:,} more characters)", "", "")] if last < len(text) else [])
 
 
 # ---- for the terminal ----
@@ -596,7 +600,8 @@ def part_as_html(part: Text | Grid | Row) -> str:
 def grid_as_html(grid: Grid) -> str:
     tallest = {i: max((abs(row[i]) for row in grid.rows if is_number(row[i])), default=0) for i in grid.bars}
     numbers = {i for i in range(len(grid.header)) if any(is_number(row[i]) for row in grid.rows)}
-    header = (f"<th{' class=n' * (i in numbers)}>{html.escape(name)}</th>" for i, name in enumerate(grid.header))
+    names = [html.escape(name).replace("_", "_<wbr>") for name in grid.header]  # a long name may be broken there
+    header = (f"<th{' class=n' * (i in numbers)}>{name}</th>" for i, name in enumerate(names))
     lines = [f"<tr>{''.join(header)}</tr>"]
     for row in grid.rows:
         total, cells = sum(row[i] for i in grid.heat), []

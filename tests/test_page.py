@@ -25,7 +25,7 @@ from minift.tasks.task import Mark
 class Page(HTMLParser):
     """The elements of a page and its words; fails where an element is closed that is not open."""
 
-    VOID = ("meta", "img", "path", "use", "br")
+    VOID = ("meta", "wbr", "img", "path", "use", "br")
 
     def __init__(self, text: str):
         super().__init__()
@@ -170,6 +170,7 @@ def test_the_worst_rows_of_texts(gradual):
     assert len(rows) == 4 and "scored again" in said.text
     tuned = minift.load(gradual)
     (recorded,) = page.find_runs([str(gradual)])
+    assert "cut by 40: 0." in said.text
     assert f"{recorded.result['valid']['loss']:.4f}, in the run {recorded.result['valid']['loss']:.4f}" in said.text
     losses = []
     for row in rows:
@@ -177,6 +178,7 @@ def test_the_worst_rows_of_texts(gradual):
         (p,) = tuned.predict([text])
         label = re.match(r"line \d+: (.+?) [01]\.\d{3}", row.said)[1]
         losses.append(-math.log(p["probabilities"][label]))
+        assert float(row.said.rpartition("; loss ")[2]) == pytest.approx(losses[-1], abs=0.006)
     assert losses == sorted(losses, reverse=True)
 
 
