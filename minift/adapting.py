@@ -1,8 +1,8 @@
-"""A method spec and what it does to a body: `lora:rank=4`, or several in order, `prefix:length=10+lora:rank=8`.
+"""Method specs, `lora:rank=4` or several in order, `prefix:length=10+lora:rank=8`, and how they are applied to a body.
 
-A method may stand in a file outside the package: `path/to/file.py:name`, with options behind a second colon. Such a file is code,
-so it is run only where the user has typed it (`parse_methods(spec, typed=True)`), or has listed it in the environment variable
-MINIFT_METHODS (paths joined as in PATH), and never because the config.json of a run names it.
+A method may be defined in a file outside the package: `path/to/file.py:name`, with options after a second colon. Such a file is
+code, so it is run only where the user has typed it (`parse_methods(spec, typed=True)`) or has listed it in the environment
+variable MINIFT_METHODS (paths joined as in PATH), and never because the config.json of a run names it.
 Proved by tests/test_adapting.py.
 """
 
@@ -27,23 +27,23 @@ FILE = r"(?:[A-Za-z]:)?[^+:,]+\.py:\w+"  # path/to/file.py:name
 
 
 def split(spec: str) -> list[str]:
-    """The methods of a spec, each with its options; a `+` inside a regular expression does not part them."""
+    """The methods of a spec, each with its options; a `+` inside a regular expression does not separate them."""
     return re.split(rf"\+(?=(?:{'|'.join(METHODS)}|{FILE})(?:[:+]|$))", spec)
 
 
 def in_file(one: str) -> tuple[str, str] | None:
-    """(path, name) of a method that stands in a file outside the package; None of one that is in METHODS."""
+    """(path, name) of a method that is defined in a file outside the package; None for one of METHODS."""
     found = re.match(rf"({FILE})(?::|$)", one)
     return (found[1].rpartition(":")[0], found[1].rpartition(":")[2]) if found else None
 
 
 def name_of(one: str) -> str:
-    """Of one method of a spec, without options and path."""
+    """The name of one method of a spec, without options and path."""
     return file[1] if (file := in_file(one)) else one.partition(":")[0]
 
 
 def parse_methods(spec: str, typed: bool = False) -> list[Callable[[nn.Module], None]]:
-    """The methods of a spec, options bound. typed: the user has written it in this process, so files that it names may be run."""
+    """The methods of a spec, options bound. typed: the user has typed the spec, so files that it names may be run."""
     parts = split(spec)
     for one in parts:
         name = name_of(one)
@@ -109,10 +109,10 @@ def adapt(body: nn.Module, spec: str) -> None:
 
 
 def adapt_saved(body: nn.Module, spec: str) -> None:
-    """`adapt` for a run that has been saved, whose tensors are loaded next.
+    """`adapt` for a saved run, whose tensors are loaded next.
 
-    It takes no number from torch's random stream, and compiles no regular expression of the spec, which another may have written:
-    sites are roles and names of modules, as `resolved` gives them.
+    It draws no number from torch's random generator, and compiles no regular expression of the spec, which somebody else may have
+    written: sites are roles and names of modules, as `resolved` gives them.
     """
     for one, method in zip(split(spec), parse_methods(spec), strict=True):
         sites = options_of(method).get("sites", "")
@@ -127,8 +127,8 @@ def adapt_saved(body: nn.Module, spec: str) -> None:
 
 
 def resolved(spec: str, body: nn.Module) -> str:
-    """The spec with every option and its value, as a run records it: `lora:rank=8,alpha=16.0,...`. The defaults of a method may
-    change later, and its sites are roles and names of modules, not regular expressions. body: plain or adapted.
+    """The spec with the value of every option, as a run records it: `lora:rank=8,alpha=16.0,...`, because the defaults of a method
+    may change later. Its sites are roles and names of modules, not regular expressions. body: plain or adapted.
     """
     parts = []
     for one, method in zip(split(spec), parse_methods(spec), strict=True):
@@ -144,19 +144,19 @@ def resolved(spec: str, body: nn.Module) -> str:
 
 
 def default_lr(spec: str, optimizer: str, width: int) -> float:
-    """The method's own learning rate; of several the lowest, at which none diverges."""
+    """The method's default learning rate; of several methods the lowest, at which none diverges."""
     return min(file_of(method).lr(optimizer, width) for method in parse_methods(spec))
 
 
 def default_epochs(spec: str) -> int:
-    """The method's own number of epochs; of several the most."""
+    """The method's default number of epochs; of several methods the largest."""
     return max(file_of(method).EPOCHS for method in parse_methods(spec))
 
 
 def lr_factors(spec: str) -> dict[str, float]:
-    """Last segment of a parameter's name -> factor on its learning rate; those that are 1 are left out.
+    """Last segment of a parameter's name -> factor on its learning rate, where it is not 1.
 
-    A method's file may hold LR_FACTORS: last segment -> the option that says the factor. Raises UserError where two methods of the
+    A method's file may hold LR_FACTORS: last segment -> the option that holds the factor. Raises UserError where two methods of the
     spec give one segment different factors.
     """
     factors = {}
@@ -171,5 +171,5 @@ def lr_factors(spec: str) -> dict[str, float]:
 
 
 def file_of(method: Callable) -> ModuleType:
-    """The module in which a parsed method stands."""
+    """The module in which a parsed method is defined."""
     return sys.modules[method.func.__module__]

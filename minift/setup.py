@@ -1,4 +1,4 @@
-"""What stands between the flags of train.py and the loop: what they leave open, the model, the optimizer, the schedule."""
+"""From the flags of train.py to what the training loop needs: defaults, the model, the optimizer, the schedule, the penalties."""
 
 import math
 import sys
@@ -49,36 +49,36 @@ from minift.tasks import TASKS
 from minift.tasks.task import Model
 from minift.training import Training
 
-# Few rows need more passes: three over 500 rows leave BERT half trained (Mosbach et al. 2021, arXiv:2006.04884;
-# Zhang et al. 2021, arXiv:2006.05987). --epochs unset makes at least this many steps.
+# Few rows need more epochs: three epochs of 500 rows leave BERT half trained (Mosbach et al. 2021, arXiv:2006.04884;
+# Zhang et al. 2021, arXiv:2006.05987). Without --epochs a run has at least this many steps.
 LEAST_STEPS = 150
 
 
 @dataclass
 class Start:
-    """What a run starts from."""
+    """The task, the checkpoint and the device with which a run starts."""
 
     task: type  # the class of the task
     checkpoint: Checkpoint
-    place: Path | None  # where the checkpoint lies; None: an architecture by name
+    place: Path | None  # the directory of the checkpoint; None: an architecture by name
     device: torch.device
-    random: bool = False  # whether its weights are left aside
+    random: bool = False  # --init random: the weights of the checkpoint are not used
 
 
 @dataclass
 class Setup(Training):
-    """What the loop needs, and what is to be said and saved of it."""
+    """What the loop needs, and what is printed and saved about it."""
 
     steps: int = 0  # of the whole run
-    new: tuple[str, ...] = ()  # parts that are newly initialised
+    new: tuple[str, ...] = ()  # parts with newly initialised weights
     saved: list[str] | None = None  # names of the body's tensors that the run saves; None: all, as they all train
     frozen: int = 0  # modules of `body.walk()` below all that trains
-    source: Source | None = None  # what it starts from, where a penalty or --source-data asks for it
-    seconds: dict[str, float] = field(default_factory=dict)  # what was measured for --precision auto: of products by dtype
+    source: Source | None = None  # the model and the head that the run starts from, where a penalty or --source-data needs them
+    seconds: dict[str, float] = field(default_factory=dict)  # measured for --precision auto: dtype -> of the products of a step
 
 
 class Terms(Penalty):
-    """What the wrappers of a method add to the loss."""
+    """The terms that the wrappers of a method add to the loss."""
 
     def term(self, model: nn.Module, progress=None) -> Tensor:
         return terms(model.body)
@@ -87,7 +87,7 @@ class Terms(Penalty):
 def start(options) -> Start:
     """Look up the task and the device, read the checkpoint."""
     task = look_up(TASKS, options.task, "--task")
-    parse_methods(options.method, typed=True)  # a mistake in it is answered before anything is read
+    parse_methods(options.method, typed=True)  # a mistake in it is reported before anything is read
     if options.out is not None:
         check_path(Path(options.out))
     device = choose_device(options.device)
@@ -116,7 +116,7 @@ def start(options) -> Start:
 
 
 def at_size(checkpoint: Checkpoint, size: int) -> Checkpoint:
-    """For images of another size."""
+    """The checkpoint for images of another size."""
     from minift.data.loading import Preprocessing
 
     inputs = Preprocessing.of(checkpoint.preprocessing).sized(size)
@@ -125,9 +125,9 @@ def at_size(checkpoint: Checkpoint, size: int) -> Checkpoint:
 
 
 def resolve(given, start: Start, directory: Path | None = None) -> tuple[object, dict[str, str]]:
-    """(the options with a value for every flag but --epochs, flag -> where a value that was left open comes from)
+    """(the options with a value for every flag but --epochs, flag -> where the value of an unset flag comes from)
 
-    directory: of a run that goes on.
+    directory: of a run that is resumed.
     """
     task, method = start.task, names_of(given.method)
     model = task.MODEL if given.model is None else given.model
@@ -165,7 +165,7 @@ def resolve(given, start: Start, directory: Path | None = None) -> tuple[object,
 
 
 def penalties_of(options) -> list[Callable[[Anchored], Penalty]]:
-    """Those of --penalty, options bound."""
+    """The penalties of --penalty, options bound."""
     specs = [] if options.penalty is None else options.penalty.split("+")
     penalties = [parse(spec, PENALTIES, "--penalty") for spec in specs]
     for kind, times in Counter(one.func for one in penalties).items():
@@ -175,7 +175,7 @@ def penalties_of(options) -> list[Callable[[Anchored], Penalty]]:
 
 
 def prepare(options, task, parts: dict[str, Examples], checkpoint: Checkpoint) -> dict[str, Data]:
-    """The splits as numbers; the training rows as training sees them."""
+    """The splits as `Data`; the training rows with what is for training alone, such as augmentation."""
     workers = getattr(options, "workers", None) or 0
     return {
         split: task.prepare(examples, checkpoint, options if split == "train" else None, workers)
@@ -184,7 +184,7 @@ def prepare(options, task, parts: dict[str, Examples], checkpoint: Checkpoint) -
 
 
 def choose_epochs(options, train: Data) -> tuple[object, dict[str, str], int]:
-    """(the options with --epochs, where its value comes from if it was unset, steps of an epoch)"""
+    """(the options with --epochs, where its value comes from if it was unset, steps per epoch)"""
     steps = math.ceil(len(train.order(options.batch_size, options.seed, 0)) / options.accumulate)
     if getattr(options, "solver", "gradient") == "lbfgs":
         return replace(options, epochs=0), {"epochs": "not used by lbfgs"}, steps
@@ -197,9 +197,9 @@ def choose_epochs(options, train: Data) -> tuple[object, dict[str, str], int]:
 
 
 def build(options, given, start: Start, task, train: Data, steps_per_epoch: int) -> Setup:
-    """Freeze everything, let the method thaw or wrap; then the head, the groups, the optimizer and the schedule.
+    """Freeze everything, let the method unfreeze or wrap; then the head, the groups, the optimizer and the schedule.
 
-    train: a unit of it is what a precision of auto is measured with.
+    train: --precision auto is measured with a unit of it.
     """
     source, target = read_source(options, start, penalties_of(options)), read_target(options, task, start.checkpoint)
     torch.manual_seed(options.seed)
@@ -310,7 +310,7 @@ def reinitialise(options, body: nn.Module, trained: dict[str, Tensor]) -> list[s
 def make_penalties(
     options, model: nn.Module, source: Source | None, groups: list[Group], plain: Set[str], new: Set[str]
 ) -> list[Penalty]:
-    """plain: names of the parameters of the body before the method has added its own. new: modules that are newly initialised."""
+    """--rehearse and --penalty. plain: names of the body's parameters before the method. new: modules with new weights."""
     rehearsal = []
     if options.rehearse:
         rows, data = options.batch_size * options.accumulate, source.rows(options.rehearse)
@@ -345,7 +345,7 @@ def read_target(options, task, checkpoint: Checkpoint) -> Data | None:
 
 
 def make_adversary(options, target: Data, model: nn.Module, groups: list[Group], steps: int) -> DANN:
-    """Its head is in groups of its own, which are added to `groups`: it trains with the head's learning rate."""
+    """The domain classifier of --target-data. Its head is added to `groups` and trains with the head's learning rate."""
     if not any(p.requires_grad for p in model.body.parameters()):
         raise UserError(f"--target-data {options.target_data} with --method {options.method}: nothing of the body trains, so its "
                         "features cannot be made alike")  # fmt: skip
@@ -373,7 +373,7 @@ def make_average(options, model: nn.Module) -> Average | None:
 
 
 def with_precision(options, training: Setup) -> tuple[object, dict[str, str]]:
-    """(the options with the precision that was chosen, where it comes from if it was measured)"""
+    """(the options with the chosen precision, where it comes from if it was auto)"""
     if options.precision != "auto":
         return options, {}
     name = str(training.precision.dtype).removeprefix("torch.")
@@ -381,14 +381,14 @@ def with_precision(options, training: Setup) -> tuple[object, dict[str, str]]:
 
 
 def inputs_like(data: Data, rows: int, device: torch.device) -> tuple[Tensor | None, ...]:
-    """The inputs of a batch of so many rows, all of them the unit of the middle length."""
+    """The inputs of a batch of `rows` copies of the unit of median length."""
     middle = np.argsort(data.lengths, kind="stable")[len(data) // 2]
     batch = next(iter(data.batches([np.array([middle])], device)))
     return tuple(x if x is None else x.expand(rows, *x.shape[1:]) for x in batch.inputs)
 
 
 def check_lone(options, body: nn.Module, train: Data, device: torch.device) -> None:
-    """A BatchNorm that trains has no statistics of a batch of one unit where its map is 1 x 1."""
+    """Raises UserError where a BatchNorm that trains would see a batch of one unit with a map of 1 x 1, which has no variance."""
     norms = [m for m in body.modules() if isinstance(m, _BatchNorm) and m.affine and m.weight.requires_grad]
     if not norms or min(map(len, train.order(options.batch_size, options.seed, 0))) > 1:
         return
@@ -407,8 +407,8 @@ def check_lone(options, body: nn.Module, train: Data, device: torch.device) -> N
 
 
 def set_momentum(options, body: nn.Module, steps_per_epoch: int) -> None:
-    """Of the BatchNorms that train. kornblith: of the old statistics max(1 - 10 / steps, 0.9) stay (Kornblith et al. 2019,
-    arXiv:1805.08974, appendix A).
+    """Set the momentum of the BatchNorms that train. kornblith: statistics keep max(1 - 10 / steps, 0.9) of their old values
+    (Kornblith et al. 2019, arXiv:1805.08974, appendix A).
     """
     given = getattr(options, "bn_momentum", None)
     if given is None:
@@ -428,7 +428,7 @@ def set_momentum(options, body: nn.Module, steps_per_epoch: int) -> None:
 
 
 def check_positions(options, body: nn.Module) -> None:
-    """Virtual tokens before the text take positions of the model."""
+    """Raises UserError where virtual tokens before the text leave too few positions for it."""
     if taken := lengthened(body):
         left = body.config.max_length - taken
         if options.max_length > left:
@@ -438,7 +438,7 @@ def check_positions(options, body: nn.Module) -> None:
 
 
 def check_head_alone(options, given) -> None:
-    """Flags that say nothing where only the head trains."""
+    """Raises UserError for flags without effect where only the head trains."""
     if options.layer_decay != 1:
         raise UserError(
             f"--layer-decay {options.layer_decay}: {options.method} trains the head alone, so there are no stages to step through"
@@ -450,7 +450,7 @@ def check_head_alone(options, given) -> None:
 
 
 def make_schedule(options, steps: int) -> Callable[[int], float]:
-    """step -> factor on the learning rates, for a run of so many steps."""
+    """step -> factor on the learning rates, for a run of `steps` steps."""
     schedule = parse(options.schedule, SCHEDULES, "--schedule")
     try:
         warmup = warmup_steps(options.warmup, steps)
@@ -466,7 +466,7 @@ def make_schedule(options, steps: int) -> Callable[[int], float]:
 
 
 def make_unfreezing(options, stages: list[str], steps: int, steps_per_epoch: int) -> Callable | None:
-    """(stages, step, epoch) -> those that train then. Notes stages that a run of so many steps never reaches."""
+    """(stages, step, epoch) -> the stages that train. Prints a note of stages that are never reached in `steps` steps."""
     if options.unfreeze is None:
         return None
     unfreezing = parse(options.unfreeze, UNFREEZING, "--unfreeze")

@@ -2,9 +2,9 @@
 
 The gradient of a step is that of sum(losses) / sum(counts) over its `accumulate` batches taken as one, in however many processes
 (minift/distributed.py). What is random in the data is a function of (seed, epoch, unit), what is random in the model (dropout) of
-(seed, step, batch of the step, process): the state of a run holds no random state, so that a run which is resumed in the middle of
-an epoch takes the same steps to the last bit. Proved by
-tests/reference/test_trajectory.py, tests/test_accumulate.py, tests/contract/test_tasks.py and tests/test_resume.py.
+(seed, step, batch of the step, process): the state of a run holds no random state, so that a run that is resumed in the middle of
+an epoch takes the same steps, bit for bit. Proved by tests/reference/test_trajectory.py, tests/test_accumulate.py,
+tests/contract/test_tasks.py and tests/test_resume.py.
 """
 
 import math
@@ -42,23 +42,23 @@ from minift.optim.precision import LossScaler
 from minift.penalties.penalty import Penalty
 from minift.tables import counted
 
-LOOK = 10  # steps from one look at the losses to the next: a look makes a GPU wait
+LOOK = 10  # steps between two calls of `Log.look`, which makes the GPU finish all its work
 
 
 @dataclass
 class Progress:
-    """Where a run stands. With the weights and the state of the optimizer and of the loss scaler, all that `fit` needs to go on."""
+    """The position of a run. With the weights and the states of optimizer and loss scaler it is all that `fit` needs to resume."""
 
-    epoch: int = 0  # epochs that are over, and scored
+    epoch: int = 0  # epochs that are finished and scored
     batches: int = 0  # of the next epoch that have been trained on
     total: float = 0.0  # of that epoch so far: the sum of the losses
-    count: float = 0.0  # what they count
+    count: float = 0.0  # and the sum of their counts: the mean loss is total / count
     left_out: int = 0  # of that epoch so far: steps without an update
     step: int = 0  # steps taken, with or without an update
-    skipped: int = 0  # steps without an update, as nothing in them counts or as gradients overflow in float16
-    nonfinite: int = 0  # updates that were masked, as the loss or its gradient is infinite or NaN
+    skipped: int = 0  # steps without an update, because nothing in them counts or because gradients overflow in float16
+    nonfinite: int = 0  # updates that were left out because the loss or its gradient is infinite or NaN
     changed: bool = False  # whether an update has changed a parameter
-    best: tuple[float, float] | None = None  # of the epoch that is kept: the monitored metric, higher is better, and minus the loss
+    best: tuple[float, float] | None = None  # of the best epoch, as `rank_of` gives it: higher is better
     best_epoch: int = 0
     best_step: int = 0
     seconds_training: float = 0.0
@@ -67,7 +67,7 @@ class Progress:
 
 @dataclass
 class Training:
-    """All that trains, as minift/setup.py puts it together."""
+    """The parts of training, as minift/setup.py builds them."""
 
     model: nn.Module  # has body and head; called with a batch it gives (state, outputs)
     task: object
@@ -76,20 +76,22 @@ class Training:
     precision: AbstractContextManager  # entered around every forward
     unfreezing: Callable[[list[str], int, int], list[str]] | None = None  # (stages, step, epoch) -> those that train; None: all
     penalties: tuple[Penalty, ...] = ()
-    average: Average | None = None  # what is scored and saved in the place of the weights
+    average: Average | None = None  # of the weights; scored and saved in their place
 
 
 class Saving:
-    """Where `fit` can be interrupted and resumed. This one saves nothing; the one in minift/checkpoints.py does."""
+    """What `fit` calls so that a run can be interrupted and resumed. This class saves nothing; its subclass in
+    minift/checkpoints.py does.
+    """
 
     def begin(self, training: Training, scaler: LossScaler | None, progress: Progress) -> None:
-        """Put everything into the state of the checkpoint from which the run goes on, if there is one."""
+        """Restore the checkpoint from which the run continues, if there is one."""
 
     def after_step(self, log: "Log") -> None:
-        """Save if it is time to."""
+        """Save if a checkpoint is due."""
 
     def scoring(self) -> AbstractContextManager:
-        """Entered around the scoring of an epoch, which may be interrupted anywhere."""
+        """The context in which an epoch is scored; it may be interrupted at any point."""
         return nullcontext()
 
     def after_epoch(self) -> None:
@@ -98,16 +100,16 @@ class Saving:
 
 @dataclass
 class Step:
-    """What one step has done."""
+    """The result of one step."""
 
     loss: Tensor  # a scalar on the device
-    norm: Tensor  # of all gradients, likewise
-    count: float  # what the loss is a mean over
+    norm: Tensor  # of all gradients together, before clipping; a scalar on the device
+    count: float  # by which the sum of the losses was divided
     updated: bool  # False where nothing counts, and where gradients overflow in float16
 
 
 class Log:
-    """Losses of steps, left on the device until `look` fetches them together.
+    """The losses of steps, which stay on the device until `look` fetches them together.
 
     skip: whether a step whose loss or gradient is not finite is counted and training goes on; else `look` raises Diverged.
     """
@@ -117,11 +119,11 @@ class Log:
         self.pending, self.looked = [], time.perf_counter()
 
     def add(self, taken: Step, lr: float, rows: np.ndarray) -> None:
-        """lr: with which the update of this step was made, of the last group. rows: (units) the numbers of the rows of the step."""
+        """lr: the learning rate of this update, in the last group. rows: (units) the number of the row of each unit of the step."""
         self.pending.append((self.progress.step, taken, lr, rows))
 
     def look(self) -> dict[str, float]:
-        """Write what has come since the last look; the figures of the last step. Raises Diverged."""
+        """Write the steps since the last call to metrics.jsonl. Returns the figures of the last step. Raises Diverged."""
         figures = torch.stack([torch.stack([t.loss, t.norm.to(t.loss)]) for _, t, _, _ in self.pending]).tolist()
         now, progress = time.perf_counter(), self.progress
         speed = sum(len(rows) for *_, rows in self.pending) / (now - self.looked)
@@ -191,13 +193,13 @@ def step(training: Training, batches: list[Batch], factor: float, options, scale
 
 
 def digest(parameters: list[Tensor]) -> list[int]:
-    """The sum of the bits of every parameter, taken as integers: it tells whether an update has changed anything."""
+    """The sum of the bits of every parameter, taken as integers: it shows whether an update has changed anything."""
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
     return torch.stack([p.detach().view(integers[p.dtype.itemsize]).sum(dtype=torch.int64) for p in parameters]).tolist()
 
 
 def seed_dropout(device: torch.device, *key: int) -> None:
-    """Torch's default generator of the device, from which dropout draws, as a function of the key."""
+    """Seed torch's default generator of the device, from which dropout draws, as a function of the key."""
     seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
     if device.type == "cpu":
         torch.default_generator.manual_seed(seed)
@@ -208,16 +210,16 @@ def seed_dropout(device: torch.device, *key: int) -> None:
 def fit(
     training: Training, train: Data, valid: Data | None, run, options, progress: Progress, saving: Saving | None = None
 ) -> "Scores | None":
-    """Train, score after every epoch, keep the best: what lies in the run's model/ at the end is the epoch that `monitor` chose.
+    """Train, score after every epoch and keep the best: at the end the run's model/ holds the epoch with the best `monitor`.
 
-    Returns its scores; None where it was not scored here, but nowhere or before the run was interrupted.
-    valid: None keeps the last epoch. run: takes events and weights. options: epochs, batch_size, accumulate, clip, seed, monitor,
-    patience, on_nonfinite. progress: where to go on. saving: what the run can be resumed from; None: nothing.
+    Returns the scores of that epoch; None without validation rows, or where it was scored before the run was interrupted.
+    valid: None keeps the last epoch. run: writes events and weights. options: epochs, batch_size, accumulate, clip, seed, monitor,
+    patience, on_nonfinite. progress: where to continue. saving: writes checkpoints; None: no checkpoints.
     A tie in the monitored metric goes to the lower loss, then to the earlier epoch.
     """
     model, task, saving, averaged = training.model, training.task, saving or Saving(), nullcontext
     scaler = LossScaler() if training.precision.dtype == torch.float16 else None
-    every, told = max(1, options.epochs // 20), -math.inf  # of more than 39 epochs, those of less than a second are not all printed
+    every, told = max(1, options.epochs // 20), -math.inf  # from 40 epochs on, not all that take less than a second are printed
     saving.begin(training, scaler, progress)
     kept = scores = None
     if options.epochs == 0:
@@ -266,7 +268,7 @@ def fit(
 
 
 def saved(run, model: nn.Module, task) -> str:
-    """Save the epoch; why that cannot be done, if it cannot. A full disk costs this epoch, not the run."""
+    """Save the epoch. Returns why it could not be saved, or an empty string: a full disk costs this epoch, not the run."""
     try:
         run.save(model, task)
     except UserError as error:
@@ -281,7 +283,7 @@ def out_of_patience(options, progress: Progress) -> bool:
 def train_epoch(
     training: Training, train: Data, run, options, progress: Progress, scaler: LossScaler | None, saving: Saving
 ) -> str:
-    """The steps of an epoch from `progress.batches` on. Returns the line that tells of them."""
+    """The steps of an epoch from `progress.batches` on. Returns the line to print about them."""
     model, groups, start, before = training.model, training.optimizer.groups, time.perf_counter(), progress.seconds_training
     stages, epoch = list(dict.fromkeys(group.stage for group in groups)), progress.epoch
     device, row_of = next(model.parameters()).device, train.rows
@@ -291,7 +293,7 @@ def train_epoch(
     of_steps = [order[start : start + options.accumulate] for start in range(0, len(order), options.accumulate)]
     units, steps, heading = sum(map(len, order)), len(of_steps), f"epoch {epoch + 1}/{options.epochs}"
     mine = [units for units in share(order) if len(units)]
-    # closed here, where Ctrl-C is heard: left to the garbage collector, an end of worker processes would swallow it
+    # closed here, where Ctrl-C is handled: in the garbage collector, the end of the worker processes would swallow it
     with bar(heading, done + units, done=done) as shown, closing(train.batches(mine, device, epoch)) as stream:
         for number, of_step in enumerate(of_steps, 1):
             if training.unfreezing and switch(model, groups, training.unfreezing(stages, progress.step, epoch)):
@@ -315,7 +317,7 @@ def train_epoch(
             progress.seconds_training = before + time.perf_counter() - start
             saving.after_step(log)
     mean = progress.total / progress.count if progress.count else math.nan
-    speed = f"{units / (time.perf_counter() - start):,.0f} rows/s  " if units else ""  # resumed behind the last step
+    speed = f"{units / (time.perf_counter() - start):,.0f} rows/s  " if units else ""  # empty if resumed after the last step
     line = f"{heading}  {speed}train loss {mean:.4f}"
     if progress.left_out:
         why = "gradients beyond float16" if scaler else "nothing in them counts"
@@ -329,7 +331,7 @@ def figure(value: float | None) -> str:
 
 
 def rank_of(metrics: dict[str, float | None], monitor: str, task) -> tuple[float, float]:
-    """What orders epochs, higher is better: the monitored metric, then the loss. An undefined metric comes last.
+    """The key by which epochs are ordered, higher is better: the monitored metric, then the loss. An undefined metric comes last.
 
     Raises Diverged where the loss is not finite: such a model is never the best.
     """
@@ -346,9 +348,9 @@ def rank_of(metrics: dict[str, float | None], monitor: str, task) -> tuple[float
 
 @dataclass
 class Scores:
-    """The figures of a split."""
+    """The metrics and losses of a split."""
 
-    metrics: dict[str, float | None]  # loss and the task's
+    metrics: dict[str, float | None]  # the loss and the task's metrics
     losses: np.ndarray  # (rows) the mean loss of each row; 0 where nothing in it counts
     meter: object
     seconds: float
@@ -368,7 +370,7 @@ def outputs_of(model: nn.Module, data: Data, order: list[np.ndarray], precision:
 def evaluate(model: nn.Module, task, data: Data, batch_size: int, precision: AbstractContextManager) -> Scores:
     """sum(losses) / sum(counts) and the task's metrics over all rows, never averaged over batches. data has targets.
 
-    Of several processes each goes through a share of the rows; the meter of all rows is the first one's.
+    With several processes each evaluates a share of the rows; the first process holds the meter of all rows.
     """
     start, meter, rows = time.perf_counter(), task.meter(data), data.rows
     losses, counts, mine = np.zeros(rows[-1] + 1), np.zeros(rows[-1] + 1), my_units(rows)
@@ -389,7 +391,7 @@ def evaluate(model: nn.Module, task, data: Data, batch_size: int, precision: Abs
 
 
 def outputs_by_row(model: nn.Module, data: Data, batch_size: int, precision: AbstractContextManager) -> Iterator[tuple[int, list]]:
-    """For every row, in order: its number and the outputs of its units, on the CPU. Holds a window of rows, never all."""
+    """For every row, in order: its number and the outputs of its units, on the CPU. Only a window of rows is in memory."""
     rows = data.rows
     for order in in_windows(data, batch_size):
         by_unit = {}

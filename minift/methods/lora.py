@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021, arXiv:2106.09685, section 4.1): beside a frozen weight, a product of two thin ones trains.
+"""LoRA (Hu et al. 2021, arXiv:2106.09685, section 4.1): a low-rank product trains beside a frozen weight.
 
     y = W x + b + s B A drop(x),    s = alpha / r, or alpha / sqrt(r) with rslora (Kalajdzievski 2023, arXiv:2312.03732)
 
@@ -6,10 +6,10 @@
     Conv2d      A (r, I, k, k), a convolution with W's stride, padding and dilation; B (O, r, 1, 1)
     Embedding   A (r, V), B (D, r): row t of the table gains s B A[:, t]; no dropout
 
-plus (LoRA+, Hayou et al. 2024, arXiv:2402.12354, section 4): B has `plus` times the learning rate of A; they take 16. peft's
-optimiser gives this rate to all vectors that train besides, and tables of embeddings a rate of their own; here B alone has it.
+plus (LoRA+, Hayou et al. 2024, arXiv:2402.12354, section 4): B has `plus` times the learning rate of A; the paper takes 16. peft's
+optimizer gives this learning rate to all other vectors that train, too, and embeddings one of their own; here B alone has it.
 
-A starts as U(+-1/sqrt(fan in)) and B as 0, so the model starts as the pretrained one; of an Embedding A is 0 and B N(0, 1).
+A starts as U(+-1/sqrt(fan in)) and B as 0, so the model starts as the pretrained one; for an Embedding A is 0 and B is N(0, 1).
 Differs from the paper, as its authors' code and peft do: A is uniform there, not Gaussian.
 
 Axes: B batch, I inputs, O outputs, r rank, k kernel, V vocabulary, D width.
@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from minift.methods.surgery import Wrapper, find, plain, wrap
 
 EPOCHS = 10
-# Of a transformer, as in the paper's section 7.1; of a GPT-2, where query, key and value are one matrix, that, as in peft; of a
-# ResNet the 3x3 convolutions; of an EfficientNet the 1x1 ones of its blocks
+# In a transformer query and value, as in the paper's section 7.1; in a GPT-2 the one matrix of query, key and value, as in peft; in
+# a ResNet the 3x3 convolutions; in an EfficientNet the 1x1 convolutions of its blocks
 SITES = ("query/value", "qkv", "conv2", "expand/project")
 STARTS_AS_PRETRAINED = True
 LR_FACTORS = {"B": "plus"}  # last segment of a parameter's name -> the option that holds the factor on its learning rate
@@ -40,7 +40,7 @@ def lr(optimizer: str, width: int) -> float:
 
 
 class LoRA(Wrapper):
-    """rank: r, 1 or more. scale: s. dropout: of what goes into A, 0 to below 1."""
+    """rank: r, 1 or more. scale: s. dropout: its probability, on the input of A, 0 to below 1."""
 
     def __init__(self, base: nn.Module, rank: int, scale: float, dropout: float):
         super().__init__(base)
@@ -68,7 +68,7 @@ class LoRA(Wrapper):
 
 
 def factors(layer: nn.Module, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
-    """A and B of a layer, as they start. Raises ValueError for a layer that has no such factors."""
+    """The initial A and B of a layer. Raises ValueError for a layer that has no such factors."""
     if not isinstance(layer, nn.Linear | nn.Conv2d | nn.Embedding):
         raise ValueError(f"{type(layer).__name__} is neither Linear nor Conv2d nor Embedding")
     if isinstance(layer, nn.Conv2d) and (layer.groups > 1 or layer.padding_mode != "zeros"):
@@ -85,7 +85,7 @@ def factors(layer: nn.Module, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
 
 
 def change(layer: nn.Module, A: Tensor, B: Tensor, scale: float) -> Tensor:
-    """What is added to the layer's weight: s B A."""
+    """The change of the layer's weight: s B A."""
     if isinstance(layer, nn.Embedding):
         return (B @ A).T * scale  # (V, D)
     return (B.flatten(1) @ A.flatten(1)).view(B.shape[0], *A.shape[1:]) * scale  # (O, I) or (O, I, k, k)
@@ -111,10 +111,10 @@ def lora(
     sites: str = "",
     plus: float = 1.0,
 ) -> None:
-    """Two thin matrices train beside each frozen weight; mergeable.
+    """A product of two low-rank matrices trains beside each frozen weight; mergeable.
 
     sites: roles or regular expressions joined by `/`; unset: query and value of a transformer, qkv of a GPT-2, the 3x3 convolutions
-    of a ResNet, the 1x1 convolutions of an EfficientNet's blocks. A depthwise convolution is refused: it has no two thin factors.
+    of a ResNet, the 1x1 convolutions of an EfficientNet's blocks. A depthwise convolution is refused: it has no low-rank factors.
     """
     scale = scale_of(rank, alpha, dropout, rslora, plus)
     wrap(body, find(body, sites, SITES), lambda layer: LoRA(layer, rank, scale, dropout))

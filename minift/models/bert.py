@@ -9,8 +9,8 @@
 Differs from Google's code in one thing: gelu is the exact one (erf), not the tanh approximation, as in transformers.
 What methods rely on: every residual branch is a module whose output is what is added; every LayerNorm is called on the
 finished sum (post-LN: `PRE_LN` is False); `attend` and `positions` are modules without parameters; no module is used twice in one
-forward. A token that sees nothing, as in a row of padding alone, gets 0 from `attend` (NaN before torch 2.5), where transformers
-gives it the mean of V over the padding.
+forward. A token that attends to nothing, as in a row that is all padding, gets 0 from `attend` (NaN before torch 2.5), where
+transformers gives it the mean of V over the padding.
 
 Axes: B batch, S sequence, D width, H heads, d = D/H width of a head, F feed-forward width, V vocabulary.
 Proved by tests/reference/test_bert.py: every hidden state, the pooled output and every gradient, float64, 1e-10.
@@ -47,9 +47,9 @@ class BertConfig:
     initializer_range: float = 0.02
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
-    classifier_dropout: float | None = None  # of a task's head; None means hidden_dropout_prob
+    classifier_dropout: float | None = None  # in a task's head; None: hidden_dropout_prob
 
-    head_bias: ClassVar[bool] = True  # of a head on what is pooled
+    head_bias: ClassVar[bool] = True  # whether a head on the pooled output has a bias
     # flag -> the fields that it sets
     DROPOUT: ClassVar = {"dropout": ("hidden_dropout_prob",), "attention_dropout": ("attention_probs_dropout_prob",)}
 
@@ -60,26 +60,26 @@ class BertConfig:
 
     @property
     def max_length(self) -> int:
-        """The most tokens of a text that have a position each."""
+        """The largest number of tokens: each needs a position of its own."""
         return self.max_position_embeddings
 
     @property
     def head_dropout(self) -> float:
-        """Of a head on what is pooled."""
+        """Dropout probability in a head on the pooled output."""
         return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
 
     @property
     def token_dropout(self) -> float:
-        """Of a head on the hidden states."""
+        """Dropout probability in a head on the hidden states."""
         return self.head_dropout
 
     @property
     def lm_activation(self) -> Callable[[Tensor], Tensor]:
-        """In the head of masked language modelling."""
+        """The activation in the head for masked language modelling."""
         return ACTIVATIONS[self.hidden_act]
 
     def __post_init__(self):
-        # field -> types, smallest value, first that is too large: far above any model, and so low that no product overflows
+        # field -> types, smallest value, first value that is too large: above any model, but so low that no product overflows
         ranges = dict.fromkeys(("vocab_size", "max_position_embeddings", "type_vocab_size"), ((int,), 1, 2**31))
         ranges |= dict.fromkeys(("hidden_size", "num_attention_heads", "intermediate_size"), ((int,), 1, 2**20))
         ranges |= {"num_hidden_layers": ((int,), 1, 1000), "pad_token_id": ((int,), 0, self.vocab_size)}
@@ -92,7 +92,7 @@ class BertConfig:
 def check_fields(config, ranges: dict[str, tuple], activation: str, width: str, heads: str) -> None:
     """Raises ValueError for a field out of its range. ranges: field -> types, smallest value, first that is too large.
 
-    activation, width, heads: the fields that are these.
+    activation, width, heads: the names of the fields that hold these.
     """
     for name, (types, least, limit) in ranges.items():
         value = getattr(config, name)
@@ -107,12 +107,14 @@ def check_fields(config, ranges: dict[str, tuple], activation: str, width: str, 
 
 
 class State(NamedTuple):
-    """What flows from stage to stage; a stage returns it with some fields replaced. Above the embeddings none reads the ids."""
+    """What flows from stage to stage; a stage returns it with some fields replaced. No stage above the embeddings reads the ids."""
 
     tokens: Tensor | None  # (B, S) ids
-    token_types: Tensor | None  # (B, S) which of a pair's two texts a token is from
-    mask: Tensor | None  # (B, S) True where there is a token, not padding; or (B, 1, S, S) which row sees which column; None: all
-    positions: Tensor | None = None  # (S) or (B, S) of each token, where they are not what `Positions` counts
+    token_types: Tensor | None  # (B, S) 0 or 1: from which text of a pair a token is
+    mask: (
+        Tensor | None
+    )  # (B, S) True where there is a token, not padding; or (B, 1, S, S) which row attends to which column; None: all
+    positions: Tensor | None = None  # (S) or (B, S) of each token; None: as `Positions` counts them
     hidden: Tensor | None = None  # (B, S, D) once the embeddings have run
     pooled: Tensor | None = None  # (B, D) once the pooler has run
 
@@ -149,7 +151,7 @@ class Embeddings(nn.Module):
 class Attend(nn.Module):
     """softmax(Q K^T / sqrt(d) + (0 where the mask is True, else -inf)) V, dropout on the softmax.
 
-    mask: (B, S), the same columns for all rows; (B, 1, S, S), for each row its own; None: every row sees every column.
+    mask: (B, S), the same columns for all rows; (B, 1, S, S), each row its own; None: every row attends to every column.
     kernel: what computes it; training on a CPU takes another (minift/optim/attention.py).
     """
 
@@ -240,7 +242,7 @@ def mean_of_tokens(hidden: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def tokens_of(mask: Tensor) -> Tensor:
-    """A mask (B, S), or (B, 1, S, S) of which row sees which column -> (B, S), which columns some row sees: those of tokens."""
+    """A mask (B, S) or (B, 1, S, S) -> (B, S): the columns to which at least one row attends, which are those of tokens."""
     return mask if mask.ndim == 2 else mask.any(2).squeeze(1)
 
 
@@ -257,7 +259,7 @@ class Bert(Body):
     FLOWS: ClassVar = {"hidden": "ragged", "mask": "real"}
     POOLS: ClassVar = ("cls", "mean")
 
-    # Role -> regular expression that the dotted name of a module matches in full.
+    # Role -> regular expression that matches the whole dotted name of a module.
     SITES: ClassVar = {
         "word": r"embeddings\.word",
         "embeddings": r"embeddings",
@@ -315,8 +317,8 @@ class Bert(Body):
         positions: Tensor | None = None,
     ) -> State:
         """tokens, token_types: (B, S) integers, S <= config.max_length. mask: bool, (B, S), True where there is a token, or
-        (B, 1, S, S), True where the token of a row sees that of a column. positions: (S) or (B, S) integers, which win over those
-        that the model would count. The `cls` pooler reads column 0, also where that is padding.
+        (B, 1, S, S), True where the token of a row attends to that of a column. positions: (S) or (B, S) integers, in the place
+        of those that the model would count. The `cls` pooler reads column 0, even where that is padding.
         """
         return State(tokens, torch.zeros_like(tokens) if token_types is None else token_types, mask, positions)
 
