@@ -229,11 +229,11 @@ def weights_directory() -> Path:
 
 
 def is_converted(directory: Path) -> bool:
-    """Whether this is a converted checkpoint or a run's model/."""
+    """Whether this is a converted checkpoint or a run's model/. Raises UserError where config.json is no file."""
     try:
         recover(directory)
         file = directory / "config.json"
-        return file.is_file() and "minift" in json.loads(file.read_text(encoding="utf-8"))
+        return is_there(file) and "minift" in json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, RecursionError):
         return False
 

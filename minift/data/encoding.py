@@ -238,6 +238,8 @@ def not_text(path: str | Path) -> str | None:
     """The error for a file that is not there, or whose first bytes are not those of a text."""
     if not os.path.exists(path):
         return f"{path}: no such file"
+    if os.path.isdir(path):
+        return f"{path}: a directory; a file is expected"
     if not os.path.isfile(path):
         return None
     try:
