@@ -204,7 +204,7 @@ def test_what_has_nothing_to_act_on_is_refused_in_one_line(place, tmp_path, case
 
 def farther(place, out, *flags, **how):
     """(by how much the source's loss has risen, the change of the body's weights)"""
-    found = after(place, out, *flags, **how)["source"]
+    found = after(place, out, "--dropout", "0", "--attention-dropout", "0", *flags, **how)["source"]
     then, now = weights(place, "source"), weights(place, out)
     moved = sum((now[name] - then[name]).square().sum().item() for name in then if not name.startswith("head.")) ** 0.5
     return found["after"]["loss"] - found["before"]["loss"], moved

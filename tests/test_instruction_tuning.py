@@ -111,7 +111,7 @@ def tuned(tmp_path_factory):
     (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = ["--model", "gpt2:n_layer=2,n_embd=32,n_head=2,n_positions=48", "--init", "random", "--max-length", "48", "--valid"]
     flags += [str(place / "rows.jsonl"), "--lr", "1e-2", "--epochs", "12", "--batch-size", "16", "--precision", "float32"]
-    flags += ["--dropout", "0", "--packing", "--quiet"]
+    flags += ["--dropout", "0", "--attention-dropout", "0", "--packing", "--quiet"]
     train.main(["--task", "instruction-tuning", "--train", str(place / "rows.jsonl"), *flags, "--out", str(place / "run")])
     return place
 

@@ -173,7 +173,7 @@ def test_random_weights_and_going_on_from_a_run(tmp_path, base):
 
 
 def test_predict(tmp_path, base, capsys):
-    directory = run(tmp_path, base, epochs=15, lr=1e-2, dropout=0)
+    directory = run(tmp_path, base, epochs=15, lr=1e-2, dropout=0, attention_dropout=0)
     predictions = minift.load(directory).predict(["the film was good", "the hotel was very bad"])
     assert [p["label"] for p in predictions] == ["positive", "negative"]
     assert all(
@@ -182,7 +182,7 @@ def test_predict(tmp_path, base, capsys):
     assert minift.load(directory).predict([]) == []
 
     capsys.readouterr()
-    predict.main([str(directory), "the film was good", "bad"])
+    predict.main([str(directory), "the film was good", "the hotel was very bad"])
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["positive", "negative"]
 
     rows = tmp_path / "new.csv"
