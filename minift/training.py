@@ -151,7 +151,7 @@ class Log:
 def step(training: Training, batches: list[Batch], factor: float, options, scaler: LossScaler | None, progress: Progress) -> Step:
     """One update from the gradient of sum(losses) / sum(counts) over all the batches, plus that of the penalties.
 
-    batches: those of the step, or what of them is this process's; may be none. factor: the schedule's. options: seed, clip.
+    batches: of the step, those of this process; may be empty. factor: the schedule's. options: seed, clip.
     Nothing is updated where nothing counts, and where gradients in float16 are not finite.
     """
     optimizer = training.optimizer

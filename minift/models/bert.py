@@ -111,9 +111,7 @@ class State(NamedTuple):
 
     tokens: Tensor | None  # (B, S) ids
     token_types: Tensor | None  # (B, S) 0 or 1: from which text of a pair a token is
-    mask: (
-        Tensor | None
-    )  # (B, S) True where there is a token, not padding; or (B, 1, S, S) which row attends to which column; None: all
+    mask: Tensor | None  # (B, S) True where there is a token; or (B, 1, S, S) which row attends to which column; None: all
     positions: Tensor | None = None  # (S) or (B, S) of each token; None: as `Positions` counts them
     hidden: Tensor | None = None  # (B, S, D) once the embeddings have run
     pooled: Tensor | None = None  # (B, D) once the pooler has run

@@ -20,16 +20,16 @@ class AdamW(Optimizer):
 
     eta is the schedule's factor, lr and lambda are the group's learning rate and weight decay.
 
-    groups: from `make_groups`. betas: 0 <= beta <= 1 - 1e-8. eps: from 1e-30, as less is lost beside 0 in float32, to 1.
+    groups: from `make_groups`. betas: 0 <= beta <= 1 - 1e-8. eps: from 1e-30 to 1; a smaller one is lost in float32.
     amsgrad: in the last line the largest v so far, element by element, replaces v (Reddi et al. 2018, arXiv:1904.09237, algorithm
     2). The paper has no bias correction; as in torch, the largest is taken before it. Defaults are torch's.
-    bias_correction: False leaves out both divisions by 1 - beta^t, as BERT's own optimiser does (Devlin et al. 2019,
-    arXiv:1810.04805; AdamWeightDecayOptimizer in google-research/bert). The first steps are then longer, the very first by
-    (1 - beta1) / sqrt(1 - beta2) = 3.2. That one adds lambda theta to m / (sqrt(v) + eps) before it multiplies by lr: as neither
-    m nor v depends on theta, this is the same update up to rounding. What still differs are defaults outside this file: eps
-    1e-6, lambda 0.01, a global clip of 1.0, and a linear decay counted from step 0 (see `schedules`).
+    bias_correction: False leaves out both divisions by 1 - beta^t, as BERT's own optimizer does (Devlin et al. 2019,
+    arXiv:1810.04805; AdamWeightDecayOptimizer in google-research/bert). The first steps are then longer, the very first by (1 -
+    beta1) / sqrt(1 - beta2) = 3.2. BERT's optimizer adds lambda theta to m / (sqrt(v) + eps) before it multiplies by lr: as
+    neither m nor v depends on theta, this is the same update up to rounding. What still differs are defaults outside this file:
+    eps 1e-6, lambda 0.01, a global clip of 1.0, and a linear decay counted from step 0 (see `schedules`).
 
-    fused: the update is torch's kernel of it (minift/optim/fused.py), where there is one: not without bias_correction.
+    fused: the update is by torch's fused kernel (minift/optim/fused.py), where there is one: not without bias_correction.
 
     Equal to torch.optim.AdamW and to BERT's formula (tests/reference/test_optim.py).
     """

@@ -5,10 +5,9 @@ LoRA's steps on SST-2 took 6 % of the processor's time. Here an element has 16 b
 
     keep_i = [bits_i >= round(65536 p)],  bits_i uniform in 0 .. 65535;   y = x keep / q,  q = 1 - round(65536 p) / 65536
 
-so that what is kept has the probability q, which differs from 1 - p by 2^-17 at most, and E[y] = x. The draws are others than those
-of nn.Dropout (Srivastava et al. 2014, section 4), from the same generator of torch's, so that seeds and recomputation work as they
-do there.
-What attention drops is in attention.py. Proved by tests/optim/test_dropout.py.
+so that what is kept has the probability q, which differs from 1 - p by 2^-17 at most, and E[y] = x. For the same seed the masks are
+others than those of nn.Dropout (Srivastava et al. 2014, section 4); they come from the same generator of torch's, so that seeds
+and recomputation work as they do there. What attention drops is in attention.py. Proved by tests/optim/test_dropout.py.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """The update rules by torch's own kernels, for many parameters at once: one pass over memory where the plain rule makes several.
 
 On a CPU with AVX-512 a step of AdamW over BERT-base's parameters takes 0.4 of the time (tests/bench/optimisers.py). On a GPU the
-plain rule of two hundred parameters is two thousand kernels, which take longer to start than to run. What the rules are say
+plain rule of two hundred parameters is two thousand kernels, which take longer to start than to run. The rules are in
 minift/optim/adamw.py and sgd.py. Equal up to rounding: tests/reference/test_optim.py.
 """
 

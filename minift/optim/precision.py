@@ -67,14 +67,14 @@ DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfl
 SMALLEST_SCALE, LARGEST_SCALE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
-class Renewed(AbstractContextManager):
+class Reentrant(AbstractContextManager):
     """Enters a new context of torch's each time, so that it may be entered within itself, as recomputation does."""
 
     def __init__(self, new: Callable[[], AbstractContextManager]):
         self.new = new
         self.entered: list[AbstractContextManager] = []
 
-    def __enter__(self) -> "Renewed":
+    def __enter__(self) -> "Reentrant":
         context = self.new()
         context.__enter__()
         self.entered.append(context)
@@ -84,7 +84,7 @@ class Renewed(AbstractContextManager):
         self.entered.pop().__exit__(*exception)
 
 
-class Float32(Renewed):
+class Float32(Reentrant):
     """Every operation runs in the dtype of its arguments. It has a dtype as LowPrecision has one.
 
     tf32: what products of float32 do on a GPU, see `float32_products`.
@@ -96,7 +96,7 @@ class Float32(Renewed):
         super().__init__(lambda: float32_products(tf32))
 
 
-class TorchAutocast(Renewed):
+class TorchAutocast(Reentrant):
     """torch.autocast, for compiled models: torch's compiler sees through it, and not through a LowPrecision."""
 
     def __init__(self, device: str, dtype: torch.dtype):
@@ -145,7 +145,7 @@ class LowPrecision(TorchFunctionMode):
         kwargs = kwargs or {}
         if policies is None or kwargs.get("out") is not None:
             return func(*args, **kwargs)
-        tensors = [x for x in flat((*args, *kwargs.values())) if castable(x)]
+        tensors = [x for x in flatten((*args, *kwargs.values())) if castable(x)]
         policy = policies.get(tensors[0].device.type) if tensors else None
         if policy is None:
             return func(*args, **kwargs)
@@ -175,10 +175,10 @@ class LowPrecision(TorchFunctionMode):
         return kept.low
 
 
-def flat(arguments: Iterable) -> Iterator:
+def flatten(arguments: Iterable) -> Iterator:
     for x in arguments:
         if isinstance(x, list | tuple):
-            yield from flat(x)
+            yield from flatten(x)
         else:
             yield x
 
@@ -245,7 +245,7 @@ class LossScaler:
     def unscale(self, parameters: Iterable[Tensor]) -> bool:
         """Divide the gradients by S, in place; True if all of them are finite. Once a step, before clipping.
 
-        False is no fault of the run: the loss of that step, which may be infinite or NaN itself, does not count.
+        False is no error: the loss of that step, which may be infinite or NaN itself, does not count.
         """
         gradients = [g for theta in parameters if theta.grad is not None and (g := numbers(theta)).numel()]
         if not gradients:
