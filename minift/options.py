@@ -99,7 +99,7 @@ class Options:
         "float32, tf32 (of CUDA), bfloat16, float16; auto: bfloat16 where products of the model's shapes are faster in it",
         choices=("auto", "float32", "tf32", "bfloat16", "float16"),
     )
-    compile: bool = flag(False, "compile every stage that trains with torch.compile: for long runs on a GPU")
+    compile: bool = flag(False, "compile the stages that train with torch.compile: for long runs on a GPU")
     seed: int = flag(42, "seed of the head's initial weights, the order of the rows and dropout", least=0, below=2**62)
     seeds: int = flag(1, "runs with --seed and the seeds after it, in OUT/seed-S; prints mean and deviation", least=1)
     plan: bool = flag(False, "show stages, learning rates, steps, estimates of time and memory; then stop")
