@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from minift.errors import UserError, brief
 from minift.methods.surgery import from_lowest
 
-TOGETHER = 6
+TOGETHER = 6  # stages: twelve take more than twice as long to compile, and are no faster (tests/bench/FIGURES.md)
 GRAPHS = 64  # of one stage's code, in different shapes: torch's own limit of 8 is below a ResNet's
 
 

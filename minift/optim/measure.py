@@ -23,7 +23,6 @@ from minift.optim.precision import DEVICES, DTYPES, autocast
 
 GAIN = 1.2  # bfloat16 must be so many times as fast as float32: what it costs in digits must be worth it
 ROUNDS = 5
-EMULATED = 2.0  # so many times float32's time tells that the device has no products of bfloat16
 LIMIT = 0.4  # seconds after which no further round begins
 WORK = {"cpu": 3e9, "cuda": 2.5e11}  # multiplications and additions in one round, forward and backward
 MOST = 4  # different products
@@ -161,11 +160,10 @@ def measure(counts: Counter[Product], device: torch.device) -> dict[str, float]:
 
     if not chosen:
         return {}
+    one_round()  # warms up, and tells nothing
     began, rounds = time.perf_counter(), [one_round()]
-    if total(rounds, "bfloat16") < EMULATED * total(rounds, "float32"):  # else the round that warms up tells enough
-        rounds = [one_round()]
-        while len(rounds) < ROUNDS and time.perf_counter() - began < LIMIT:
-            rounds.append(one_round())
+    while len(rounds) < ROUNDS and time.perf_counter() - began < LIMIT:
+        rounds.append(one_round())
     return {name: total(rounds, name) for name in contexts}
 
 

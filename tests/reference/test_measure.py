@@ -1,6 +1,8 @@
 """What `--precision auto` measures: the products of a pass against torch's own count of operations, and what it decides."""
 
 import math
+import subprocess
+import sys
 import time
 from collections import Counter
 
@@ -138,6 +140,31 @@ def test_measure_runs_the_products_in_the_dtype_that_it_names(monkeypatch):
     expected = {(torch.float32, torch.float32, torch.float32, True), (torch.bfloat16, torch.bfloat16, torch.float32, True)}
     assert set(seen) == expected
     assert len(set(seen.values())) == 1, "both dtypes run equally often"
+
+
+def test_a_slow_first_round_or_one_slow_round_later_decides_nothing(monkeypatch):
+    slow = {0: 60.0, 2: 40.0}  # round -> how many times as long bfloat16 takes there
+    calls = Counter()
+
+    def seconds_of(function, x, *_):
+        calls[x.dtype] += 1
+        return 1.0 if x.dtype == torch.float32 else 0.5 * slow.get((calls[x.dtype] - 1) // chosen, 1.0)
+
+    counts = products(*bert())
+    chosen = len(measuring.selected(counts, measuring.WORK["cpu"]))
+    monkeypatch.setattr(measuring, "seconds_of", seconds_of)
+    seconds = measure(counts, CPU)
+    assert seconds["float32"] == 2 * seconds["bfloat16"] and calls[torch.bfloat16] == (1 + measuring.ROUNDS) * chosen
+
+
+def test_measuring_imports_no_compiler():
+    """y.backward(gradient) would: torch's symbolic shapes and sympy, for a third of a second."""
+    program = (
+        "import sys, torch; from minift.optim.measure import measure, products; layer = torch.nn.Linear(9, 9); "
+        "assert min(measure(products(layer, (torch.ones(4, 9),)), torch.device('cpu')).values()) > 0; "
+        "assert 'sympy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.parametrize(
