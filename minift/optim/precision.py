@@ -117,10 +117,11 @@ class LowPrecision(TorchFunctionMode):
 
     float64 and integers are left alone, and so is an operation that writes into an existing tensor (`out=`, `add_`).
 
-    A frozen parameter is cast at its first use and kept in the low type, since nothing changes until the next use: create one
-    LowPrecision for the whole run, not one for each step. A kept cast is freed with its parameter, and is made again if the
-    parameter was written to or its `.data` replaced; only what is written *through* `.data` is not noticed, as autograd does not
-    notice it either. A parameter that trains is cast at each use: it differs in each step, and the cast is part of the graph.
+    A parameter that does not train, because it is frozen or because no gradient is recorded, is cast at its first use and kept in
+    the low type, since nothing changes until the next use: create one LowPrecision for the whole run, not one for each step. A
+    kept cast is freed with its parameter and where the parameter trains again, and is made again if the parameter was written to
+    or its `.data` replaced; only what is written *through* `.data` is not noticed, as autograd does not notice it either. A
+    parameter that trains is cast at each use: it differs in each step, and the cast is part of the graph.
 
     Recomputation runs in the backward pass, outside the context; torch.utils.checkpoint enters it again with
     `use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), precision)`.
@@ -161,11 +162,15 @@ class LowPrecision(TorchFunctionMode):
             return [self.cast(y, dtype) for y in x] if isinstance(x, list | tuple) else x
         if x.dtype == dtype or not castable(x):
             return x
-        return self.keep(x) if dtype == self.dtype and self.is_frozen(x) else x.to(dtype)
+        if dtype == self.dtype and self.is_weight(x):
+            if not (x.requires_grad and torch.is_grad_enabled()):
+                return self.keep(x)
+            self.kept.pop(x, None)
+        return x.to(dtype)
 
-    def is_frozen(self, x: Tensor) -> bool:
+    def is_weight(self, x: Tensor) -> bool:
         """A parameter or a buffer, not an activation, which is also a leaf without gradient where no graph is recorded."""
-        return not x.requires_grad and not x.is_inference() and (isinstance(x, nn.Parameter) or x in self.buffers)
+        return not x.is_inference() and (isinstance(x, nn.Parameter) or x in self.buffers)
 
     def keep(self, weight: Tensor) -> Tensor:
         kept = self.kept.get(weight)

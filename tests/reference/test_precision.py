@@ -424,15 +424,35 @@ def under_autocast(model, x):
 
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("context", [contextlib.nullcontext, torch.no_grad, torch.inference_mode])
-def test_a_frozen_weight_is_cast_once_and_a_trainable_one_each_time(frozen, context):
+def test_a_weight_is_cast_once_where_it_does_not_train_and_else_each_time(frozen, context):
     model, precision, casts = layers(frozen), LowPrecision(torch.bfloat16), Casts()
     counts = []
     for _ in range(3):
         with context(), casts, precision:
             model(torch.ones(1, 16))
         counts.append(casts.count)
-    assert counts == ([2, 0, 0] if frozen else [2, 2, 2])
-    assert len(precision.kept) == (4 if frozen else 0)  # weights and biases, no activation
+    rests = frozen or context is not contextlib.nullcontext
+    assert counts == ([2, 0, 0] if rests else [2, 2, 2])
+    assert len(precision.kept) == (4 if rests else 0)  # weights and biases, no activation
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_what_scoring_has_cast_is_not_what_training_uses(context):
+    model, precision, x = layers(frozen=False), LowPrecision(torch.bfloat16), torch.ones(1, 16)
+    expected = under_autocast(model, x)
+    for _ in range(2):  # epochs
+        with context(), precision:
+            assert torch.equal(model(x), expected)
+        assert len(precision.kept) == 4
+        with precision:
+            model(x).sum().backward()
+        assert len(precision.kept) == 0 and all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+        with torch.no_grad():
+            for p in model.parameters():
+                p.sub_(p.grad)
+                p.grad = None
+        before, expected = expected, under_autocast(model, x)
+        assert not torch.equal(before, expected)
 
 
 def write(p):
