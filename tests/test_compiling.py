@@ -1,6 +1,7 @@
 """--compile: the same run as without it, with stages that are thawed later, with a method's surgery, in low precision."""
 
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -9,9 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import TEXTS, converted_directory, converted_resnet, photographs, rows_file, tiny_body
+from torch import nn
 
 import minift
 import train
+from minift import compiling
+from minift.compiling import TOGETHER, groups
 from minift.errors import UserError
 from minift.trace import main as trace
 
@@ -58,6 +62,19 @@ def compare(tmp_path, flags: list[str]) -> None:
 @pytest.mark.parametrize("case", ["unfreezing", pytest.param("lora", marks=pytest.mark.slow)])
 def test_a_compiled_run_is_the_run(tmp_path, case):
     compare(tmp_path, CASES[case])
+
+
+def test_a_graph_is_of_at_most_so_many_stages_of_one_kind():
+    modules = [nn.ReLU(), *(nn.Tanh() for _ in range(TOGETHER + 2)), nn.ReLU()]
+    found = groups(modules)
+    assert [len(group) for group in found] == [1, TOGETHER, 2, 1]
+    assert all(a is b for a, b in zip(modules, itertools.chain(*found), strict=True))
+
+
+@pytest.mark.usefixtures("graphs")
+def test_several_graphs_of_layers_are_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(compiling, "TOGETHER", 1)
+    compare(tmp_path, CASES["unfreezing"])
 
 
 @pytest.mark.slow
