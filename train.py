@@ -184,16 +184,14 @@ def run_seeds(given, directory: Path | None = None) -> None:
 
     directory: where they were interrupted and go on.
     """
-    from minift.runs import begin_several, deleted_if_unused, summarise
+    from minift.runs import begin_several, summarise
 
     if directory and (directory / "result.json").is_file():
         return print(f"{directory}: all {given.seeds} seeds have finished")
     directory = directory or begin_several(given)
     seeds = list(range(given.seed, given.seed + given.seeds))
     runs = {f"seed-{seed}": replace(given, seed=seed, seeds=1, out=str(directory / f"seed-{seed}")) for seed in seeds}
-    with deleted_if_unused(directory):
-        results = run_each(runs, directory, "seeds")
-    print(summarise(directory, seeds, list(results.values()), higher_is_better(given.task)))
+    print(summarise(directory, seeds, list(run_each(runs, directory, "seeds").values()), higher_is_better(given.task)))
 
 
 def run_grid(given, directory: Path | None = None) -> None:
@@ -201,7 +199,7 @@ def run_grid(given, directory: Path | None = None) -> None:
 
     directory: where they were interrupted and go on.
     """
-    from minift.runs import begin_several, choose_best, deleted_if_unused, keep_best
+    from minift.runs import begin_several, choose_best, keep_best
 
     if directory and (directory / "grid.json").is_file():
         return keep_best(directory)
@@ -213,14 +211,12 @@ def run_grid(given, directory: Path | None = None) -> None:
         runs[label] = replace(given, **chosen, out=str(directory / label))
     higher = higher_is_better(given.task)
     monitor = next(iter(higher)) if given.monitor is None else given.monitor
-    with deleted_if_unused(directory):
-        results = run_each(runs, directory, "runs")
-    print(choose_best(directory, results, monitor, higher[monitor]))
+    print(choose_best(directory, run_each(runs, directory, "runs"), monitor, higher[monitor]))
 
 
 def run_each(runs: dict[str, object], directory: Path, what: str) -> dict[str, dict | None]:
     """The results of several runs; None for one that diverged. what: they are, as seeds. One that was interrupted goes on."""
-    from minift.runs import continued, read_record, resume_command
+    from minift.runs import continued, delete_if_unused, read_record, resume_command
 
     results = {}
     for label, options in runs.items():
@@ -240,6 +236,9 @@ def run_each(runs: dict[str, object], directory: Path, what: str) -> dict[str, d
         except Diverged as error:
             print(f"{label} diverged: {error}")
             results[label] = None
+        except UserError:
+            delete_if_unused(directory)
+            raise
         except KeyboardInterrupt as stop:
             raise type(stop)(f"in {label}; to continue: {resume_command(directory)}") from None
     if not any(results.values()):

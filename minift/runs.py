@@ -551,16 +551,11 @@ def begin_several(given) -> Path:
     return Path(options.out)
 
 
-@contextmanager
-def deleted_if_unused(directory: Path) -> Iterator[None]:
-    """Deletes what `begin_several` has made where the first of the runs cannot begin, as where a file is missing."""
-    try:
-        yield
-    except UserError:
-        if [path.name for path in directory.iterdir()] == [SEVERAL]:
-            (directory / SEVERAL).unlink()
-            directory.rmdir()
-        raise
+def delete_if_unused(directory: Path) -> None:
+    """Delete what `begin_several` has made, where the first of the runs could not begin, as where a file is missing."""
+    if [path.name for path in directory.iterdir()] == [SEVERAL]:
+        (directory / SEVERAL).unlink()
+        directory.rmdir()
 
 
 def directory_of(options) -> Path:

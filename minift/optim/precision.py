@@ -165,12 +165,13 @@ class LowPrecision(TorchFunctionMode):
         if dtype == self.dtype and self.is_weight(x):
             if not (x.requires_grad and torch.is_grad_enabled()):
                 return self.keep(x)
-            self.kept.pop(x, None)
+            if self.kept:  # of a whole model that trains none is, and a look for each weight takes time
+                self.kept.pop(x, None)
         return x.to(dtype)
 
     def is_weight(self, x: Tensor) -> bool:
         """A parameter or a buffer, not an activation, which is also a leaf without gradient where no graph is recorded."""
-        return not x.is_inference() and (isinstance(x, nn.Parameter) or x in self.buffers)
+        return not x.is_inference() and (isinstance(x, nn.Parameter) or (not x.requires_grad and x in self.buffers))
 
     def keep(self, weight: Tensor) -> Tensor:
         kept = self.kept.get(weight)
