@@ -34,6 +34,8 @@ class AdamW(Optimizer):
     Equal to torch.optim.AdamW and to BERT's formula (tests/reference/test_optim.py).
     """
 
+    idle_rows_decay = True
+
     def __init__(
         self,
         groups: list[Group],

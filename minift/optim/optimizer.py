@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from minift.optim.groups import Group
-from minift.optim.rows import Tables
+from minift.optim.rows import Rows, numbers
 
 BLOCK = 1 << 17  # elements: four blocks of float32 (theta, g, m, v) and one in between about fill a second-level cache
 LARGEST = 1e30  # of a learning rate and a weight decay: their products with other options stay within float32
@@ -25,12 +25,14 @@ class Optimizer:
     A parameter without a gradient is left alone: no decay, no state, and its own step count stands still, so that one that is
     unfrozen late starts at 1. On a CPU a parameter is updated block by block, so that the passes over it run in the cache.
 
-    groups: from `make_groups`. state: parameter -> its step count t and its moments, which start as zeros.
+    groups: from `make_groups`. state: parameter -> its step count t and its moments, which start as zeros. rows: of a table whose
+    gradient is of some rows, those that its moments are of (minift/optim/rows.py).
     Raises ValueError where a learning rate or a weight decay is negative, above 1e30 or not a number.
     """
 
     moments: tuple[str, ...]
     kernel_on: tuple[str, ...] = ()
+    idle_rows_decay = False  # whether theta <- theta - eta lr lambda theta is the update of a row without a gradient so far
 
     def __init__(self, groups: list[Group]):
         for group in groups:
@@ -39,7 +41,7 @@ class Optimizer:
                     raise ValueError(f"{option} {value} (stage {group.stage}): a number from 0 to {LARGEST:.0e} is expected")
         self.groups = groups
         self.state: dict[Tensor, tuple] = {}
-        self.tables = Tables()
+        self.rows: dict[Tensor, Rows] = {}
         self.verdict: Verdict | None = None  # on the last update, where it was masked
 
     @torch.no_grad()
@@ -61,15 +63,44 @@ class Optimizer:
             for theta in group.parameters:
                 if theta.grad is None:
                     continue
-                t, *moments = self.state.get(theta) or (0, *(torch.zeros_like(theta) for _ in self.moments))
+                if theta.grad.is_sparse and self.idle_rows_decay and (theta in self.rows or theta not in self.state):
+                    self.step_rows(factor * group.lr, group.weight_decay, theta)
+                    continue
+                t, *moments = self.dense_state(theta)
                 self.state[theta] = (t + 1, *moments)
                 updated.append(theta)
-                due[group.lr, group.weight_decay].append((t + 1, theta, self.tables.dense(theta), *moments))
+                g = theta.grad.to_dense() if theta.grad.is_sparse else theta.grad
+                due[group.lr, group.weight_decay].append((t + 1, theta, g, *moments))
         for (lr, weight_decay), tensors in due.items():
             self.update_all(factor * lr, weight_decay, tensors, finite if masked else None)
-        self.tables.clear()
         if masked:
             self.verdict = Verdict(finite, updated)
+
+    def step_rows(self, lr: float, weight_decay: float, theta: Tensor) -> None:
+        """An update of a table with a gradient of some rows, on a CPU: all rows decay, and those that a gradient has come to are
+        updated together. lr: eta times the group's learning rate.
+        """
+        if theta not in self.rows:
+            self.rows[theta] = Rows(theta)
+        rows = self.rows[theta]
+        numbers(theta)  # each row once
+        more = rows.add(theta.grad.indices()[0])
+        t, *moments = self.state.get(theta) or (0, *(theta.new_zeros(0, *theta.shape[1:]) for _ in self.moments))
+        moments = [torch.cat([m, m.new_zeros(more, *m.shape[1:])]) if more else m for m in moments]  # (n, D)
+        self.state[theta] = (t + 1, *moments)
+        theta.mul_(1 - lr * weight_decay)
+        part = theta[rows.which]  # (n, D)
+        self.update_all(lr, 0.0, [(t + 1, part, rows.of(theta.grad), *moments)], None)
+        theta[rows.which] = part
+
+    def dense_state(self, theta: Tensor) -> tuple:
+        """Its step count and its moments, from now on of all rows."""
+        if theta not in self.state:
+            return (0, *(torch.zeros_like(theta) for _ in self.moments))
+        if (rows := self.rows.pop(theta, None)) is None:
+            return self.state[theta]
+        t, *moments = self.state[theta]
+        return (t, *(torch.zeros_like(theta).index_copy_(0, rows.which, m) for m in moments))
 
     def update_all(self, lr: float, weight_decay: float, due: list[tuple], finite: Tensor | None) -> None:
         """due: (t, theta, g, moments ...) of parameters with one learning rate. finite: if given, False keeps every bit."""
@@ -127,7 +158,8 @@ class Optimizer:
         return dict(zip(names, parameters, strict=True))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """`NAME/t`, an int64 scalar, and `NAME/m` and so on, one for each of `moments`, for every parameter with a state.
+        """For every parameter with a state `NAME/t`, an int64 scalar, and `NAME/m` and so on, one for each of `moments`; and
+        `NAME/rows` where the moments are of these rows of the parameter alone.
 
         The tensors are the optimiser's own: the next step changes them.
         """
@@ -139,6 +171,7 @@ class Optimizer:
                 tensors |= {
                     f"{name}/t": torch.tensor(t),
                     **dict(zip(map(f"{name}/{{}}".format, self.moments), moments, strict=True)),
+                    **({f"{name}/rows": self.rows[theta].which} if theta in self.rows else {}),
                 }
         return tensors
 
@@ -151,25 +184,32 @@ class Optimizer:
         """
         parameters = self.named_parameters()
         parts = ("t", *self.moments)
-        unknown = sorted(tensors.keys() - {f"{name}/{part}" for name in parameters for part in parts})
+        known = {f"{name}/{part}" for name in parameters for part in (*parts, *["rows"] * self.idle_rows_decay)}
+        unknown = sorted(tensors.keys() - known)
         if unknown:
             raise ValueError(f"{len(unknown)} tensors belong to no parameter of this optimiser, the first is {unknown[0]}")
-        state = {}
+        state, rows_of = {}, {}
         for name, theta in parameters.items():
             found = {part: tensors[f"{name}/{part}"] for part in parts if f"{name}/{part}" in tensors}
-            if not found:
+            rows = tensors.get(f"{name}/rows")
+            if not found and rows is None:
                 continue
             if missing := [part for part in parts if part not in found]:
-                raise ValueError(f"{name}/{missing[0]} is missing beside {name}/{next(iter(found))}")
+                raise ValueError(f"{name}/{missing[0]} is missing beside {name}/{next(iter(found), 'rows')}")
             t = found.pop("t")
             if t.dtype != torch.int64 or t.ndim or t < 1:
                 raise ValueError(f"{name}/t is {t.tolist()}: a number of steps, 1 or more, is expected")
+            expected = theta
+            if rows is not None:
+                check_rows(f"{name}/rows", rows, theta)
+                rows_of[theta] = Rows(theta, rows.to(theta.device, copy=True))
+                expected = theta[:1].expand(len(rows), *theta.shape[1:])
             for part, moment in found.items():
-                if (moment.shape, moment.dtype) != (theta.shape, theta.dtype):
-                    there, here = ((tuple(x.shape), x.dtype) for x in (moment, theta))
+                if (moment.shape, moment.dtype) != (expected.shape, theta.dtype):
+                    there, here = ((tuple(x.shape), x.dtype) for x in (moment, expected))
                     raise ValueError(f"{name}/{part} is {there[0]} {there[1]}, the parameter {here[0]} {here[1]}")
-            state[theta] = (t.item(), *(torch.empty_like(theta).copy_(moment) for moment in found.values()))
-        self.state, self.verdict = state, None
+            state[theta] = (t.item(), *(torch.empty_like(expected).copy_(moment) for moment in found.values()))
+        self.state, self.rows, self.verdict = state, rows_of, None
 
 
 class Verdict:
@@ -191,6 +231,13 @@ class Verdict:
         if self.arrived:
             self.arrived.synchronize()
         return bool(self.answer)
+
+
+def check_rows(name: str, rows: Tensor, theta: Tensor) -> None:
+    if not theta.ndim or rows.dtype != torch.int64 or rows.ndim != 1:
+        raise ValueError(f"{name} is {tuple(rows.shape)} {rows.dtype}: the numbers of rows of the parameter are expected")
+    if len(rows) and not (rows.min() >= 0 and rows.max() < len(theta) and len(rows.unique()) == len(rows)):
+        raise ValueError(f"{name}: different numbers from 0 to {len(theta) - 1} are expected")
 
 
 def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -1,4 +1,4 @@
-"""Gradients by rows are the dense ones: the same 50 steps, in float64, with decay, clipping, accumulation and resumption."""
+"""Gradients by rows, and moments, are the dense ones: 50 steps in float64, with decay, clipping, accumulation and resumption."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from tiny import CONFIG, tiny_body
 from minift.data.batching import Data
 from minift.optim import rows
 from minift.optim.adamw import AdamW
-from minift.optim.groups import clip_gradients, make_groups
+from minift.optim.groups import Group, clip_gradients, make_groups
 from minift.optim.precision import Float32, LossScaler
 from minift.optim.sgd import SGD
 from minift.tasks.classification import Classification
@@ -76,6 +76,13 @@ def trained(make, by_rows: bool, stop: int | None = None) -> tuple[dict, float]:
     return {name: p.detach() for name, p in model.named_parameters()}, torch.stack(norms)
 
 
+@pytest.mark.parametrize("name", ["adamw", "adamw by hand", "amsgrad"])
+def test_a_resumed_run_has_the_same_bits(monkeypatch, name):
+    monkeypatch.setattr(rows, "LARGE", 1)
+    (whole, _), (resumed, _) = (trained(OPTIMIZERS[name], True, stop) for stop in (None, 2))
+    assert all(torch.equal(resumed[key], weight) for key, weight in whole.items())
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("stop", [None, 2])
 def test_rows_are_the_dense_gradient(monkeypatch, name, stop):
@@ -112,6 +119,63 @@ def test_a_second_gradient_makes_it_dense(monkeypatch):
     (table(torch.tensor([1])).sum() + (table.weight[2:4] ** 2).sum()).backward()
     assert not table.weight.grad.is_sparse and table.weight.grad[1].tolist() == [1, 1]
     torch.testing.assert_close(table.weight.grad[2:4], 2 * table.weight[2:4].detach())
+
+
+def steps_of(optimizer, table: torch.nn.Parameter, gradients: list[torch.Tensor], sparse: tuple[bool, ...]) -> None:
+    for gradient, by_rows in zip(gradients, sparse, strict=True):
+        used = gradient.any(1).nonzero()[:, 0]
+        table.grad = (
+            torch.sparse_coo_tensor(used[None], gradient[used], gradient.shape, check_invariants=True)
+            if by_rows
+            else gradient.clone()
+        )
+        optimizer.step(0.5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw by hand", "amsgrad"])
+@pytest.mark.parametrize("sparse", [(True,) * 6, (True, True, False, True, True, False), (False, True, True, True, True, True)])
+def test_moments_are_of_the_rows_that_had_a_gradient(name, sparse):
+    """Until a gradient is dense; and there are none of the other rows. Six steps; of six rows the last two have no gradient."""
+    torch.manual_seed(0)
+    start, gradients = torch.randn(6, 3, dtype=torch.float64), torch.zeros(6, 6, 3, dtype=torch.float64)
+    for step, used in enumerate([[1, 3], [3], [0, 3], [1], [2, 0], [3, 1]]):
+        gradients[step, used] = torch.randn(len(used), 3, dtype=torch.float64)
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    optimizer, dense = (OPTIMIZERS[name]([Group("word", 0.1, 0.2, ["word"], [table])]) for table in (ours, theirs))
+    steps_of(optimizer, ours, gradients, sparse)
+    steps_of(dense, theirs, gradients, (False,) * 6)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-14)
+    torch.testing.assert_close(ours[4:], start[4:] * (1 - 0.5 * 0.1 * 0.2) ** 6)
+    state = optimizer.state_dict()
+    assert state["word/t"] == 6
+    if all(sparse):
+        assert state["word/rows"].tolist() == [1, 3, 0, 2] and state["word/m"].shape == (4, 3)
+        torch.testing.assert_close(state["word/m"], dense.state_dict()["word/m"][[1, 3, 0, 2]], rtol=0, atol=1e-15)
+    else:
+        assert "word/rows" not in state
+        torch.testing.assert_close(state["word/v"], dense.state_dict()["word/v"], rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("rows", "moments", "message"),
+    [
+        (torch.tensor([0, 6]), 2, "word/rows: different numbers from 0 to 5"),
+        (torch.tensor([-1, 2]), 2, "word/rows: different numbers from 0 to 5"),
+        (torch.tensor([2, 2]), 2, "word/rows: different numbers from 0 to 5"),
+        (torch.tensor([0.0, 1.0]), 2, r"word/rows is \(2,\) torch.float32: the numbers of rows"),
+        (torch.tensor([0, 1, 2]), 2, r"word/m is \(2, 3\) torch.float32, the parameter \(3, 3\)"),
+        (torch.tensor([0, 1]), 0, "word/t is missing beside word/rows"),
+    ],
+)
+def test_a_state_of_other_rows_is_refused_and_changes_nothing(rows, moments, message):
+    table = torch.nn.Parameter(torch.ones(6, 3))
+    optimizer = AdamW([Group("word", 0.1, 0.2, ["word"], [table])])
+    stored = {"word/t": torch.tensor(1), "word/m": torch.ones(moments, 3), "word/v": torch.ones(moments, 3)} if moments else {}
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(stored | {"word/rows": rows})
+    assert not optimizer.state and not optimizer.rows
+    with pytest.raises(ValueError, match="belong to no parameter"):
+        SGD([Group("word", 0.1, 0.2, ["word"], [table])]).load_state_dict({"word/m": table.data, "word/rows": rows})
 
 
 def test_small_and_frozen_tables_are_left_alone():
