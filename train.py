@@ -136,6 +136,7 @@ def run_once(given, record: dict | None = None) -> dict | None:
 
     # Model and optimizer
     training = setup.build(options, given, start, task, data["train"], steps_per_epoch)
+    start = replace(start, checkpoint=start.checkpoint.without_tensors())  # the model has copied them
     options, measured = setup.with_precision(options, training)
     if not options.quiet:
         printing.print_model(training, start, options)

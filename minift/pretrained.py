@@ -18,7 +18,7 @@ import tempfile
 import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -107,6 +107,10 @@ class Checkpoint:
     def own_pool(self) -> str | None:
         """cls where the tensors hold a pooler's weights."""
         return "cls" if any(name.startswith("pooler.") for name in self.tensors) else None
+
+    def without_tensors(self) -> "Checkpoint":
+        """Nothing of it that is large. The file that the tensors are views of leaves the memory with them."""
+        return replace(self, tensors={}, heads={}, origin=None)
 
     def empty_body(self, pool: str | None = "cls") -> nn.Module:
         """The body without memory for its weights: names, shapes and stages alone."""

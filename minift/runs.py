@@ -327,10 +327,7 @@ def template_of(options, start, training, identity: dict | None) -> Checkpoint:
     if identity:
         name = str(Path(options.model).resolve()) if Path(options.model).is_dir() else options.model
     return replace(
-        start.checkpoint,
-        tensors={},  # the body has its own
-        heads={},
-        origin=None,
+        start.checkpoint.without_tensors(),  # the body has its own
         base=identity and identity["weights"],
         base_tokenizer=identity and identity["tokenizer"],
         base_name=name,
