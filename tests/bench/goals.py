@@ -36,6 +36,7 @@ class Files:
         self.environment = counts | {
             "PYTHONPATH": os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONDONTWRITEBYTECODE": "",  # compiled once, as where it is used; the peers' files are since their installation
             "HF_HUB_OFFLINE": "1",
         }
 
