@@ -122,7 +122,7 @@ def without_blanks(found, filled: bool) -> Documents:
         raise UserError(f"{found.path}: all {len(found.texts):,} documents are empty")
     decided = list(found.decided)
     if blank := len(found.texts) - len(numbers):
-        decided.append(f"{blank:,} empty documents skipped")
+        decided.append(f"empty documents skipped: {blank:,}")
     lines = None if found.lines is None else [found.lines[i] for i in numbers]
     columns = {name: [values[i] for i in numbers] for name, values in found.columns.items()}
     texts = [found.texts[i] for i in numbers]

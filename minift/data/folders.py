@@ -55,9 +55,9 @@ def class_folders(path: Path, kind: Kind, without: frozenset[str] = frozenset())
         labels += [name] * len(found)
         left_out += others
         if not found:
-            empty.append(f"{path / name}: no {kind.noun} in this class folder{f' ({counted(others)})' if others else ''}")
+            empty.append(f"{path / name}: no {kind.noun} in this class folder{f' ({listed(others)})' if others else ''}")
     if not files:
-        seen = f"; it holds {counted(left_out)}" if left_out else ""
+        seen = f"; it holds {listed(left_out)}" if left_out else ""
         raise UserError(f"{path}: no {kind.noun} in it{seen}; class folders of {' '.join(sorted(kind.extensions))} files "
                         f"are expected{kind.hint}")  # fmt: skip
     if empty:
@@ -67,7 +67,7 @@ def class_folders(path: Path, kind: Kind, without: frozenset[str] = frozenset())
     if left_out_folders:
         decided.append(f"the folder {', '.join(left_out_folders)} left out: it is no class")
     if loose:
-        decided.append(f"{loose:,} {kind.noun} beside the class folders left out: they have no class")
+        decided.append(f"{kind.noun} beside the class folders left out, as they have no class: {loose:,}")
     return files, labels, decided + said_of(left_out)
 
 
@@ -75,7 +75,7 @@ def all_files(path: Path, kind: Kind) -> tuple[list[Path], list[str]]:
     """(the files of a directory and all below it, what to tell the user)"""
     files, left_out = files_below(path, kind)
     if not files:
-        seen = f"; it holds {counted(left_out)}" if left_out else ""
+        seen = f"; it holds {listed(left_out)}" if left_out else ""
         raise UserError(f"{path}: no {kind.noun} in it{seen}; {' '.join(sorted(kind.extensions))} files are expected{kind.hint}")
     return files, [f"{kind.noun} of {len({file.parent for file in files}):,} folders", *said_of(left_out)]
 
@@ -119,9 +119,9 @@ def files_below(directory: str | Path, kind: Kind, seen: set[str] | None = None)
     return found, others
 
 
-def counted(others: Counter) -> str:
+def listed(others: Counter) -> str:
     return ", ".join(f"{n:,} {sort}" for sort, n in others.most_common(6)) + (", ..." if len(others) > 6 else "")
 
 
 def said_of(left_out: Counter) -> list[str]:
-    return [f"{left_out.total():,} files left out: {counted(left_out)}"] if left_out else []
+    return [f"files left out: {listed(left_out)}"] if left_out else []

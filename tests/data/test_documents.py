@@ -58,7 +58,7 @@ def test_tables_are_a_document_a_row(tmp_path, name, content):
         content = content.replace("three\nlines", "three lines")
     found = read(written(tmp_path, content, name))
     assert [text.split() for text in found.texts] == [["one,", "two"], ["three", "lines"]]
-    assert found.numbers == [0, 2] and "1 empty documents skipped" in found.decided
+    assert found.numbers == [0, 2] and "empty documents skipped: 1" in found.decided
 
 
 def test_a_table_of_one_column_without_header(tmp_path):
@@ -73,7 +73,7 @@ def test_a_directory_is_a_document_a_file(tmp_path):
     written(tmp_path, "x", "docs/d.md")
     found = read(tmp_path / "docs")
     assert found.texts == ["one\n\nstill one", "two"] and [name[-5:] for name in found.columns["file"]] == ["a.txt", "b.txt"]
-    assert "1 files left out: 1 .md" in found.decided and "1 empty documents skipped" in found.decided
+    assert "files left out: 1 .md" in found.decided and "empty documents skipped: 1" in found.decided
 
 
 def test_standard_input_and_lists(monkeypatch):

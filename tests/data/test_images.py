@@ -49,8 +49,8 @@ def test_reads_and_says_what_is_left_out(tmp_path):
     assert names(images) == ["a/1.jpg", "b/1.jpg"]
     assert images.decided == [
         "2 class folders",
-        "1 images beside the class folders left out: they have no class",
-        "6 files left out: 2 hidden, 2 .txt, 1 .heic, 1 without an extension",
+        "images beside the class folders left out, as they have no class: 1",
+        "files left out: 2 hidden, 2 .txt, 1 .heic, 1 without an extension",
     ]
 
 
@@ -97,7 +97,7 @@ def test_reads_without_labels(tmp_path):
     (root / "list.csv").write_text("file\nb.jpg\na.png\n")
     every = read_images(root, labelled=False)
     assert (names(every), every.labels) == (["a.png", "b.jpg", "sub/c.jpg"], None)
-    assert every.decided == ["images of 2 folders", "2 files left out: 1 .csv, 1 .txt"]
+    assert every.decided == ["images of 2 folders", "files left out: 1 .csv, 1 .txt"]
     assert names(read_images(root / "list.csv", labelled=False)) == ["b.jpg", "a.png"]
     assert read_images(root / "b.jpg", labelled=False).files == [root / "b.jpg"]
 

@@ -156,8 +156,8 @@ def test_class_folders_of_texts(tmp_path):
     assert rows.decided == [
         "2 class folders",
         "the folder unsup left out: it is no class",
-        "1 texts beside the class folders left out: they have no class",
-        "1 files left out: 1 .md",
+        "texts beside the class folders left out, as they have no class: 1",
+        "files left out: 1 .md",
         "1 row with an empty text",
     ]
     some = rows.take([3])
