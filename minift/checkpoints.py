@@ -52,6 +52,8 @@ class Checkpoints(Saving):
         self.training, self.scaler, self.progress = training, scaler, progress
         if self.found:
             self.restore(self.found)
+            if not rank():
+                self.prune()  # what a kill between writing and pruning has left
         self.begun = self.saved = time.monotonic()
 
     def after_step(self, log: Log) -> None:
@@ -89,7 +91,7 @@ class Checkpoints(Saving):
             return None
         name = f"epoch-{self.progress.epoch}-step-{self.progress.step}"
         if name == self.last:
-            return self.prune()  # what a kill between writing and pruning has left
+            return None
         start = time.monotonic()
         try:
             self.write(name)

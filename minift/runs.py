@@ -213,6 +213,7 @@ class Run:
             return scores
 
         wait()  # until the first process has written
+        training.optimizer.load_state_dict({})  # its moments make room for the weights that are read
         self.restore(training.model)
         task, scores = training.task, {}
         if "valid" in data:

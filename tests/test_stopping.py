@@ -20,7 +20,7 @@ from tiny import converted_directory, rows_file
 import minift
 import train
 from minift import cache, checkpoints, runs, training
-from minift.checkpoints import listed
+from minift.checkpoints import Checkpoints, listed, position
 from minift.errors import Diverged, Terminated, UserError, out_of_memory, terminate
 from minift.pretrained import read
 from minift.tasks.text_classification import TextClassification
@@ -353,6 +353,17 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path, flags, monkeypa
     assert f"resumed from {old}" in printed.out
     start(*flags, "--out", tmp_path / "again")
     assert weights(tmp_path / "run") == weights(tmp_path / "again")
+
+
+def test_killed_before_it_deletes_the_checkpoint_before_the_last(tmp_path, flags, monkeypatch):
+    """At the end of the last epoch: the run that goes on has nothing left to save, and deletes it all the same."""
+    with monkeypatch.context() as killed:
+        killed.setattr(Checkpoints, "prune", lambda self: None)
+        start(*flags, "--out", tmp_path / "run", "--save-minutes", 0, "--keep", 1)
+    *_, last = sorted(listed(tmp_path / "run" / "checkpoints"), key=position)
+    (tmp_path / "run" / "result.json").unlink()
+    start("--resume", tmp_path / "run")
+    assert listed(tmp_path / "run" / "checkpoints") == [last] and (tmp_path / "run" / "result.json").exists()
 
 
 def test_where_all_are_damaged_nothing_is_overwritten(stopped):
