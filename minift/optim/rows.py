@@ -4,7 +4,7 @@ A batch of 32 short texts reads a few hundred of the embedded model's 30,522 vec
 those rows alone. Clipping and loss scaling then go over them, and AdamW keeps moments of the rows that a gradient has come to so
 far: those of all others are 0, and its update of them is the decay alone. So the update is that of the dense gradient, also of rows
 that this batch does not read, which decay and go on with their momentum. SGD, whose decay goes through the momentum, takes the
-gradient as a table. A run of the embedded model on 2,000 short texts takes 110 MB less so.
+gradient as a table. A run of the embedded model on 2,000 short texts takes about 90 MB less so.
 
 Where another gradient comes to the same table, as from a head that is tied to it or from a penalty, autograd adds both into a dense
 one, and the moments become dense with it. Equal to the dense gradient's 50 steps (tests/optim/test_rows.py).
