@@ -200,20 +200,15 @@ def results(runs: list[Recorded]) -> list:
     if done:
         phases = list(done[0].result["seconds"])
         if len(done) == 1:
-            seconds = [[phase, rounded(seconds)] for phase, seconds in done[0].result["seconds"].items()]
+            seconds = [[phase, round(seconds)] for phase, seconds in done[0].result["seconds"].items()]
             parts.append(Grid(["phase", "seconds"], seconds, bars=(1,)))
         else:
-            seconds = [[run.name, *(rounded(run.result["seconds"][phase]) for phase in phases)] for run in done]
+            seconds = [[run.name, *(round(run.result["seconds"][phase]) for phase in phases)] for run in done]
             parts.append(Grid(["run", *(f"{phase}, s" for phase in phases)], seconds))
         counts = [(*run.result["parameters"].values(), run.result["peak_memory_mb"]) for run in done]
         header = ["run", "trainable parameters", "all parameters", "peak memory, MB"]
         parts.append(Grid(header, [[run.name, *count] for run, count in zip(done, counts, strict=True)]))
     return parts
-
-
-def rounded(seconds: float) -> float:
-    """With a decimal where there are few of them."""
-    return round(seconds) if seconds >= 10 else round(seconds, 1)
 
 
 def settings(runs: list[Recorded]) -> list:
