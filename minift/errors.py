@@ -145,8 +145,8 @@ def ctrl_c_later() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if came:
-        signal.raise_signal(came[0])
+        if came:  # also beside an error, which may be of workers that the signal has killed
+            signal.raise_signal(came[0])
 
 
 SMALLER = {

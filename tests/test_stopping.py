@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ import minift
 import train
 from minift import cache, checkpoints, runs, training
 from minift.checkpoints import Checkpoints, listed, position
-from minift.errors import Diverged, Terminated, UserError, out_of_memory, terminate
+from minift.errors import Diverged, Terminated, UserError, ctrl_c_later, out_of_memory, terminate
 from minift.pretrained import read
 from minift.tasks.text_classification import TextClassification
 
@@ -174,6 +175,18 @@ def test_an_error_that_follows_a_signal_is_put_down_to_it(error):
     with pytest.raises(Diverged), checkpoints.Signals() as signals, signals.patiently():
         signal.raise_signal(signal.SIGTERM)
         raise Diverged("the loss is nan")
+
+
+@pytest.mark.parametrize("patient", [True, False])
+def test_a_signal_that_waits_is_not_lost_beside_an_error(patient):
+    with (
+        pytest.raises(Terminated),
+        checkpoints.Signals() as signals,
+        signals.patiently() if patient else nullcontext(),
+        ctrl_c_later(),
+    ):
+        signal.raise_signal(signal.SIGTERM)
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated. ")
 
 
 def test_a_worker_may_be_told_before_its_parent():
@@ -536,6 +549,7 @@ def test_two_runs_at_once_get_two_names(tmp_path, flags, monkeypatch):
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     check = """
 import sys, time
+from contextlib import nullcontext
 from pathlib import Path
 from minift.data import decoding
 
