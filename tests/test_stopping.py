@@ -549,7 +549,6 @@ def test_two_runs_at_once_get_two_names(tmp_path, flags, monkeypatch):
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     check = """
 import sys, time
-from contextlib import nullcontext
 from pathlib import Path
 from minift.data import decoding
 

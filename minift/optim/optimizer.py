@@ -82,15 +82,15 @@ class Optimizer:
         """
         if theta not in self.rows:
             self.rows[theta] = Rows(theta)
-        rows = self.rows[theta]
-        numbers(theta)  # each row once
-        more = rows.add(theta.grad.indices()[0])
+        rows, values = self.rows[theta], numbers(theta)
+        which = theta.grad.indices()[0]
+        more = rows.add(which)
         t, *moments = self.state.get(theta) or (0, *(theta.new_zeros(0, *theta.shape[1:]) for _ in self.moments))
         moments = [torch.cat([m, m.new_zeros(more, *m.shape[1:])]) if more else m for m in moments]  # (n, D)
         self.state[theta] = (t + 1, *moments)
         theta.mul_(1 - lr * weight_decay)
         part = theta[rows.which]  # (n, D)
-        self.update_all(lr, 0.0, [(t + 1, part, rows.of(theta.grad), *moments)], None)
+        self.update_all(lr, 0.0, [(t + 1, part, rows.spread(which, values), *moments)], None)
         theta[rows.which] = part
 
     def dense_state(self, theta: Tensor) -> tuple:

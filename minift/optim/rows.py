@@ -48,9 +48,8 @@ class Rows:
         self.which = torch.cat([self.which, new])
         return len(new)
 
-    def of(self, gradient: Tensor) -> Tensor:
-        """A gradient of some of the rows, as one of all: (n, D), 0 elsewhere."""
-        values = gradient._values()
+    def spread(self, which: Tensor, values: Tensor) -> Tensor:
+        """The values (k, D) of some of the rows as those of all: (n, D), 0 elsewhere."""
         dense = values.new_zeros(len(self.which), *values.shape[1:])
-        dense[self.places[gradient.indices()[0]]] = values
+        dense[self.places[which]] = values
         return dense
